@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from flextron_lit.run_folder import RunFolder
+
+
+class ExactResume(Checkpoint):
+    """Keeps the state of an unfinished run, so that resuming it ends in the same weights, bit for bit on CPU.
+
+    Lightning saves model, optimizers, loops and loaders; this adds the global random generators of every rank. The
+    state is saved every `every_n_steps` updates, after each validation, and when the process is asked to stop
+    (SIGTERM). A step that a validation follows is saved after it, so that no table is lost to a kill in between.
+
+    Args:
+        every_n_steps: updates between two saves.
+
+    Raises:
+        ValueError: if `every_n_steps` is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 20) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be 1 or more, not {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self._restored: dict[str, Any] | None = None
+        self._saved_step = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Restore the generators at the first resumed batch: earlier, making iterators would draw from them."""
+        if self._restored is not None:
+            set_random_state(self._restored)
+            self._restored = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when due, unless a validation comes first."""
+        step = trainer.global_step
+        due = step % self.every_n_steps == 0 and step != self._saved_step
+        if due and not validation_follows(trainer, batch_idx):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the state behind a finished table."""
+        if trainer.training or (trainer.validating and trainer.state.fn == "fit" and not trainer.sanity_checking):
+            self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save when asked to stop; Lightning raises that between two batches, where the state is whole."""
+        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit":
+            self._save(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the generators of all ranks."""
+        checkpoint["random_state"] = gather(random_state(), trainer.world_size)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep this rank's generators for the first batch.
+
+        Raises:
+            ValueError: if the run was started on another number of ranks.
+        """
+        states = checkpoint["random_state"]
+        if len(states) != trainer.world_size:
+            raise ValueError(
+                f"the run was started on {len(states)} processes and cannot resume on {trainer.world_size}; "
+                "use as many as before, or start anew with --fresh"
+            )
+        self._restored = states[trainer.global_rank]
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved_step = trainer.global_step
+        trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).resume_state)
+
+
+def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the loop validates before the next training batch."""
+    if not trainer.enable_validation:
+        return False
+    if trainer.should_stop or trainer.is_last_batch:
+        return True
+    loop = trainer.fit_loop
+    done = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    return (done + 1) % trainer.val_check_batch == 0
+
+
+def random_state() -> dict[str, Any]:
+    """States of the global generators of Python, NumPy and torch, in types that a weights-only load accepts."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": list(random.getstate()),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Inverse of `random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def gather(value: Any, world_size: int) -> list[Any]:
+    """The values of all ranks, on every rank."""
+    if world_size == 1:
+        return [value]
+    values: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(values, value)
+    return values

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from flextron_lit import checkpoint as flextron_checkpoint
+from flextron_lit.run_folder import RunFolder
+from flextron_lit.stages import ElasticTraining, Stage
+
+
+class FlextronCheckpointWriter(Callback):
+    """Writes the folder that the next stage starts from: `<run folder>/flextron`.
+
+    Args:
+        keep: `last` writes the final state; `best` the one with the lowest validation loss, the mean over watched
+            sub-networks and domains.
+
+    Raises:
+        ValueError: if `keep` is neither.
+    """
+
+    def __init__(self, keep: Literal["last", "best"] = "last") -> None:
+        if keep not in ("last", "best"):
+            raise ValueError(f"keep is last or best, not {keep!r}")
+        self.keep = keep
+        self.best = float("inf")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """With `best`: write when the validation loss has fallen."""
+        if self.keep == "last" or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, ElasticTraining)
+        assert pl_module.result is not None
+        loss = pl_module.result.mean_loss
+        if loss < self.best:
+            self.best = loss
+            self._write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """With `last`: write."""
+        if self.keep == "last":
+            self._write(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best loss so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.best = state_dict["best"]
+
+    def _write(self, trainer: Trainer, stage: LightningModule) -> None:
+        assert isinstance(stage, Stage)
+        record = stage.record()
+        if trainer.is_global_zero:
+            folder = RunFolder(Path(trainer.default_root_dir)).checkpoint
+            history = [*stage.history, record]
+            flextron_checkpoint.write(folder, stage.backbone, stage.tokenizer, order=stage.order, history=history)
+            rank_zero_info(f"wrote the Flextron checkpoint {folder}")
+        trainer.strategy.barrier()

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from flextron_lit.report import Report
+from flextron_lit.stages import ElasticTraining
+
+
+class ParetoReport(Callback):
+    """Loss against cost over a run: a table at start and end, CSV and JSON in the run folder, a figure in TensorBoard.
+
+    The first table is measured before training (Lightning's sanity check over the whole validation set), the last
+    one always at the last step.
+    """
+
+    def __init__(self) -> None:
+        self._report: Report | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what a killed run measured after the state that this one resumes from."""
+        self._reports(trainer).drop_after(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At the last step ask Lightning to stop: it then validates before it does."""
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a table."""
+        self._add(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a table."""
+        self._add(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the first table beside the last."""
+        if trainer.is_global_zero:
+            self._reports(trainer).show_change()
+
+    def _reports(self, trainer: Trainer) -> Report:
+        if self._report is None:
+            fitting = trainer.state.fn == "fit"
+            name = "training" if fitting else str(trainer.state.fn)
+            self._report = Report(Path(trainer.default_root_dir), name, append=fitting)
+        return self._report
+
+    def _add(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, ElasticTraining)
+        if not trainer.is_global_zero or pl_module.result is None:
+            return
+        report, result = self._reports(trainer), pl_module.result
+        report.add(trainer.global_step, result)
+        if trainer.state.fn != "fit":
+            report.show()
+            return
+        figure = report.figure()
+        for logger in trainer.loggers:
+            if trainer.sanity_checking:
+                logger.log_metrics(result.metrics("val"), step=0)
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("val/loss against parameters", figure, trainer.global_step)
+        if trainer.sanity_checking:
+            report.show()

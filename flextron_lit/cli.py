@@ -1,0 +1,162 @@
+"""The front door behind main.py: Lightning's CLI for one stage, plain functions for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+import callbacks
+import flextron_lit.data  # noqa: F401  # importing registers the classes, so that configs may use short names
+from flextron_lit import checkpoint as flextron_checkpoint
+from flextron_lit.resume_io import StreamedCheckpointIO
+from flextron_lit.run_folder import RunFolder
+from flextron_lit.stages import Stage
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+ALWAYS: tuple[Callable[[], Callback], ...] = (
+    callbacks.ParetoReport,
+    callbacks.FlextronCheckpointWriter,
+    callbacks.PredictionWriter,
+    callbacks.ExactResume,
+)
+NOT_CONFIG = ("config", "run_folder", "fresh")
+TERMINATED = 143
+
+
+class StageCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict` of one stage, in a run folder that resumes."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        with ExitStack() as self.resources:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                save_config_callback=None,
+                trainer_defaults={"num_sanity_val_steps": -1},
+                args=args,
+            )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without `ckpt_path`: a run folder finds its own state, and stages hand over by `checkpoint`."""
+        return {
+            name: skip | {"ckpt_path", "weights_only", "return_predictions"}
+            for name, skip in LightningCLI.subcommands().items()
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options of the run folder, and the tokenizer that follows the checkpoint."""
+        parser.add_argument("--run_folder", type=Path, default=Path("runs/default"), help="Everything a run writes.")
+        parser.add_argument("--fresh", action="store_true", help="Delete what the run folder holds and start anew.")
+        parser.link_arguments("model.init_args.checkpoint", "data.init_args.tokenizer")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning's would let hyper-parameters of a checkpoint override config and command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Resolve what depends on the machine, then enter the run folder."""
+        config = self.config[self.subcommand]
+        self.folder = RunFolder(config.run_folder)
+        if config.trainer.precision is None:
+            config.trainer.precision = best_precision()
+        flextron_checkpoint.recover(self.folder.checkpoint)
+        if self.subcommand != "fit":
+            self._use_trained(config)
+            return
+        self.resuming = not config.fresh
+        if rank_zero_only.rank != 0:
+            return
+        self.resources.enter_context(self.folder.lock())
+        status = self.folder.begin(self._resolved(config), fresh=config.fresh)
+        if status == "finished":
+            print(f"{self.folder.path} is finished; its checkpoint is {self.folder.checkpoint}. --fresh starts anew.")
+            raise SystemExit(0)
+
+    def _resolved(self, config: Any) -> dict[str, Any]:
+        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))[self.subcommand]
+        return {key: value for key, value in dumped.items() if key not in NOT_CONFIG}
+
+    def _use_trained(self, config: Any) -> None:
+        """Evaluate what the run folder holds, never by accident the untrained network that the config starts from."""
+        named = Path(str(config.model.init_args.checkpoint))
+        if flextron_checkpoint.is_flextron(named):
+            return
+        if not flextron_checkpoint.is_flextron(self.folder.checkpoint):
+            raise ValueError(
+                f"{self.folder.checkpoint} does not exist yet: run `fit` with the same config first, or name a "
+                "Flextron checkpoint with --model.init_args.checkpoint"
+            )
+        config.model.init_args.checkpoint = str(self.folder.checkpoint)
+        config.data.init_args.tokenizer = str(self.folder.checkpoint)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Lightning's, at home in the run folder and with the callbacks that every run needs."""
+        given = self._get(self.config_init, "trainer")
+        chosen = list(given.callbacks or [])
+        fitting = self.subcommand == "fit"
+        if given.logger in (None, True) and fitting:
+            kwargs["logger"] = TensorBoardLogger(
+                self.folder.path, name="tensorboard", version="", default_hp_metric=False, **self._purge()
+            )
+        elif not fitting:
+            kwargs["logger"] = False
+        own = [c for c in (make() for make in ALWAYS) if not any(isinstance(other, type(c)) for other in chosen)]
+        return super().instantiate_trainer(
+            **kwargs,
+            default_root_dir=self.folder.path,
+            callbacks=chosen + own,
+            plugins=[*_as_list(given.plugins), StreamedCheckpointIO()],
+            use_distributed_sampler=False,
+        )
+
+    def _purge(self) -> dict[str, int]:
+        """Make TensorBoard forget the steps that the resumed run will log again."""
+        if not self._resume_from():
+            return {}
+        state = torch.load(self.folder.resume_state, map_location="meta", weights_only=True, mmap=True)
+        return {"purge_step": state["global_step"] + 1}
+
+    def _resume_from(self) -> Path | None:
+        return self.folder.resume_state if self.resuming and self.folder.resume_state.is_file() else None
+
+    def fit(self, model: Stage, datamodule: LightningDataModule) -> None:
+        """Train, resuming an unfinished run."""
+        # the setter, not the argument: the stage asks for it before Lightning hands the argument on
+        self.trainer.ckpt_path = self._resume_from()
+        try:
+            self.trainer.fit(model, datamodule=datamodule)
+        except SIGTERMException as stop:
+            # Lightning's own exit code is 0, which a supervisor would take for success
+            raise SystemExit(TERMINATED) from stop
+        if self.trainer.is_global_zero:
+            self.folder.finish()
+            print(f"finished: {self.folder.path} (tables, figure, tensorboard), checkpoint {self.folder.checkpoint}")
+
+
+def best_precision() -> str:
+    """`bf16-mixed` where the processor or GPU computes in bf16, else `32-true`."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,75 @@
+"""Dispatch on the first word. Commands import what they need when they run, so that help answers at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+HELP = """\
+flextron-lit: one pretrained LLM becomes a family of nested sub-networks.
+
+usage: python main.py COMMAND ...
+
+commands
+  pipeline   all stages of a config in turn; picks up at the first unfinished one
+  fit        train one stage; the same command resumes an unfinished run
+  validate   loss of the watched sub-networks on the validation documents
+  test       the same on the test documents
+  predict    loss on every test block, as JSON lines
+
+start here
+  python main.py fit -c configs/debug.yaml              a tiny model, under a minute, no downloads
+  python main.py pipeline -c configs/quickstart.yaml    a real LLM (SmolLM2-135M), minutes on two cores
+
+`python main.py COMMAND --help` explains every option; `--print_config` shows the resolved config.
+FLEXTRON_DEBUG=1 shows where in the code an error was raised.
+"""
+USER_ERROR = 2
+
+
+def _stage() -> None:
+    from flextron_lit.cli import StageCLI
+
+    StageCLI()
+
+
+def _pipeline() -> None:
+    from flextron_lit.pipeline import command
+
+    command(sys.argv[2:])
+
+
+COMMANDS: dict[str, Callable[[], None]] = {
+    "pipeline": _pipeline,
+    "fit": _stage,
+    "validate": _stage,
+    "test": _stage,
+    "predict": _stage,
+}
+
+
+def main() -> int:
+    """Run the command that `sys.argv` names; return the exit code."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] not in COMMANDS:
+        close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return _complain(f"unknown command {arguments[0]!r}{hint} Commands: {', '.join(COMMANDS)}")
+    try:
+        COMMANDS[arguments[0]]()
+    except (ValueError, OSError) as error:
+        if os.environ.get("FLEXTRON_DEBUG"):
+            traceback.print_exc()
+        return _complain(str(error))
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return USER_ERROR

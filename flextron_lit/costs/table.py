@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from flextron_lit.space import ElasticSpace, SubNetwork
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """`cost(a) = fixed + sum over blocks and choices of p[block, choice] * T[block, choice]` (paper, look-up table).
+
+    Linear in the choice probabilities, hence differentiable. The same form serves counted costs and measured
+    latencies (ours).
+    """
+
+    name: str
+    """What is counted, for example `parameters`."""
+    unit: str
+    """Unit of `fixed` and `blocks`."""
+    fixed: float
+    """Cost of everything that is not elastic."""
+    blocks: tuple[tuple[float, ...], ...]
+    """Cost per block and choice: 2L rows of that block's number of choices."""
+
+    @cached_property
+    def full(self) -> float:
+        """Cost of the full network."""
+        return self.fixed + sum(row[-1] for row in self.blocks)
+
+    def cost(self, sub_network: SubNetwork) -> float:
+        """Cost of one sub-network, in `unit`."""
+        return self.fixed + sum(row[c] for row, c in zip(self.blocks, sub_network.choices, strict=True))
+
+    def ratio(self, sub_network: SubNetwork) -> float:
+        """Cost relative to the full network, in (0, 1]."""
+        return self.cost(sub_network) / self.full
+
+    def expected(self, probabilities: Tensor) -> Tensor:
+        """Cost under choice probabilities.
+
+        Args:
+            probabilities: [..., 2L, N], rows summing to 1 over the choices that the block has.
+
+        Returns:
+            [...], in `unit`; gradients flow into `probabilities`.
+        """
+        return self.fixed + (probabilities * self._padded.to(probabilities)).sum((-2, -1))
+
+    @cached_property
+    def _padded(self) -> Tensor:
+        width = max(len(row) for row in self.blocks)
+        return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in self.blocks], dtype=torch.float64)
+
+    def check(self, space: ElasticSpace) -> None:
+        """Refuse a table of another space.
+
+        Raises:
+            ValueError: naming the first block whose number of choices differs.
+        """
+        if len(self.blocks) != len(space):
+            raise ValueError(f"cost table {self.name!r} has {len(self.blocks)} blocks, the model {len(space)}")
+        for block, row in zip(space.blocks, self.blocks, strict=True):
+            if len(row) != len(block.widths):
+                raise ValueError(
+                    f"cost table {self.name!r} has {len(row)} choices for {block.name}, the model {len(block.widths)}"
+                )

@@ -1,0 +1,174 @@
+"""A stock Hugging Face causal LM made elastic in place, and exactly undone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from flextron_lit.elastic.axis import Axis
+from flextron_lit.elastic.families import BlockHandle, BlockLayout, Family, family_of
+from flextron_lit.elastic.selection import ActiveSelection, Selection
+from flextron_lit.space import Block, ElasticSpace, SpaceConfig, resolve
+
+
+@dataclass(frozen=True)
+class ElasticBlock:
+    """An elastic block of a model: its entry in the space, its layout in the family, and its module."""
+
+    block: Block
+    layout: BlockLayout
+    module: nn.Module
+
+    @property
+    def tensors(self) -> Iterator[tuple[Axis, Tensor]]:
+        """The tensors that carry units, with where they carry them; biases that the model lacks are left out."""
+        present = dict(self.module.named_parameters())
+        return ((axis, present[axis.tensor]) for axis in self.layout.axes if axis.tensor in present)
+
+    @property
+    def output(self) -> nn.Module:
+        """The sub-module that reads the units' activations."""
+        return self.module.get_submodule(self.layout.output)
+
+
+class ElasticBackbone:
+    """The elastic network: one set of weights, any of its nested sub-networks at a time.
+
+    The model keeps its class, parameters, names, `generate`, caches and `save_pretrained`; only its MLP and attention
+    modules change class, to subclasses that take prefix views of their weights. Outside `use` it is the full network.
+
+    Args:
+        model: a dense causal LM of a supported family, not quantised, sharded or hooked.
+        space: the width choices, as written or already resolved for this model.
+
+    Raises:
+        ValueError: if the model's class is not supported, a module is not what its family expects, or the space does
+            not fit; the model is then untouched.
+    """
+
+    def __init__(self, model: PreTrainedModel, space: SpaceConfig | ElasticSpace | None = None) -> None:
+        family = family_of(model)
+        self.model = model
+        self.family = family
+        self.space = _fit_space(space or SpaceConfig(), family, model)
+        self.selection = ActiveSelection(self.space)
+        self.blocks = tuple(_match(model, family, self.space))
+        _check(model, self.blocks)
+        for index, elastic in enumerate(self.blocks):
+            elastic.module.__class__ = elastic.layout.elastic
+            elastic.module.elastic = BlockHandle(index, elastic.block.full, self.selection)  # type: ignore[assignment]
+
+    def use(self, selection: Selection) -> AbstractContextManager[None]:
+        """Make a sub-network (or a policy that chooses one) active; see `ActiveSelection.use`."""
+        return self.selection.use(selection)
+
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute activations in backward; the non-reentrant kind, which notices a width that changed meanwhile.
+
+        The reentrant kind returns wrong gradients without a word when the selection changes before backward.
+        """
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
+
+    def undo(self) -> PreTrainedModel:
+        """Turn the modules back into their stock classes and return the model; weights stay as they are."""
+        for elastic in self.blocks:
+            elastic.module.__class__ = elastic.layout.stock
+            del elastic.module.elastic
+        return self.model
+
+    def summary(self) -> str:
+        """What was converted, for the log."""
+        kinds = Counter((e.block.kind, e.block.widths) for e in self.blocks)
+        rows = [f"{count} x {kind}: widths {list(widths)}" for (kind, widths), count in kinds.items()]
+        name = type(self.model).__name__
+        return f"{name} is elastic: {len(self.blocks)} blocks, {self.space.num_sub_networks:.1e} sub-networks\n  " + (
+            "\n  ".join(rows)
+        )
+
+
+def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrainedModel) -> ElasticSpace:
+    config = model.config
+    full = {kind: family.width(kind, config) for kind in family.blocks}
+    if isinstance(space, SpaceConfig):
+        layers = config.num_hidden_layers
+        return resolve(space, num_layers=layers, neurons=full["mlp"], kv_groups=full["attention"])
+    dense = resolve(
+        SpaceConfig(mlp=[full["mlp"]], attention=[full["attention"]]),
+        num_layers=config.num_hidden_layers,
+        neurons=full["mlp"],
+        kv_groups=full["attention"],
+    )
+    found = [(b.layer, b.kind, b.full) for b in space.blocks]
+    wanted = [(b.layer, b.kind, b.full) for b in dense.blocks]
+    if found != wanted:
+        raise ValueError(
+            f"the space has {len(found)} blocks, the last {found[-1:]}; the model needs {len(wanted)}, "
+            f"the last {wanted[-1:]} (layer, kind, full width): it was made for another model"
+        )
+    return space
+
+
+def _match(model: PreTrainedModel, family: Family, space: ElasticSpace) -> Iterator[ElasticBlock]:
+    layers: Any = model.get_submodule(family.layers)
+    for block in space.blocks:
+        layout = family.blocks[block.kind]
+        yield ElasticBlock(block, layout, layers[block.layer].get_submodule(layout.path))
+
+
+def _check(model: PreTrainedModel, blocks: tuple[ElasticBlock, ...]) -> None:
+    """Look at everything before anything is replaced, so that a model is never left half converted."""
+    if getattr(model, "is_quantized", False):
+        raise ValueError("the model is quantised: packed weights have no prefix; convert first, quantise after export")
+    for layer in model.modules():
+        if getattr(layer, "gradient_checkpointing", False):
+            raise ValueError(
+                "activation checkpointing is already on, and its reentrant kind gives wrong gradients here; turn it "
+                "off and call ElasticBackbone.enable_activation_checkpointing after conversion"
+            )
+    for elastic in blocks:
+        _check_module(elastic)
+        _check_parameters(elastic)
+
+
+def _check_module(elastic: ElasticBlock) -> None:
+    name, layout = elastic.block.name, elastic.layout
+    if type(elastic.module) is layout.elastic:
+        raise ValueError(f"{name} is elastic already; undo the first conversion before the second")
+    if type(elastic.module) is not layout.stock:
+        raise ValueError(f"{name} is a {type(elastic.module).__name__}, but must be a stock {layout.stock.__name__}")
+    inside = {layout.path: elastic.module, **{p: elastic.module.get_submodule(p) for p in layout.projections}}
+    for path, module in inside.items():
+        if "forward" in vars(module) or hasattr(module, "_hf_hook"):
+            raise ValueError(
+                f"{path} of {name} has a forward of its own (accelerate's device_map leaves one), which would hide "
+                "the elastic one; load the model without device_map"
+            )
+    for path, expected in layout.projections.items():
+        module = inside[path]
+        if type(module) is not expected:
+            raise ValueError(f"{path} of {name} is a {type(module).__name__}, but must be a {expected.__name__}")
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(f"{path} of {name} carries forward hooks, which narrower widths pass by; remove them")
+
+
+def _check_parameters(elastic: ElasticBlock) -> None:
+    name, layout = elastic.block.name, elastic.layout
+    known = {axis.tensor for axis in layout.axes} | layout.shared
+    for path, parameter in elastic.module.named_parameters():
+        if path not in known:
+            raise ValueError(f"{path} of {name} is not known to its family; known are {', '.join(sorted(known))}")
+        if isinstance(parameter, DTensor):
+            raise ValueError(f"{path} of {name} is sharded already; convert before fully_shard")
+    for axis, tensor in elastic.tensors:
+        size = tensor.shape[axis.dim]
+        if size % (axis.parts * elastic.block.full):
+            raise ValueError(
+                f"{axis.tensor} of {name} has {size} rows, which {elastic.block.full} units do not divide evenly"
+            )

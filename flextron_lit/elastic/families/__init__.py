@@ -1,0 +1,24 @@
+"""One small file per Hugging Face family, all of the same shape."""
+
+from transformers import PreTrainedModel
+
+from flextron_lit.elastic.families.base import BlockHandle, BlockLayout, Family
+from flextron_lit.elastic.families.llama import LLAMA
+
+FAMILIES: tuple[Family, ...] = (LLAMA,)
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The family whose causal LM class the model has, exactly.
+
+    Raises:
+        ValueError: if no family knows the class; the message lists those that exist.
+    """
+    for family in FAMILIES:
+        if type(model) is family.model:
+            return family
+    known = ", ".join(family.model.__name__ for family in FAMILIES)
+    raise ValueError(f"{type(model).__name__} cannot become elastic: supported model classes are {known}")
+
+
+__all__ = ["FAMILIES", "BlockHandle", "BlockLayout", "Family", "family_of"]

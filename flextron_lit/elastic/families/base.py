@@ -1,0 +1,63 @@
+"""The shape of a family file: what differs between Hugging Face model families, and nothing else knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flextron_lit.elastic.axis import Axis
+from flextron_lit.elastic.selection import ActiveSelection
+from flextron_lit.space import BlockKind
+
+
+@dataclass(frozen=True)
+class BlockHandle:
+    """All that an elastic module holds: which block it is, and whom to ask."""
+
+    index: int
+    full: int
+    selection: ActiveSelection
+
+    def width(self, hidden_states: Tensor) -> int:
+        """Units that this block uses for this input, [B, T, D]."""
+        return self.selection.width(self.index, hidden_states)
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """One of a family's two kinds of elastic block."""
+
+    path: str
+    """Attribute path of the module within a decoder layer."""
+    stock: type[nn.Module]
+    """The Hugging Face class it must have."""
+    elastic: type[nn.Module]
+    """The subclass that replaces it in place."""
+    full_width: str
+    """Config field that counts its units."""
+    axes: tuple[Axis, ...]
+    """Every tensor that carries units."""
+    shared: frozenset[str]
+    """Parameters that do not: used whole at every width."""
+    projections: dict[str, type[nn.Module]]
+    """Sub-modules whose weights are sliced, with the exact class that the slicing knows."""
+    output: str
+    """Sub-module that reads the units' activations, [B, T, units x rows of a unit]."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A Hugging Face model family."""
+
+    model: type[PreTrainedModel]
+    """The causal LM class."""
+    layers: str
+    """Attribute path of the decoder layers."""
+    blocks: dict[BlockKind, BlockLayout]
+    """Layout of its attention and of its MLP."""
+
+    def width(self, kind: BlockKind, config: PreTrainedConfig) -> int:
+        """Full width of a kind of block, in units."""
+        return int(getattr(config, self.blocks[kind].full_width))

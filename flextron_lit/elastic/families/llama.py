@@ -1,0 +1,119 @@
+"""Llama: separate projections, gated MLP, rotary positions, grouped-query or multi-head attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaForCausalLM,
+    LlamaMLP,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+
+from flextron_lit.elastic.axis import Axis
+from flextron_lit.elastic.families.base import BlockHandle, BlockLayout, Family
+from flextron_lit.elastic.prefix import linear_columns, linear_rows
+
+
+class ElasticLlamaMLP(LlamaMLP):
+    """Gated MLP that uses its first neurons only (paper, elastic MLP)."""
+
+    elastic: BlockHandle
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        width = self.elastic.width(x)
+        if width == self.elastic.full:
+            return super().forward(x)
+        if width == 0:
+            return torch.zeros_like(x)
+        hidden = self.act_fn(linear_rows(self.gate_proj, x, width)) * linear_rows(self.up_proj, x, width)  # [B, T, F]
+        return linear_columns(self.down_proj, hidden)
+
+
+class ElasticLlamaAttention(LlamaAttention):
+    """Attention that uses its first KV groups only, each with its query heads (paper: heads; groups are ours).
+
+    The unit is the group, so that every sub-network is again a valid GQA model.
+    """
+
+    elastic: BlockHandle
+
+    def forward(  # type: ignore[override]  # the stock annotation leaves out that sdpa gives no weights
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, T, D] to ([B, T, D], attention weights or None)."""
+        groups = self.elastic.width(hidden_states)
+        if groups == self.elastic.full:
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        if groups == 0:
+            return torch.zeros_like(hidden_states), None
+        assert position_embeddings is not None
+        shape = hidden_states.shape[:-1]  # B, T
+        heads = (*shape, -1, self.head_dim)
+        kv_rows = groups * self.head_dim
+        query = linear_rows(self.q_proj, hidden_states, kv_rows * self.num_key_value_groups).view(heads).transpose(1, 2)
+        key = linear_rows(self.k_proj, hidden_states, kv_rows).view(heads).transpose(1, 2)
+        value = linear_rows(self.v_proj, hidden_states, kv_rows).view(heads).transpose(1, 2)  # [B, groups, T, head_dim]
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return linear_columns(self.o_proj, output.reshape(*shape, -1)), weights
+
+
+LLAMA = Family(
+    model=LlamaForCausalLM,
+    layers="model.layers",
+    blocks={
+        "attention": BlockLayout(
+            path="self_attn",
+            stock=LlamaAttention,
+            elastic=ElasticLlamaAttention,
+            full_width="num_key_value_heads",
+            axes=(
+                Axis("q_proj.weight", 0),
+                Axis("k_proj.weight", 0),
+                Axis("v_proj.weight", 0),
+                Axis("q_proj.bias", 0),
+                Axis("k_proj.bias", 0),
+                Axis("v_proj.bias", 0),
+                Axis("o_proj.weight", 1),
+            ),
+            shared=frozenset({"o_proj.bias"}),
+            projections=dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), nn.Linear),
+            output="o_proj",
+        ),
+        "mlp": BlockLayout(
+            path="mlp",
+            stock=LlamaMLP,
+            elastic=ElasticLlamaMLP,
+            full_width="intermediate_size",
+            axes=(
+                Axis("gate_proj.weight", 0),
+                Axis("up_proj.weight", 0),
+                Axis("gate_proj.bias", 0),
+                Axis("up_proj.bias", 0),
+                Axis("down_proj.weight", 1),
+            ),
+            shared=frozenset({"down_proj.bias"}),
+            projections=dict.fromkeys(("gate_proj", "up_proj", "down_proj"), nn.Linear),
+            output="down_proj",
+        ),
+    },
+)

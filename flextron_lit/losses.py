@@ -1,0 +1,41 @@
+"""Losses of a causal LM as pure functions; labels are in the Hugging Face convention (-100 is not predicted)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed language loss in nats, and the number of tokens predicted (to weight by).
+
+    Args:
+        logits: [B, T, V]; position t predicts token t + 1.
+        labels: [B, T]; -100 at a token that is not to be predicted.
+    """
+    targets = labels[:, 1:].flatten()
+    predictions = logits[:, :-1].flatten(0, 1).float()
+    return F.cross_entropy(predictions, targets, ignore_index=IGNORED, reduction="sum"), (targets != IGNORED).sum()
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Language loss in nats per predicted token; 0 where nothing is predicted. Shapes as in `cross_entropy`."""
+    total, tokens = cross_entropy(logits, labels)
+    return total / tokens.clamp(min=1)
+
+
+def distillation(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """KL(teacher || student) in nats per predicted token (Hinton et al. 2015 at temperature 1).
+
+    Args:
+        student: logits [B, T, V]; gradients flow here only.
+        teacher: logits [B, T, V].
+        labels: [B, T]; positions that predict nothing do not count.
+    """
+    counted = labels[:, 1:] != IGNORED  # [B, T - 1]
+    predicted = student[:, :-1].float().log_softmax(-1)
+    wanted = teacher[:, :-1].detach().float().log_softmax(-1)
+    divergence = F.kl_div(predicted, wanted, reduction="none", log_target=True).sum(-1)  # [B, T - 1]
+    return (divergence * counted).sum() / counted.sum().clamp(min=1)

@@ -1,0 +1,124 @@
+"""Loss against cost, as people look at it: a table, CSV and JSON files, a figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from flextron_lit.validation import ValidationResult
+
+MINIMUM_WIDTH = 100
+COST = "parameters"
+
+Row = dict[str, Any]
+
+
+class Report:
+    """Rows of (step, sub-network, domain, loss), kept in `<folder>/<name>.json`, `.csv` and `.png`.
+
+    Args:
+        folder: the run folder.
+        name: stem of the files.
+        append: keep the rows that an earlier part of the run wrote.
+    """
+
+    def __init__(self, folder: Path, name: str, *, append: bool) -> None:
+        self.stem = folder / name
+        self.rows: list[Row] = []
+        path = self.stem.with_suffix(".json")
+        if append and path.is_file():
+            self.rows = json.loads(path.read_text(encoding="utf-8"))
+
+    def add(self, step: int, result: ValidationResult) -> None:
+        """Put in the table of a step, in place of one that is there, and write all files."""
+        self.rows = [row for row in self.rows if row["step"] != step] + result.rows(step)
+        self.write()
+
+    def drop_after(self, step: int) -> None:
+        """Forget the tables of later steps."""
+        self.rows = [row for row in self.rows if row["step"] <= step]
+
+    def write(self) -> None:
+        """Write the three files, each whole or not at all."""
+        self.stem.parent.mkdir(parents=True, exist_ok=True)
+        json_file, csv_file, figure_file = (self._partial(suffix) for suffix in (".json", ".csv", ".png"))
+        json_file.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
+        with csv_file.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self.figure().savefig(figure_file, dpi=120, format="png")
+        for partial in (json_file, csv_file, figure_file):
+            os.replace(partial, partial.with_suffix(""))
+
+    def _partial(self, suffix: str) -> Path:
+        return self.stem.with_name(f"{self.stem.name}{suffix}.partial")
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a table, ascending."""
+        return sorted({row["step"] for row in self.rows})
+
+    def losses(self, step: int) -> dict[str, dict[str, float]]:
+        """Sub-network to domain to loss, with the mean over domains as a last `mean`."""
+        table: dict[str, dict[str, float]] = {}
+        for row in self.rows:
+            if row["step"] == step:
+                table.setdefault(row["sub_network"], {})[row["domain"]] = row["loss"]
+        return {name: {**losses, "mean": sum(losses.values()) / len(losses)} for name, losses in table.items()}
+
+    def costs(self) -> dict[str, float]:
+        """Sub-network to cost."""
+        return {row["sub_network"]: row[COST] for row in self.rows}
+
+    def figure(self) -> Figure:
+        """Mean loss against parameters, for the first and the last table."""
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        costs = self.costs()
+        for step, style in {self.steps[0]: "o--", self.steps[-1]: "s-"}.items():
+            losses = {name: by_domain["mean"] for name, by_domain in self.losses(step).items()}
+            names = sorted(losses, key=costs.__getitem__)
+            axes.plot([costs[n] / 1e6 for n in names], [losses[n] for n in names], style, label=f"step {step}")
+            if step == self.steps[-1]:
+                for name in names:
+                    axes.annotate(name, (costs[name] / 1e6, losses[name]), textcoords="offset points", xytext=(3, 5))
+        axes.set(xlabel="parameters (millions)", ylabel="loss (nats per token, mean over domains)")
+        axes.set_title("Loss of nested sub-networks against their size")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        return figure
+
+    def show(self) -> None:
+        """Print the last table."""
+        step = self.steps[-1]
+        self._print(f"loss at step {step}, nats per token", self.losses(step), lambda _, __, loss: f"{loss:.3f}")
+
+    def show_change(self) -> None:
+        """Print the first table beside the last."""
+        if len(self.steps) < 2:
+            return
+        first, last = self.losses(self.steps[0]), self.losses(self.steps[-1])
+        title = f"loss in nats per token, step {self.steps[0]} -> step {self.steps[-1]}"
+        self._print(title, last, lambda name, domain, loss: f"{first[name][domain]:.3f} -> {loss:.3f}")
+
+    def _print(self, title: str, losses: dict[str, dict[str, float]], cell: Any) -> None:
+        costs = self.costs()
+        table = Table(title=title)
+        table.add_column("sub-network", no_wrap=True)
+        table.add_column("parameters", justify="right", no_wrap=True)
+        for domain in next(iter(losses.values())):
+            table.add_column(domain, justify="right", no_wrap=True)
+        for name, by_domain in losses.items():
+            cells = [cell(name, domain, loss) for domain, loss in by_domain.items()]
+            table.add_row(name, f"{costs[name] / 1e6:.1f}M" if costs[name] > 1e6 else f"{costs[name]:.0f}", *cells)
+        console = Console()
+        console.width = max(console.width, MINIMUM_WIDTH)
+        console.print(table)

@@ -1,0 +1,134 @@
+"""A run folder is a promise: the same command resumes what is unfinished and never repeats what is done."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Status = Literal["new", "unfinished", "finished"]
+LISTED_CHANGES = 12
+
+
+class RunFolder:
+    """The folder of one stage's run.
+
+    ```
+    config.yaml        the resolved config, complete: `python main.py fit -c config.yaml` repeats the run
+    status.json        whether the run is finished
+    resume.ckpt        Lightning's state of an unfinished run
+    flextron/          the Flextron checkpoint that the stage wrote
+    tensorboard/       event files
+    validation.*       tables
+    ```
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the stage's Flextron checkpoint lies."""
+        return self.path / "flextron"
+
+    @property
+    def resume_state(self) -> Path:
+        """Lightning's checkpoint of an unfinished run."""
+        return self.path / "resume.ckpt"
+
+    @property
+    def status(self) -> Status:
+        """How far the run is."""
+        try:
+            finished = json.loads((self.path / "status.json").read_text(encoding="utf-8"))["finished"]
+        except FileNotFoundError:
+            return "new"
+        return "finished" if finished else "unfinished"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second process out while one is at work.
+
+        Raises:
+            ValueError: if another process holds the folder, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(f"cannot write to the run folder {self.path} ({error}); name another one") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(f"another process is working in {self.path}; wait for it, or stop it") from error
+            yield
+
+    def begin(self, config: Mapping[str, Any], *, fresh: bool) -> Status:
+        """Enter the folder with a resolved config.
+
+        Returns:
+            `finished` if there is nothing to do, `unfinished` to resume, `new` to start.
+
+        Raises:
+            ValueError: if the folder belongs to a run with another config; the message lists the keys.
+        """
+        if fresh:
+            self.clear()
+        status = self.status
+        if status == "new":
+            self._write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+            self._write_status(finished=False)
+            return status
+        before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        changes = list(differences(before, config))
+        if changes:
+            shown = "\n  ".join(changes[:LISTED_CHANGES])
+            more = f"\n  and {len(changes) - LISTED_CHANGES} more" if len(changes) > LISTED_CHANGES else ""
+            raise ValueError(
+                f"{self.path} holds a run ({status}) with another config:\n  {shown}{more}\n"
+                "Name another --run_folder, or start anew with --fresh (which deletes what is there)"
+            )
+        return status
+
+    def finish(self) -> None:
+        """Mark the run as done, and drop the state that only an unfinished one needs."""
+        self._write_status(finished=True)
+        self.resume_state.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Delete everything in the folder but the lock.
+
+        Raises:
+            ValueError: if the folder holds something that is not a run.
+        """
+        entries = {entry.name for entry in self.path.iterdir()} - {".lock"}
+        if entries and not entries & {"config.yaml", "status.json"}:
+            raise ValueError(f"--fresh would delete {self.path}, which is not a run folder; name another --run_folder")
+        for entry in self.path.iterdir():
+            if entry.name != ".lock":
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def _write_status(self, *, finished: bool) -> None:
+        self._write_text("status.json", json.dumps({"finished": finished}) + "\n")
+
+    def _write_text(self, name: str, text: str) -> None:
+        partial = self.path / f"{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, self.path / name)
+
+
+def differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
+    """Lines `key: old -> new` where two nested configs differ."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for name in [*before, *(n for n in after if n not in before)]:
+            yield from differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
+    elif before != after:
+        yield f"{key}: {before!r} -> {after!r}"

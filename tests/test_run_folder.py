@@ -1,0 +1,65 @@
+import pytest
+
+from flextron_lit.run_folder import RunFolder, differences
+
+CONFIG = {"model": {"lr": 0.1, "layers": [1, 2]}, "seed": 0}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_run_begins_resumes_and_ends(folder):
+    assert folder.status == "new"
+    assert folder.begin(CONFIG, fresh=False) == "new"
+    assert folder.begin(CONFIG, fresh=False) == "unfinished"
+    folder.resume_state.touch()
+    folder.finish()
+    assert not folder.resume_state.exists()
+    assert folder.begin(CONFIG, fresh=False) == "finished"
+
+
+def test_another_config_is_refused_with_its_keys(folder):
+    folder.begin(CONFIG, fresh=False)
+    changed = {"model": {"lr": 0.2, "layers": [1, 2], "new": 3}, "seed": 0}
+    with pytest.raises(ValueError, match=r"model.lr: 0.1 -> 0.2\n  model.new: None -> 3") as error:
+        folder.begin(changed, fresh=False)
+    assert "seed" not in str(error.value)
+    assert folder.begin(changed, fresh=True) == "new"
+    assert folder.begin(changed, fresh=False) == "unfinished"
+
+
+def test_fresh_deletes_a_run_but_nothing_else(folder):
+    folder.begin(CONFIG, fresh=False)
+    (folder.path / "tensorboard").mkdir()
+    (folder.path / "tensorboard" / "events").touch()
+    folder.begin(CONFIG, fresh=True)
+    assert sorted(p.name for p in folder.path.iterdir()) == ["config.yaml", "status.json"]
+    stranger = RunFolder(folder.path.parent)
+    with pytest.raises(ValueError, match="is not a run folder"):
+        stranger.begin(CONFIG, fresh=True)
+    assert (folder.path / "config.yaml").exists()
+
+
+def test_one_process_at_a_time(folder):
+    with folder.lock():
+        with pytest.raises(ValueError, match="another process is working in"), RunFolder(folder.path).lock():
+            pass
+    with folder.lock():
+        assert folder.path.exists()
+
+
+def test_a_path_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot write to the run folder"), RunFolder(tmp_path / "file" / "run").lock():
+        pass
+
+
+def test_differences_name_every_key_once():
+    assert list(differences({"a": 1, "b": {"c": [1]}}, {"b": {"c": [2]}, "d": None})) == [
+        "a: 1 -> None",
+        "b.c: [1] -> [2]",
+    ]
+    assert list(differences(CONFIG, dict(CONFIG))) == []
