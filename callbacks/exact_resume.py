@@ -79,7 +79,7 @@ class ExactResume(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         self._saved_step = trainer.global_step
-        trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).resume_state)
+        trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).resume_state, weights_only=False)
 
 
 def validation_follows(trainer: Trainer, batch_idx: int) -> bool:

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.progress import quiet_transformers
 from flextron_lit.space import ElasticSpace
 
 FORMAT_VERSION = 1
@@ -119,7 +120,8 @@ def write(
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        backbone.model.save_pretrained(partial, state_dict=dict(state_dict) if state_dict else None)
+        with quiet_transformers():
+            backbone.model.save_pretrained(partial, state_dict=dict(state_dict) if state_dict else None)
         tokenizer.save_pretrained(partial)
         named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
         save_file(named, partial / ORDER)

@@ -192,6 +192,10 @@ class ElasticTraining(Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Full forward, sampled sub-networks forward and backward, full backward: memory holds one graph more."""
+        if not self.plan:
+            raise ValueError(
+                "this step has no sub-networks to train: add callbacks.BudgetSampling to trainer.callbacks"
+            )
         space = self.backbone.space
         logged: dict[str, Tensor] = {}
         with self.backbone.use(space.full()):
@@ -205,8 +209,7 @@ class ElasticTraining(Stage):
         if last:
             self._train_full(full_loss)
         logged["train/full/loss"] = full_loss.detach()
-        if sampled:
-            logged["train/sampled/loss"] = torch.stack(list(sampled.values())).mean()
+        logged["train/sampled/loss"] = torch.stack(list(sampled.values())).mean()
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
         if last:
             logged["train/gradient_norm"] = self.update({"the full network": full_loss.detach(), **sampled})

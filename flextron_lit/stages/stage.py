@@ -117,7 +117,7 @@ class Stage(LightningModule):
         self.history = earlier.history if earlier else []
         if self.activation_checkpointing:
             self.backbone.enable_activation_checkpointing()
-        self.model = model
+        self.model = model.train()
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, T, V] of the active sub-network; documents packed into a block do not see each other."""
@@ -140,6 +140,15 @@ class Stage(LightningModule):
         """Keep data-parallel ranks from reducing gradients in the backward passes inside."""
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+
+    def on_fit_start(self) -> None:
+        """Refuse what the update cannot honour.
+
+        Raises:
+            ValueError: for fp16, whose loss scaling this manual update does not do.
+        """
+        if str(self.trainer.precision).startswith("16"):
+            raise ValueError(f"trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
 
     def update(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Clip and apply the gradients, unless something is not finite. Returns the gradient norm before clipping.

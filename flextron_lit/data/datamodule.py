@@ -1,0 +1,192 @@
+"""Several text domains for training and evaluation, as a LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Subset, default_collate
+
+from flextron_lit.data.domain import TextDomain
+from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, mixed_order
+from flextron_lit.data.packing import Block
+from flextron_lit.data.tokenized import Split, TokenizedDomain, tokenized, tokenizer_fingerprint
+from flextron_lit.sources import load_tokenizer
+
+
+class TextDataModule(LightningDataModule):
+    """Named text domains, mixed by weight, with held-out documents of each.
+
+    Every batch has `input_ids`, `position_ids` and `labels`, [B, T]. There is one validation and one test loader a
+    domain, in the order of `domain_names`.
+
+    Args:
+        domains: the domains by name.
+        tokenizer: the model source whose tokenizer to use; the command line takes it from the stage's checkpoint.
+        block_size: tokens of a block.
+        batch_size: blocks of a batch, on each rank.
+        validation_tokens: tokens to validate on, of each domain.
+        test_tokens: tokens to test on, of each domain.
+        held_out: share of the documents that are held out, half for validation and half for test.
+        seed: of the split and of the order of blocks.
+        num_workers: processes that load blocks; 0 loads in the main one, which is fast enough for memory-mapped tokens.
+
+    Raises:
+        ValueError: if a number is out of range, or there is no domain.
+    """
+
+    def __init__(
+        self,
+        domains: dict[str, TextDomain],
+        tokenizer: str | None = None,
+        block_size: int = 512,
+        batch_size: int = 1,
+        validation_tokens: int = 2048,
+        test_tokens: int = 8192,
+        held_out: float = 0.1,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if not domains:
+            raise ValueError("data.domains names no domain; a domain has at least a source")
+        if block_size < 2 or batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                f"block_size must be 2 or more, batch_size 1 or more, num_workers 0 or more; "
+                f"got {block_size}, {batch_size}, {num_workers}"
+            )
+        if not 0 < held_out < 1:
+            raise ValueError(f"held_out is a share between 0 and 1, not {held_out}")
+        self.domains = domains
+        self.tokenizer = tokenizer
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.tokens_of: dict[Split, int] = {"validation": validation_tokens, "test": test_tokens}
+        self.held_out = held_out
+        self.seed = seed
+        self.num_workers = num_workers
+        self._tokenized: dict[str, TokenizedDomain] = {}
+
+    @property
+    def domain_names(self) -> list[str]:
+        """Names of the domains, in the order of the validation and test loaders."""
+        return list(self.domains)
+
+    def prepare_data(self) -> None:
+        """Tokenise what the cache does not hold."""
+        # kept, although other ranks will have to open the streams themselves: reading all texts again takes seconds
+        self._tokenized = self._load()
+
+    def setup(self, stage: str) -> None:
+        """Open the token streams."""
+        if not self._tokenized:
+            self._tokenized = self._load()
+
+    def _load(self) -> dict[str, TokenizedDomain]:
+        if self.tokenizer is None:
+            raise ValueError("data.tokenizer is not set; name the model source whose tokenizer to use")
+        tokenizer = load_tokenizer(self.tokenizer)
+        self._tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
+        return {
+            name: tokenized(name, domain, tokenizer, held_out=self.held_out, seed=self.seed)
+            for name, domain in self.domains.items()
+        }
+
+    # --- loaders ------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Training blocks of all domains, mixed by weight.
+
+        Raises:
+            ValueError: if there is less than one batch a rank.
+        """
+        dataset = self._dataset("train", self.domain_names)
+        rank, world = self._rank_and_world()
+        weights = [domain.weight for domain in self.domains.values()]
+        sampler = EpochSampler(dataset.sizes, weights, seed=self.seed, rank=rank, world=world)
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"the training text has {len(dataset)} blocks of {self.block_size} tokens, fewer than the "
+                f"{self.batch_size * world} of one step; add text, or lower block_size or batch_size"
+            )
+        return ResumableLoader(dataset, sampler=sampler, batch_size=self.batch_size, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> list[DataLoader[Block]]:
+        """One loader a domain."""
+        return self._evaluation("validation")
+
+    def test_dataloader(self) -> list[DataLoader[Block]]:
+        """One loader a domain."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> list[DataLoader[Block]]:
+        """The test documents."""
+        return self._evaluation("test")
+
+    def calibration_batches(self, tokens: int, domains: Sequence[str] | None = None) -> list[Block]:
+        """Training blocks to measure importance on, mixed by weight; the same on every rank.
+
+        Args:
+            tokens: how many, rounded up to whole blocks.
+            domains: names of the domains to take them from; None means all.
+
+        Raises:
+            ValueError: if a domain does not exist, or there is too little text.
+        """
+        names = self.domain_names if domains is None else list(domains)
+        unknown = sorted(set(names) - set(self.domains))
+        if unknown:
+            raise ValueError(f"there is no domain {unknown[0]!r}; there are {', '.join(self.domains)}")
+        dataset = self._dataset("train", names)
+        count = -(-tokens // self.block_size)
+        if count > len(dataset):
+            raise ValueError(f"calibration on {tokens} tokens needs {count} blocks, the text has {len(dataset)}")
+        weights = [self.domains[name].weight for name in names]
+        chosen = mixed_order(dataset.sizes, weights, epoch=0, seed=self.seed + 1)[:count]
+        batches = [chosen[i : i + self.batch_size] for i in range(0, count, self.batch_size)]
+        return [default_collate([dataset[i] for i in batch]) for batch in batches]
+
+    def _evaluation(self, split: Split) -> list[DataLoader[Block]]:
+        return [self._evaluation_loader(name, split) for name in self.domains]
+
+    def _evaluation_loader(self, name: str, split: Split) -> DataLoader[Block]:
+        """Blocks spread evenly over the held-out stream, so that as many documents as possible are seen."""
+        dataset = self._dataset(split, [name])
+        count = self.tokens_of[split] // self.block_size
+        if not 1 <= count <= len(dataset):
+            raise ValueError(
+                f"{split}_tokens {self.tokens_of[split]} makes {count} blocks of {self.block_size}; domain {name} has "
+                f"{len(dataset)}: choose between {self.block_size} and {len(dataset) * self.block_size}"
+            )
+        rank, world = self._rank_and_world()
+        chosen = [i * len(dataset) // count for i in range(count)][rank::world]
+        return DataLoader(Subset(dataset, chosen), batch_size=self.batch_size)
+
+    def _dataset(self, split: Split, names: Sequence[str]) -> BlockDataset:
+        return BlockDataset([self._tokenized[name].streams[split] for name in names], self.block_size)
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    # --- what is kept -------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """What the text is, JSON-able, for a checkpoint's history."""
+        return {
+            "domains": {name: self._describe(name, domain) for name, domain in self.domains.items()},
+            "tokenizer": self._tokenizer_fingerprint,
+            "block_size": self.block_size,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def _describe(self, name: str, domain: TextDomain) -> dict[str, Any]:
+        made = self._tokenized[name]
+        return {
+            "source": domain.source,
+            "weight": domain.weight,
+            "key": made.key,
+            "tokens": {split: len(stream.tokens) for split, stream in made.streams.items()},
+            "documents": {split: len(stream.starts) for split, stream in made.streams.items()},
+        }

@@ -1,0 +1,132 @@
+"""Which blocks come when: an order that depends on seed and epoch alone, and a loader that resumes within it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flextron_lit.data.packing import Block, block, num_blocks
+from flextron_lit.data.tokenized import TokenStream
+
+
+class BlockDataset(Dataset[Block]):
+    """All blocks of several streams, one stream after the other."""
+
+    def __init__(self, streams: Sequence[TokenStream], block_size: int) -> None:
+        self.streams = streams
+        self.block_size = block_size
+        self.sizes = [num_blocks(stream, block_size) for stream in streams]
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __getitem__(self, index: int) -> Block:
+        for stream, size in zip(self.streams, self.sizes, strict=True):
+            if index < size:
+                return block(stream, index, self.block_size)
+            index -= size
+        raise IndexError(f"block {index} is past the last one of {len(self)}")
+
+
+def shares(total: int, weights: Sequence[float]) -> list[int]:
+    """Split a whole number in proportion to weights, by largest remainder; the parts add up to it."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    parts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    for index in by_remainder[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
+
+
+def mixed_order(sizes: Sequence[int], weights: Sequence[float], *, epoch: int, seed: int) -> list[int]:
+    """Block indices of one epoch, mixed over domains by weight.
+
+    An epoch has as many blocks as the domains have together. Each domain runs through permutations of its own that go
+    on from epoch to epoch, so a small one repeats and a large one is not seen twice before it was seen whole.
+
+    Args:
+        sizes: blocks of each domain.
+        weights: of each domain.
+        epoch: counts from 0.
+        seed: of all permutations.
+    """
+    wanted = shares(sum(sizes), weights)
+    chosen: list[int] = []
+    offset = 0
+    for domain, (size, count) in enumerate(zip(sizes, wanted, strict=True)):
+        positions = range(epoch * count, (epoch + 1) * count)
+        cycles = range(positions.start // size, -(-positions.stop // size)) if count else range(0)
+        permutations = {cycle: _permutation(size, f"{seed}/{domain}/{cycle}") for cycle in cycles}
+        chosen += [offset + permutations[p // size][p % size] for p in positions]
+        offset += size
+    shuffled = _permutation(len(chosen), f"{seed}/epoch/{epoch}")
+    return [chosen[i] for i in shuffled]
+
+
+def _permutation(size: int, name: str) -> list[int]:
+    generator = torch.Generator().manual_seed(int.from_bytes(name.encode(), "little") % (2**63 - 25))
+    return torch.randperm(size, generator=generator).tolist()
+
+
+class EpochSampler(Sampler[int]):
+    """One rank's share of each epoch's order; Lightning sets the epoch."""
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], *, seed: int, rank: int, world: int) -> None:
+        self.sizes, self.weights = list(sizes), list(weights)
+        self.seed, self.rank, self.world = seed, rank, world
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(self.sizes) // self.world
+
+    def __iter__(self) -> Iterator[int]:
+        order = mixed_order(self.sizes, self.weights, epoch=self.epoch, seed=self.seed)
+        own = order[self.rank : len(self) * self.world : self.world]
+        start, self.start = self.start, 0
+        return iter(own[start:])
+
+
+class ResumableLoader(DataLoader[Block]):
+    """A DataLoader that Lightning saves and restores: it goes on at the batch after the last one delivered.
+
+    The state is the same on every rank. The loader has a generator of its own, since each epoch's iterator draws from
+    it, and a checkpoint at the end of an epoch would otherwise resume with other global random numbers.
+    """
+
+    sampler: EpochSampler
+
+    def __init__(self, dataset: BlockDataset, *, sampler: EpochSampler, batch_size: int, num_workers: int) -> None:
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=num_workers,
+            drop_last=True,
+            generator=torch.Generator(),
+            pin_memory=torch.cuda.is_available(),
+        )
+        self._delivered = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is all that Lightning asks for
+        assert self.batch_size is not None
+        self.sampler.start = self._delivered * self.batch_size
+        for batch in super().__iter__():
+            self._delivered += 1
+            yield batch
+        self._delivered = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches delivered of which epoch."""
+        return {"batches": self._delivered, "epoch": self.sampler.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Inverse of `state_dict`."""
+        self._delivered, self.sampler.epoch = state["batches"], state["epoch"]

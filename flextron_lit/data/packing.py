@@ -1,0 +1,54 @@
+"""Blocks of equal length cut from a stream of documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from flextron_lit.data.formats import decode
+from flextron_lit.data.tokenized import TokenStream
+from flextron_lit.losses import IGNORED
+
+Block = dict[str, Tensor]
+
+
+def block(stream: TokenStream, index: int, block_size: int) -> Block:
+    """The tokens `index * block_size` and on.
+
+    Positions restart with each document, from which transformers builds the mask that keeps documents apart (with
+    `use_cache=False` and no attention mask), and the first token of a document is not predicted from the one before:
+    the loss of a block is the loss of its pieces of documents on their own.
+
+    Returns:
+        input_ids, position_ids, labels: [block_size] each, int64.
+    """
+    first = index * block_size
+    tokens = torch.from_numpy(stream.tokens[first : first + block_size].astype(np.int64))
+    offsets = np.arange(first, first + block_size)
+    starts = stream.starts[np.searchsorted(stream.starts, offsets, side="right") - 1]
+    positions = torch.from_numpy(offsets - np.maximum(starts, first))
+    labels = tokens.masked_fill(positions == 0, IGNORED)
+    return {"input_ids": tokens, "position_ids": positions, "labels": labels}
+
+
+def num_blocks(stream: TokenStream, block_size: int) -> int:
+    """Whole blocks of a stream; the rest is left out."""
+    return len(stream.tokens) // block_size
+
+
+def text_blocks(path: Path, tokenizer: PreTrainedTokenizerBase, *, block_size: int, tokens: int) -> Tensor:
+    """The first tokens of a text file in contiguous blocks, without document structure: [tokens // block_size,
+    block_size].
+
+    Raises:
+        ValueError: if the file has fewer tokens, or is not UTF-8.
+    """
+    text = decode(str(path), path.read_bytes())
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < tokens:
+        raise ValueError(f"{path} has {len(ids)} tokens, fewer than the {tokens} asked for")
+    return torch.tensor(ids[: tokens // block_size * block_size]).view(-1, block_size)

@@ -1,0 +1,39 @@
+"""Progress of long work: a bar on a terminal, one line elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
+from rich.progress import track
+from transformers.utils import logging as transformers_logging
+
+T = TypeVar("T")
+
+
+def progress(items: Sequence[T], description: str) -> Iterable[T]:
+    """Go through items and show how far it is."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return track(items, description=description, console=console, transient=True)
+    return _announced(items, description)
+
+
+def _announced(items: Sequence[T], description: str) -> Iterator[T]:
+    rank_zero_info(description)
+    yield from items
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep bars of loading and saving, which end in a moment, out of the log."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

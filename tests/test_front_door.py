@@ -1,0 +1,256 @@
+import csv
+import json
+import random
+import signal
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from flextron_lit import checkpoint
+from tests.front_door import ROOT, fail, run, start, succeed
+
+DEBUG = ("-c", "configs/debug.yaml")
+STEPS = 40
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The run folder of one undisturbed debug run, and what it printed."""
+    folder = tmp_path_factory.mktemp("debug") / "run"
+    printed = succeed("fit", *DEBUG, "--run_folder", folder)
+    return folder, printed
+
+
+def weights(folder):
+    return load_file(folder / "flextron" / "model.safetensors")
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def table(folder):
+    return json.loads((folder / "training.json").read_text())
+
+
+def logged(folder):
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_python_main_alone_tells_what_to_do_first():
+    printed = succeed()
+    assert "python main.py fit -c configs/debug.yaml" in printed
+    assert printed == succeed("--help")
+
+
+def test_an_unknown_command_names_the_nearest():
+    assert "unknown command 'validat'; did you mean validate?" in fail("validat")
+
+
+def test_fit_shows_a_table_before_and_after(finished):
+    _, printed = finished
+    assert "loss at step 0, nats per token" in printed
+    assert f"loss in nats per token, step 0 -> step {STEPS}" in printed
+
+
+def test_training_helps_every_watched_sub_network(finished):
+    folder, _ = finished
+    rows = table(folder)
+    loss = {(r["step"], r["sub_network"], r["domain"]): r["loss"] for r in rows}
+    assert {step for step, _, _ in loss} == {0, 20, STEPS}
+    names = {name for _, name, _ in loss}
+    assert names == {"full", "mlp50", "mlp50-attention50", "random0.80"}
+    for name in names:
+        for domain in ("stories", "reports"):
+            assert loss[STEPS, name, domain] < loss[0, name, domain] - 0.5
+    with (folder / "training.csv").open() as file:
+        assert [float(r["loss"]) for r in csv.DictReader(file)] == [r["loss"] for r in rows]
+    assert (folder / "training.png").stat().st_size > 10_000
+
+
+def test_tensorboard_has_every_step_once_under_stable_names(finished):
+    scalars = logged(finished[0])
+    train = {"full/loss", "sampled/loss", "full/distillation", "sampled/distillation", "gradient_norm"}
+    for name in (*train, "learning_rate", "tokens_per_second"):
+        assert [step for step, _ in scalars[f"train/{name}"]] == list(range(1, STEPS + 1))
+    for name in ("full", "mlp50", "mlp50-attention50", "random0.80"):
+        assert [step for step, _ in scalars[f"val/{name}/mean/loss"]] == [0, 20, STEPS]
+        for domain in ("stories", "reports"):
+            assert {f"val/{name}/{domain}/loss", f"val/{name}/{domain}/perplexity"} <= scalars.keys()
+    final = {r["sub_network"]: [] for r in table(finished[0])}
+    for row in table(finished[0]):
+        if row["step"] == STEPS:
+            final[row["sub_network"]].append(row["loss"])
+    for name, losses in final.items():
+        assert scalars[f"val/{name}/mean/loss"][-1][1] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_the_checkpoint_is_a_plain_dense_model_with_its_history(finished):
+    folder = finished[0] / "flextron"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert type(model.model.layers[0].mlp).__name__ == "LlamaMLP"
+    assert torch.isfinite(model(**tokenizer("Once", return_tensors="pt")).logits).all()
+    (record,) = checkpoint.read(folder).history
+    assert record["stage"] == "ElasticTraining"
+    assert record["steps"] == STEPS
+    assert record["tokens"] == STEPS * 4 * 64
+    assert record["calibration"]["tokens"] == 1024
+    assert record["source"] == "random:configs/models/tiny-llama"
+    assert set(record["data"]["domains"]) == {"stories", "reports"}
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished):
+    folder, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert "is finished" in succeed("fit", *DEBUG, "--run_folder", folder)
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert not (folder / "resume.ckpt").exists()
+
+
+def test_another_config_in_the_same_folder_is_refused(finished):
+    folder, _ = finished
+    message = fail("fit", *DEBUG, "--run_folder", folder, "--trainer.max_steps", 50)
+    assert "trainer.max_steps: 40 -> 50" in message
+    assert "--fresh" in message
+    assert "Traceback" not in message
+
+
+def test_the_saved_config_repeats_the_run(finished, tmp_path):
+    folder, _ = finished
+    succeed("fit", "-c", folder / "config.yaml", "--run_folder", tmp_path / "again")
+    assert equal(weights(folder), weights(tmp_path / "again"))
+
+
+def test_another_seed_gives_other_weights(finished, tmp_path):
+    settings = ("--trainer.max_steps", 10, "--trainer.val_check_interval", 10)
+    for name, seed in (("one", 0), ("two", 1)):
+        sampling = '[{"class_path": "callbacks.BudgetSampling", "init_args": {"seed": %d}}]' % seed
+        succeed("fit", *DEBUG, *settings, "--run_folder", tmp_path / name, "--trainer.callbacks", sampling)
+    assert not equal(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test"])
+def test_evaluation_uses_what_was_trained(finished, subcommand):
+    folder, _ = finished
+    printed = succeed(subcommand, *DEBUG, "--run_folder", folder)
+    assert "nats per token" in printed
+    measured = {
+        (r["sub_network"], r["domain"]): r["loss"] for r in json.loads((folder / f"{subcommand}.json").read_text())
+    }
+    trained = {(r["sub_network"], r["domain"]): r["loss"] for r in table(folder) if r["step"] == STEPS}
+    assert measured.keys() == trained.keys()
+    if subcommand == "validate":
+        assert measured == pytest.approx(trained, rel=1e-6)
+    else:
+        assert measured != trained
+        assert measured == pytest.approx(trained, rel=0.3)
+
+
+def test_predict_writes_a_row_a_block(finished):
+    folder, _ = finished
+    succeed("predict", *DEBUG, "--run_folder", folder)
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert {r["domain"] for r in rows} == {"stories", "reports"}
+    assert sum(len(r["loss"]["full"]) for r in rows) == 2 * 512 // 64
+    assert all(len(r["tokens"]) == len(r["loss"]["mlp50"]) for r in rows)
+
+
+def test_evaluating_before_training_is_refused(tmp_path):
+    message = fail("validate", *DEBUG, "--run_folder", tmp_path / "none")
+    assert "does not exist yet: run `fit` with the same config first" in message
+
+
+def test_training_goes_on_from_a_flextron_checkpoint(finished, tmp_path):
+    folder, _ = finished
+    start_from = ("--model.init_args.checkpoint", folder / "flextron", "--model.init_args.space", "null")
+    settings = ("--trainer.max_steps", 2, "--trainer.val_check_interval", 2)
+    succeed("fit", *DEBUG, *start_from, *settings, "--run_folder", tmp_path / "more")
+    before, after = checkpoint.read(folder / "flextron"), checkpoint.read(tmp_path / "more" / "flextron")
+    assert after.space == before.space
+    assert all(torch.equal(a, b) for a, b in zip(before.order, after.order, strict=True))
+    assert [r["steps"] for r in after.history] == [STEPS, 2]
+    first = {(r["sub_network"], r["domain"]): r["loss"] for r in table(tmp_path / "more") if r["step"] == 0}
+    last = {(r["sub_network"], r["domain"]): r["loss"] for r in table(folder) if r["step"] == STEPS}
+    assert first == pytest.approx(last, rel=1e-6)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_resumes_to_the_same_weights(finished, tmp_path, how):
+    reference, _ = finished
+    folder = tmp_path / "killed"
+    step = random.Random(f"{how} {time.time_ns()}").randrange(6, STEPS)
+    process = start("fit", *DEBUG, "--run_folder", folder)
+    wait_for_step(process, folder, step)
+    process.send_signal(how)
+    assert process.wait(timeout=60) == (-9 if how == signal.SIGKILL else 143), f"killed at step {step}"
+    assert not (folder / "flextron").exists()
+    succeed("fit", *DEBUG, "--run_folder", folder)
+    assert equal(weights(reference), weights(folder)), f"killed at step {step}"
+    assert table(reference) == table(folder)
+    mine, undisturbed = logged(folder), logged(reference)
+    timed = "train/tokens_per_second"
+    assert [s for s, _ in mine.pop(timed)] == [s for s, _ in undisturbed.pop(timed)]
+    assert mine == undisturbed
+
+
+def wait_for_step(process, folder, step):
+    """Until the event file holds a step: the run is past it, and its last saved state is older."""
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        if (folder / "tensorboard").is_dir() and any(s >= step for s, _ in logged(folder).get("train/full/loss", [])):
+            return
+        time.sleep(0.02)
+    pytest.fail(f"step {step} was not reached")
+
+
+def test_print_config_is_complete_and_runs_nothing(tmp_path):
+    printed = succeed("fit", *DEBUG, "--run_folder", tmp_path / "none", "--print_config")
+    assert yaml.safe_load(printed)["model"]["init_args"]["clip_norm"] == 1.0
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model.init_args.spce", "1"), "spce"),
+        (("--trainer.max_stepz", "1"), "max_stepz"),
+        (("--model", "NoSuchStage"), "NoSuchStage"),
+        (("-c", "configs/none.yaml"), "configs/none.yaml"),
+        (("--model.init_args.full_weight", "0"), "full_weight must be above 0"),
+        (("--model.init_args.space.mlp", "[0.5, 0.25, 1.0]"), "must ascend"),
+        (("--model.init_args.checkpoint", "nowhere/at/all/here"), "nowhere/at/all/here"),
+        (("--trainer.callbacks", "[]"), "BudgetSampling"),
+        (("--trainer.precision", "16-mixed"), "16-mixed"),
+    ],
+)
+def test_a_mistake_is_one_clear_message(arguments, message, tmp_path):
+    printed = fail("fit", *DEBUG, "--run_folder", tmp_path / "run", *arguments)
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run" / "flextron").exists()
+
+
+def test_the_pipeline_runs_its_stages_and_picks_up(tmp_path):
+    config = tmp_path / "pipeline.yaml"
+    first = {
+        "configs": [str(ROOT / "configs/debug.yaml")],
+        "settings": {"trainer": {"max_steps": 4, "val_check_interval": 4}},
+    }
+    config.write_text(yaml.safe_dump({"run_folder": str(tmp_path / "run"), "stages": {"one": first, "two": first}}))
+    printed = succeed("pipeline", "-c", config)
+    assert "stage 1 of 2: one" in printed
+    assert "pipeline finished: 2 of 2 stages" in printed
+    history = checkpoint.read(tmp_path / "run" / "two" / "flextron").history
+    assert [r["source"] for r in history] == ["random:configs/models/tiny-llama", str(tmp_path / "run/one/flextron")]
+    again = run("pipeline", "-c", config)
+    assert again.returncode == 0
+    assert again.stdout.count("is finished") == 2
