@@ -9,6 +9,9 @@ import torch
 from flextron_lit.costs import CostTable
 from flextron_lit.space import ElasticSpace, SubNetwork
 
+TRIES = 20
+MOVES_A_BLOCK = 20
+
 
 def independent(space: ElasticSpace, generator: torch.Generator, uniform_share: float) -> SubNetwork:
     """Every block draws for itself (paper), or, in a share of the draws, all layers alike (ours).
@@ -42,10 +45,16 @@ def at_cost(
     if not smallest - tolerance <= ratio <= 1:
         raise ValueError(f"no sub-network costs {ratio:g} of the full {table.name}: the smallest costs {smallest:.3f}")
     beta = _solve_beta(table, ratio * table.full)
-    choices = [
-        int(torch.multinomial(torch.tensor(_boltzmann(row, beta)), 1, generator=generator)) for row in table.blocks
-    ]
-    return _move_closer(SubNetwork(tuple(choices)), table, ratio, generator, tolerance)
+    nearest = space.full()
+    for _ in range(TRIES):
+        found = _move_closer(_draw(table, beta, generator), table, ratio, generator, tolerance)
+        nearest = min(found, nearest, key=lambda candidate: abs(table.ratio(candidate) - ratio))
+        if abs(table.ratio(nearest) - ratio) <= tolerance:
+            return nearest
+    raise ValueError(
+        f"no sub-network within {tolerance:g} of {ratio:g} of the full {table.name}; "
+        f"the nearest found costs {table.ratio(nearest):.3f}: allow a larger tolerance"
+    )
 
 
 def _boltzmann(costs: tuple[float, ...], beta: float) -> list[float]:
@@ -69,13 +78,19 @@ def _solve_beta(table: CostTable, target: float) -> float:
     return (low + high) / 2
 
 
+def _draw(table: CostTable, beta: float, generator: torch.Generator) -> SubNetwork:
+    rows = (torch.tensor(_boltzmann(row, beta)) for row in table.blocks)
+    return SubNetwork(tuple(int(torch.multinomial(row, 1, generator=generator)) for row in rows))
+
+
 def _move_closer(
     sub_network: SubNetwork, table: CostTable, ratio: float, generator: torch.Generator, tolerance: float
 ) -> SubNetwork:
+    """Move random blocks by one choice, keeping the moves that come nearer, until near enough or out of luck."""
     distance = table.ratio(sub_network) - ratio
-    for _ in range(100 * len(table.blocks)):
+    for _ in range(MOVES_A_BLOCK * len(table.blocks)):
         if abs(distance) <= tolerance:
-            return sub_network
+            break
         block = int(torch.randint(len(table.blocks), (), generator=generator))
         choice = sub_network.choices[block] + (-1 if distance > 0 else 1)
         if 0 <= choice < len(table.blocks[block]):
@@ -83,7 +98,4 @@ def _move_closer(
             moved_distance = table.ratio(moved) - ratio
             if abs(moved_distance) < abs(distance):
                 sub_network, distance = moved, moved_distance
-    raise ValueError(
-        f"no sub-network within {tolerance:g} of {ratio:g} of the full {table.name}; "
-        f"the nearest found costs {table.ratio(sub_network):.3f}: allow a larger tolerance"
-    )
+    return sub_network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,18 +37,12 @@ class Uniform:
 class ValidationSet:
     """Sub-networks to validate, beside the full network, which always is."""
 
-    uniform: list[Uniform] = field(
-        default_factory=lambda: [
-            Uniform(mlp=0.75),
-            Uniform(mlp=0.5),
-            Uniform(mlp=0.25),
-            Uniform(attention=0.67),
-            Uniform(mlp=0.5, attention=0.67),
-        ]
-    )
-    """Sub-networks with the same ratio in every layer."""
-    random_costs: list[float] = field(default_factory=lambda: [0.85, 0.7])
-    """One random sub-network at each of these ratios of the full network's parameters."""
+    uniform: list[Uniform] | None = None
+    """Sub-networks with the same ratio in every layer; None means one for each MLP choice of the space, one with
+    narrower attention, and one with both."""
+    random_costs: list[float] | None = None
+    """One random sub-network at each of these ratios of the full network's parameters; None means two, evenly spaced
+    between the smallest and the full network."""
     seed: int = 0
     """Seed of the random ones; the same seed gives the same sub-networks in every run."""
 
@@ -59,16 +53,36 @@ class ValidationSet:
             ValueError: if two entries are the same sub-network, or one does not exist in the space.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        named = {"full": space.full()}
-        named |= {u.name: space.uniform(u.mlp, u.attention) for u in self.uniform}
-        named |= {f"random{cost:.2f}": sampling.at_cost(space, table, cost, generator) for cost in self.random_costs}
-        expected = 1 + len(self.uniform) + len(self.random_costs)
-        if len(named) != expected or len(set(named.values())) != expected:
-            raise ValueError(
-                f"the validation set names {expected} sub-networks but only {len(set(named.values()))} differ: "
-                "two ratios fall on the same width; leave one out"
-            )
-        return named
+        uniform = typical(space) if self.uniform is None else self.uniform
+        costs = spread(table.ratio(space.smallest())) if self.random_costs is None else self.random_costs
+        entries = [("full", space.full())]
+        entries += [(u.name, space.uniform(u.mlp, u.attention)) for u in uniform]
+        entries += [(f"random{cost:.2f}", sampling.at_cost(space, table, cost, generator)) for cost in costs]
+        for index, (name, sub_network) in enumerate(entries):
+            for other_name, other in entries[:index]:
+                if name == other_name or sub_network == other:
+                    raise ValueError(
+                        f"validation lists the same sub-network twice, as {other_name} and {name}; leave one out"
+                    )
+        return dict(entries)
+
+
+def typical(space: ElasticSpace) -> list[Uniform]:
+    """Uniform sub-networks that show a space: each MLP choice, narrower attention, and both at once (ours)."""
+    ratios: dict[str, list[float]] = {
+        block.kind: [width / block.full for width in block.widths[:-1] if width] for block in space.blocks[:2]
+    }
+    alone = [Uniform(mlp=ratio) for ratio in reversed(ratios["mlp"])]
+    narrow = [Uniform(attention=ratio) for ratio in ratios["attention"][-1:]]
+    half = ratios["mlp"][len(ratios["mlp"]) // 2 :][:1]
+    both = [Uniform(mlp=mlp, attention=n.attention) for mlp in half for n in narrow]
+    return alone + narrow + both
+
+
+def spread(smallest: float) -> list[float]:
+    """Two cost ratios, evenly spaced between the smallest and 1; none where there is no room."""
+    step = (1 - smallest) / 3
+    return [round(1 - step, 2), round(1 - 2 * step, 2)] if step > 0.02 else []
 
 
 class LossTable(Metric):

@@ -132,7 +132,7 @@ def test_the_saved_config_repeats_the_run(finished, tmp_path):
 def test_another_seed_gives_other_weights(finished, tmp_path):
     settings = ("--trainer.max_steps", 10, "--trainer.val_check_interval", 10)
     for name, seed in (("one", 0), ("two", 1)):
-        sampling = '[{"class_path": "callbacks.BudgetSampling", "init_args": {"seed": %d}}]' % seed
+        sampling = json.dumps([{"class_path": "callbacks.BudgetSampling", "init_args": {"seed": seed}}])
         succeed("fit", *DEBUG, *settings, "--run_folder", tmp_path / name, "--trainer.callbacks", sampling)
     assert not equal(weights(tmp_path / "one"), weights(tmp_path / "two"))
 

@@ -44,9 +44,9 @@ def test_fresh_deletes_a_run_but_nothing_else(folder):
 
 
 def test_one_process_at_a_time(folder):
-    with folder.lock():
-        with pytest.raises(ValueError, match="another process is working in"), RunFolder(folder.path).lock():
-            pass
+    again = RunFolder(folder.path)
+    with folder.lock(), pytest.raises(ValueError, match="another process is working in"), again.lock():
+        pass
     with folder.lock():
         assert folder.path.exists()
 

@@ -41,8 +41,10 @@ def num_blocks(stream: TokenStream, block_size: int) -> int:
 
 
 def text_blocks(path: Path, tokenizer: PreTrainedTokenizerBase, *, block_size: int, tokens: int) -> Tensor:
-    """The first tokens of a text file in contiguous blocks, without document structure: [tokens // block_size,
-    block_size].
+    """The first tokens of a text file in contiguous blocks, without document structure.
+
+    Returns:
+        [tokens // block_size, block_size].
 
     Raises:
         ValueError: if the file has fewer tokens, or is not UTF-8.

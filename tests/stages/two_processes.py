@@ -73,7 +73,9 @@ def main(folder):
     domains = {"stories": TextDomain(source="generated:60,0")}
     data = TextDataModule(domains, tokenizer=TINY, block_size=32, batch_size=2, validation_tokens=64, test_tokens=64)
     stage = ElasticTraining(
-        TINY, space=SpaceConfig(mlp=[0, 32, 64, 128], attention=[0, 1, 2, 4]), calibration=Calibration(tokens=128)
+        TINY,
+        space=SpaceConfig(mlp=[0, 32, 64, 128], attention=[0, 1, 2, 4]),
+        calibration=Calibration(tokens=128),
     )
     notes = Notes()
     trainer = Trainer(
