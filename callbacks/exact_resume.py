@@ -90,12 +90,14 @@ def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
         return True
     loop = trainer.fit_loop
     done = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    assert trainer.val_check_batch is not None
     return (done + 1) % trainer.val_check_batch == 0
 
 
 def random_state() -> dict[str, Any]:
     """States of the global generators of Python, NumPy and torch, in types that a weights-only load accepts."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state: Any = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, gauss = state
     return {
         "python": list(random.getstate()),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],

@@ -57,7 +57,7 @@ class FlextronCheckpointWriter(Callback):
         record = stage.record()
         if trainer.is_global_zero:
             folder = RunFolder(Path(trainer.default_root_dir)).checkpoint
-            history = [*stage.history, record]
+            history: list[Any] = [*stage.history, record]
             flextron_checkpoint.write(folder, stage.backbone, stage.tokenizer, order=stage.order, history=history)
             rank_zero_info(f"wrote the Flextron checkpoint {folder}")
         trainer.strategy.barrier()

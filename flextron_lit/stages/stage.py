@@ -175,7 +175,7 @@ class Stage(LightningModule):
         scheduler = self.lr_schedulers()
         if scheduler is not None:
             assert not isinstance(scheduler, list)
-            scheduler.step()  # type: ignore[call-arg]  # only ReduceLROnPlateau wants a metric, and it is refused
+            scheduler.step()
         return norm
 
     # --- what is kept -------------------------------------------------------------------------------------------

