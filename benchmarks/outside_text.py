@@ -19,20 +19,20 @@ from flextron_lit.sources import load_dense
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a Flextron checkpoint")
+    parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="Flextron checkpoints of one source")
     parser.add_argument("--text", type=Path, required=True, help="a text file to measure on")
     parser.add_argument("--tokens", type=int, default=32768, help="first tokens of it")
     parser.add_argument("--block_size", type=int, default=512)
     options = parser.parse_args()
-    source = checkpoint.read(options.checkpoint).history[0]["source"]
+    source = checkpoint.read(options.checkpoint[0]).history[0]["source"]
     blocks = blocks_of(options.text, source, tokens=options.tokens, block_size=options.block_size)
-    losses = {}
-    for name in (source, str(options.checkpoint)):
+    print(f"nats per token on {blocks.numel()} tokens of {options.text.name}")
+    dense = None
+    for name in (source, *map(str, options.checkpoint)):
         backbone = ElasticBackbone(load_dense(name))
-        losses[name] = loss_on(backbone, backbone.space.full(), blocks, name)
-        print(f"{losses[name]:.4f} nats per token on {blocks.numel()} tokens of {options.text.name}: {name}")
-    before, after = losses.values()
-    print(f"change {after - before:+.4f}")
+        loss = loss_on(backbone, backbone.space.full(), blocks, name)
+        dense = loss if dense is None else dense
+        print(f"{loss:.4f} ({loss - dense:+.4f} to the dense model): {name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,5 +5,15 @@ from callbacks.exact_resume import ExactResume
 from callbacks.flextron_checkpoint import FlextronCheckpointWriter
 from callbacks.pareto_report import ParetoReport
 from callbacks.predictions import PredictionWriter
+from callbacks.progress import StepBar, StepLines, progress_bar
 
-__all__ = ["BudgetSampling", "ExactResume", "FlextronCheckpointWriter", "ParetoReport", "PredictionWriter"]
+__all__ = [
+    "BudgetSampling",
+    "ExactResume",
+    "FlextronCheckpointWriter",
+    "ParetoReport",
+    "PredictionWriter",
+    "StepBar",
+    "StepLines",
+    "progress_bar",
+]

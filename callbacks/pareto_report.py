@@ -46,8 +46,9 @@ class ParetoReport(Callback):
 
     def _reports(self, trainer: Trainer) -> Report:
         if self._report is None:
+            assert trainer.state.fn is not None
             fitting = trainer.state.fn == "fit"
-            name = "training" if fitting else str(trainer.state.fn)
+            name = "training" if fitting else trainer.state.fn.value
             self._report = Report(Path(trainer.default_root_dir), name, append=fitting)
         return self._report
 

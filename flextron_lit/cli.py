@@ -11,6 +11,7 @@ import torch
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -117,6 +118,8 @@ class StageCLI(LightningCLI):
         elif not fitting:
             kwargs["logger"] = False
         own = [c for c in (make() for make in ALWAYS) if not any(isinstance(other, type(c)) for other in chosen)]
+        if given.enable_progress_bar in (None, True) and not any(isinstance(c, ProgressBar) for c in chosen):
+            own.append(callbacks.progress_bar())
         return super().instantiate_trainer(
             **kwargs,
             default_root_dir=self.folder.path,

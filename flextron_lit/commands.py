@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 HELP = """\
@@ -28,6 +30,12 @@ start here
 FLEXTRON_DEBUG=1 shows where in the code an error was raised.
 """
 USER_ERROR = 2
+NOISE = (
+    r".*isinstance\(treespec, LeafSpec\)` is deprecated",
+    r".*is not supported by the model summary",
+    r".*does not have many workers which may be a bottleneck",
+)
+TIPS = "lightning.pytorch.utilities.rank_zero"
 
 
 def _stage() -> None:
@@ -61,6 +69,7 @@ def main() -> int:
         close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         return _complain(f"unknown command {arguments[0]!r}{hint} Commands: {', '.join(COMMANDS)}")
+    quieten()
     try:
         COMMANDS[arguments[0]]()
     except (ValueError, OSError) as error:
@@ -68,6 +77,13 @@ def main() -> int:
             traceback.print_exc()
         return _complain(str(error))
     return 0
+
+
+def quieten() -> None:
+    """Keep out of the log what the libraries say about themselves and no user can act on."""
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger(TIPS).addFilter(lambda record: "litlogger" not in record.getMessage())
 
 
 def _complain(message: str) -> int:

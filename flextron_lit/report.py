@@ -107,7 +107,7 @@ class Report:
             return
         first, last = self.losses(self.steps[0]), self.losses(self.steps[-1])
         title = f"loss in nats per token, step {self.steps[0]} -> step {self.steps[-1]}"
-        self._print(title, last, lambda name, domain, loss: f"{first[name][domain]:.3f} -> {loss:.3f}")
+        self._print(title, last, lambda name, domain, loss: f"{first[name][domain]:.2f} -> {loss:.2f}")
 
     def _print(self, title: str, losses: dict[str, dict[str, float]], cell: Any) -> None:
         costs = self.costs()

@@ -1,0 +1,286 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from callbacks import BudgetSampling, ExactResume, FlextronCheckpointWriter
+from flextron_lit import checkpoint
+from flextron_lit.data import TextDataModule, TextDomain
+from flextron_lit.space import SpaceConfig, SubNetwork
+from flextron_lit.stages import Calibration, Distillation, ElasticTraining, NonFiniteError
+from flextron_lit.validation import Uniform, ValidationSet
+from tests.front_door import ROOT
+
+TINY = f"random:{ROOT / 'configs/models/tiny-llama'}"
+SPACE = SpaceConfig(mlp=[0, 32, 64, 128], attention=[0, 1, 2, 4])
+PLAN = [SubNetwork((1, 2, 2, 1, 3, 0)), SubNetwork((0, 1, 1, 1, 1, 1))]
+
+
+class Plan(Callback):
+    def __init__(self, plan=PLAN):
+        self.plan = plan
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.plan = self.plan
+
+
+class Gradients(Callback):
+    """Keeps the gradients of the first update, before clipping, and the batches that led to it."""
+
+    def __init__(self):
+        self.batches = []
+        self.kept = None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.kept is None:
+            self.batches.append(batch)
+            self.weights = {n: p.detach().clone() for n, p in pl_module.model.named_parameters()}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if self.kept is None:
+            self.kept = {n: p.grad.clone() for n, p in pl_module.model.named_parameters()}
+
+
+def text(**settings):
+    defaults = {"tokenizer": TINY, "block_size": 32, "batch_size": 2, "validation_tokens": 64, "test_tokens": 64}
+    return TextDataModule({"stories": TextDomain(source="generated:60,0")}, **(defaults | settings))
+
+
+def stage(**settings):
+    defaults = {"space": SPACE, "calibration": Calibration(tokens=0), "clip_norm": 1e9}
+    return ElasticTraining(TINY, **(defaults | settings))
+
+
+def fit(module, *callbacks, steps=1, **settings):
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **({"limit_val_batches": 0, "callbacks": list(callbacks)} | settings),
+    )
+    trainer.fit(module, datamodule=text())
+    return trainer
+
+
+def sum_of_losses(module, batches, plan, full_weight=1.0):
+    """Reference: the gradients of Hugging Face's own losses, weighted and added up."""
+    module.zero_grad()
+    for batch in batches:
+        inputs = {k: batch[k] for k in ("input_ids", "position_ids")}
+        for sub_network, weight in [(module.backbone.space.full(), full_weight), *((s, 1.0) for s in plan)]:
+            with module.backbone.use(sub_network):
+                loss = module.model(**inputs, labels=batch["labels"], use_cache=False).loss
+                (loss * weight / len(batches)).backward()
+    return {n: p.grad for n, p in module.model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "full_weight", "checkpointing"), [(1, 1.0, False), (3, 0.5, False), (1, 1.0, True)]
+)
+def test_a_step_adds_up_the_gradients_of_full_and_sampled(accumulate, full_weight, checkpointing):
+    module = stage(accumulate=accumulate, full_weight=full_weight, activation_checkpointing=checkpointing)
+    kept = Gradients()
+    fit(module, Plan(), kept)
+    assert len(kept.batches) == accumulate
+    module.model.load_state_dict(kept.weights, strict=False)
+    expected = sum_of_losses(module, kept.batches, PLAN, full_weight)
+    assert all(torch.allclose(kept.kept[n], g, rtol=1e-4, atol=1e-6) for n, g in expected.items())
+    without = sum_of_losses(module, kept.batches, PLAN[:1], full_weight)
+    assert not all(torch.allclose(kept.kept[n], g, rtol=1e-4, atol=1e-6) for n, g in without.items())
+
+
+def test_a_callbacks_loss_term_counts_in_every_pass():
+    class Term(Callback):
+        seen: list = []  # noqa: RUF012  # shared on purpose
+
+        def on_fit_start(self, trainer, pl_module):
+            pl_module.add_loss_term("size", self.term, weight=0.5)
+            with pytest.raises(ValueError, match="there is a loss term 'size' already"):
+                pl_module.add_loss_term("size", self.term)
+
+        def term(self, done):
+            self.seen.append(done.sub_network)
+            return done.logits.square().mean()
+
+    plain, with_term = Gradients(), Gradients()
+    fit(stage(), Plan(), plain)
+    module = stage()
+    trainer = fit(module, Plan(), Term(), with_term)
+    assert Term.seen == [module.backbone.space.full(), *PLAN]
+    assert trainer.logged_metrics["train/size"] > 0
+    assert any(not torch.allclose(plain.kept[n], with_term.kept[n]) for n in plain.kept)
+
+
+def test_distillation_changes_what_it_says(tmp_path):
+    plain = {}
+    for name, weights in {"none": {}, "full": {"from_full": 1.0}, "original": {"from_original": 1.0}}.items():
+        kept = Gradients()
+        module = stage(distillation=Distillation(**weights))
+        trainer = fit(module, Plan(), kept)
+        plain[name] = kept.kept
+        assert ("train/sampled/distillation" in trainer.logged_metrics) == (name == "full")
+        assert ("train/full/distillation" in trainer.logged_metrics) == (name == "original")
+        if name == "original":
+            # the full network is still the original at the first step
+            assert trainer.logged_metrics["train/full/distillation"].abs() < 1e-6
+            assert not any("_original" in n for n in module.state_dict())
+    same = [torch.allclose(plain["none"][n], plain["original"][n], atol=1e-6) for n in plain["none"]]
+    assert all(same)
+    assert not all(torch.allclose(plain["none"][n], plain["full"][n], atol=1e-6) for n in plain["none"])
+
+
+class Poison(Callback):
+    def __init__(self, where):
+        self.where = where
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 2:
+            self.before = {n: p.detach().clone() for n, p in pl_module.model.named_parameters()}
+            if self.where == "loss":
+                pl_module.add_loss_term("poison", lambda done: done.logits.sum() * float("nan"))
+
+    def on_after_backward(self, trainer, pl_module):
+        if self.where == "gradient" and trainer.global_step == 2:
+            next(pl_module.model.parameters()).grad[0, 0] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("loss", "before the update of step 3: the loss of the full network is nan.*weights are those of step 2"),
+        (
+            "gradient",
+            r"before the update of step 3: the gradient norm is (inf|nan) \(trained: the full network, \(1, 2",
+        ),
+    ],
+)
+def test_what_is_not_finite_stops_before_the_update(where, message):
+    poison = Poison(where)
+    module = stage(clip_norm=1.0)
+    with pytest.raises(NonFiniteError, match=message):
+        fit(module, Plan(), poison, steps=5)
+    assert all(torch.equal(p, poison.before[n]) for n, p in module.model.named_parameters())
+
+
+def test_a_step_without_sub_networks_is_refused():
+    with pytest.raises(ValueError, match=r"add callbacks.BudgetSampling to trainer.callbacks"):
+        fit(stage())
+
+
+def test_fp16_is_refused():
+    with pytest.raises(ValueError, match=r"16-mixed is not supported; use bf16-mixed"):
+        ElasticTraining.on_fit_start(SimpleNamespace(trainer=SimpleNamespace(precision="16-mixed")))
+
+
+def test_a_schedule_that_waits_for_a_metric_is_refused():
+    module = stage(lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))
+    with pytest.raises(ValueError, match="ReduceLROnPlateau waits for a metric"):
+        fit(module, Plan())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"full_weight": 0.0}, "full_weight must be above 0"),
+        ({"clip_norm": 0.0}, "clip_norm must be above 0"),
+        ({"accumulate": 0}, "accumulate counts batches"),
+        ({"attn_implementation": "flash"}, "sdpa or eager, not 'flash'"),
+    ],
+)
+def test_a_wrong_setting_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        stage(**settings)
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        Distillation(from_full=-1)
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        Calibration(tokens=-1)
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    rates = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    fit(stage(), Plan(), Rates(), steps=30)
+    peak = max(rates)
+    assert peak == pytest.approx(1e-4)
+    assert rates.index(peak) == 3
+    assert rates[0] < rates[1] < peak > rates[10] > rates[29]
+    assert rates[29] == pytest.approx(1e-5, rel=0.2)
+
+
+@pytest.mark.parametrize("optimizer", ["torch.optim.SGD", "bitsandbytes.optim.AdamW8bit"])
+def test_any_optimizer_trains(optimizer):
+    package, _, name = optimizer.rpartition(".")
+    made = getattr(__import__(package, fromlist=[name]), name)
+    module = stage(optimizer=lambda params: made(params, lr=1e-2))
+    kept = Gradients()
+    fit(module, Plan(), kept, steps=3)
+    assert all(torch.isfinite(p).all() for p in module.model.parameters())
+    assert any(not torch.equal(p, kept.weights[n]) for n, p in module.model.named_parameters())
+
+
+def test_budget_sampling_draws_the_same_again_after_a_restore(backbone):
+    module = stage()
+    module.backbone = backbone
+    sampling = BudgetSampling(k=3, uniform_share=0.5, seed=4)
+    drawn = []
+    for index in range(6):
+        if index == 3:
+            state = sampling.state_dict()
+        sampling.on_train_batch_start(None, module, None, index)
+        drawn.append(module.plan)
+    assert [len(p) for p in drawn] == [3] * 6
+    restored = BudgetSampling(k=3, uniform_share=0.5, seed=0)
+    restored.load_state_dict(state)
+    for index in range(3, 6):
+        restored.on_train_batch_start(None, module, None, index)
+        assert module.plan == drawn[index]
+    assert len(set(map(tuple, drawn))) == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BudgetSampling(k=0), "k counts sub-networks"),
+        (lambda: BudgetSampling(uniform_share=2), "lies in 0 to 1, but is 2"),
+        (lambda: ExactResume(every_n_steps=0), "must be 1 or more"),
+        (lambda: FlextronCheckpointWriter(keep="first"), "last or best, not 'first'"),
+    ],
+)
+def test_a_wrong_callback_setting_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_best_checkpoint_is_kept_on_request(tmp_path):
+    class Worsen(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            means.append(pl_module.result.mean_loss)
+            if trainer.global_step == 2:
+                with torch.no_grad():
+                    pl_module.model.model.norm.weight.mul_(20)
+
+    means = []
+    module = stage(
+        validation=ValidationSet(uniform=[Uniform(mlp=0.5)], random_costs=[]),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3),
+    )
+    settings = {
+        "limit_val_batches": 1.0,
+        "num_sanity_val_steps": 0,
+        "val_check_interval": 2,
+        "default_root_dir": tmp_path,
+    }
+    callbacks = [Plan(), FlextronCheckpointWriter(keep="best"), Worsen()]
+    fit(module, steps=4, callbacks=callbacks, check_val_every_n_epoch=None, **settings)
+    assert means[0] < means[1]
+    (record,) = checkpoint.read(tmp_path / "flextron").history
+    assert record["steps"] == 2
