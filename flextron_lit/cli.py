@@ -34,6 +34,14 @@ ALWAYS: tuple[Callable[[], Callback], ...] = (
 )
 NOT_CONFIG = ("config", "run_folder", "fresh")
 TERMINATED = 143
+FRESH_HELP = "Delete what the run folder holds and start anew."
+OWNED = {
+    "default_root_dir": "name the place with --run_folder",
+    "use_distributed_sampler": "the loaders share the text between ranks themselves",
+    "gradient_clip_val": "several backward passes make a step; set model.init_args.clip_norm",
+    "gradient_clip_algorithm": "several backward passes make a step; set model.init_args.clip_norm",
+}
+"""Trainer options that would have no effect or do harm here, and what to do instead."""
 
 
 class StageCLI(LightningCLI):
@@ -49,7 +57,7 @@ class StageCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 save_config_callback=None,
-                trainer_defaults={"num_sanity_val_steps": -1},
+                trainer_defaults={"num_sanity_val_steps": -1, "use_distributed_sampler": False},
                 args=args,
             )
 
@@ -64,7 +72,7 @@ class StageCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the run folder, and the tokenizer that follows the checkpoint."""
         parser.add_argument("--run_folder", type=Path, default=Path("runs/default"), help="Everything a run writes.")
-        parser.add_argument("--fresh", action="store_true", help="Delete what the run folder holds and start anew.")
+        parser.add_argument("--fresh", action="store_true", help=FRESH_HELP)
         parser.link_arguments("model.init_args.checkpoint", "data.init_args.tokenizer")
 
     def _parse_ckpt_path(self) -> None:
@@ -73,6 +81,11 @@ class StageCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Resolve what depends on the machine, then enter the run folder."""
         config = self.config[self.subcommand]
+        for option, instead in OWNED.items():
+            if config.trainer[option]:
+                raise ValueError(f"trainer.{option} cannot be set: {instead}")
+        if config.trainer.accumulate_grad_batches != 1:
+            raise ValueError("trainer.accumulate_grad_batches cannot be set: use model.init_args.accumulate")
         self.folder = RunFolder(config.run_folder)
         if config.trainer.precision is None:
             config.trainer.precision = best_precision()
@@ -125,7 +138,6 @@ class StageCLI(LightningCLI):
             default_root_dir=self.folder.path,
             callbacks=chosen + own,
             plugins=[*_as_list(given.plugins), StreamedCheckpointIO()],
-            use_distributed_sampler=False,
         )
 
     def _purge(self) -> dict[str, Any]:

@@ -70,9 +70,12 @@ def main() -> int:
         hint = f"; did you mean {close[0]}?" if close else ""
         return _complain(f"unknown command {arguments[0]!r}{hint} Commands: {', '.join(COMMANDS)}")
     quieten()
+    # imported late: help should not wait for it
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     try:
         COMMANDS[arguments[0]]()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("FLEXTRON_DEBUG"):
             traceback.print_exc()
         return _complain(str(error))

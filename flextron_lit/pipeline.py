@@ -14,7 +14,7 @@ import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path_fr
 
-from flextron_lit.cli import StageCLI
+from flextron_lit.cli import FRESH_HELP, StageCLI
 from flextron_lit.run_folder import RunFolder
 
 
@@ -81,8 +81,9 @@ def _fit(options: list[str]) -> None:
 
 def command(args: Sequence[str]) -> None:
     """`python main.py pipeline`."""
-    parser = ArgumentParser(prog="main.py pipeline", description=run.__doc__)
+    parser = ArgumentParser(prog="main.py pipeline", description="Example: main.py pipeline -c configs/quickstart.yaml")
     parser.add_argument("-c", "--config", action="config", help="The pipeline, in YAML.")
-    parser.add_function_arguments(run, as_positional=False)
+    parser.add_argument("--fresh", action="store_true", help=FRESH_HELP)
+    parser.add_function_arguments(run, as_positional=False, skip={"fresh"})
     options = parser.instantiate_classes(parser.parse_args(list(args)))
     run(options.stages, options.run_folder, options.fresh)

@@ -229,7 +229,10 @@ def test_print_config_is_complete_and_runs_nothing(tmp_path):
         (("--model.init_args.space.mlp", "[0.5, 0.25, 1.0]"), "must ascend"),
         (("--model.init_args.checkpoint", "nowhere/at/all/here"), "nowhere/at/all/here"),
         (("--trainer.callbacks", "[]"), "BudgetSampling"),
-        (("--trainer.precision", "16-mixed"), "16-mixed"),
+        (("--trainer.gradient_clip_val", "1"), "set model.init_args.clip_norm"),
+        (("--trainer.default_root_dir", "x"), "name the place with --run_folder"),
+        (("--trainer.accumulate_grad_batches", "2"), "use model.init_args.accumulate"),
+        (("--trainer.accelerator", "nonsense"), "nonsense"),
     ],
 )
 def test_a_mistake_is_one_clear_message(arguments, message, tmp_path):

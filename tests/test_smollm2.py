@@ -1,4 +1,4 @@
-"""The embedded default, a real pretrained LLM (93 MB, fetched by pip): python -m pytest -m slow tests/test_smollm2.py"""
+"""The embedded default, a real pretrained LLM of 93 MB: python -m pytest -m slow tests/test_smollm2.py"""
 
 import pytest
 import torch
