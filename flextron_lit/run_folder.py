@@ -84,8 +84,7 @@ class RunFolder:
             self.clear()
         status = self.status
         if status == "new":
-            self._write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-            self._write_status(finished=False)
+            self._start(config)
             return status
         before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         changes = list(differences(before, config))
@@ -96,7 +95,16 @@ class RunFolder:
                 f"{self.path} holds a run ({status}) with another config:\n  {shown}{more}\n"
                 "Name another --run_folder, or start anew with --fresh (which deletes what is there)"
             )
+        if status == "unfinished" and not self.resume_state.exists():
+            # killed before its first saved state: what it logged would be logged again
+            self.clear()
+            self._start(config)
+            return "new"
         return status
+
+    def _start(self, config: Mapping[str, Any]) -> None:
+        self._write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        self._write_status(finished=False)
 
     def finish(self) -> None:
         """Mark the run as done, and drop the state that only an unfinished one needs."""

@@ -14,8 +14,8 @@ def folder(tmp_path):
 def test_a_run_begins_resumes_and_ends(folder):
     assert folder.status == "new"
     assert folder.begin(CONFIG, fresh=False) == "new"
-    assert folder.begin(CONFIG, fresh=False) == "unfinished"
     folder.resume_state.touch()
+    assert folder.begin(CONFIG, fresh=False) == "unfinished"
     folder.finish()
     assert not folder.resume_state.exists()
     assert folder.begin(CONFIG, fresh=False) == "finished"
@@ -28,7 +28,16 @@ def test_another_config_is_refused_with_its_keys(folder):
         folder.begin(changed, fresh=False)
     assert "seed" not in str(error.value)
     assert folder.begin(changed, fresh=True) == "new"
+    folder.resume_state.touch()
     assert folder.begin(changed, fresh=False) == "unfinished"
+
+
+def test_a_run_killed_before_its_first_saved_state_starts_over(folder):
+    folder.begin(CONFIG, fresh=False)
+    (folder.path / "training.json").touch()
+    assert folder.begin(CONFIG, fresh=False) == "new"
+    assert not (folder.path / "training.json").exists()
+    assert folder.status == "unfinished"
 
 
 def test_fresh_deletes_a_run_but_nothing_else(folder):

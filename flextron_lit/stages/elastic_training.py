@@ -19,7 +19,7 @@ from flextron_lit.elastic import importance
 from flextron_lit.losses import cross_entropy, distillation
 from flextron_lit.sources import load_dense
 from flextron_lit.space import SpaceConfig, SubNetwork
-from flextron_lit.stages.stage import Batch, Pass, Stage
+from flextron_lit.stages.stage import Batch, LossParts, Pass, Stage
 from flextron_lit.validation import LossTable, ValidationResult, ValidationSet
 
 WARMUP_SHARE = 0.1
@@ -197,26 +197,24 @@ class ElasticTraining(Stage):
                 "this step has no sub-networks to train: add callbacks.BudgetSampling to trainer.callbacks"
             )
         space = self.backbone.space
-        logged: dict[str, Tensor] = {}
+        parts = LossParts()
         with self.backbone.use(space.full()):
             full = Pass(space.full(), batch, self.logits(batch))
-            full_loss = self._full_loss(full, logged)
-        last = (batch_idx + 1) % self.accumulate == 0
+            full_loss = self._full_loss(full, parts)
+        last = (self.trainer.fit_loop.total_batch_idx + 1) % self.accumulate == 0
         with self.no_sync():
-            sampled = {str(s.choices): self._train_sampled(s, full, logged) for s in self.plan}
+            sampled = {str(s.choices): self._train_sampled(s, full, parts) for s in self.plan}
             if not last:
                 self._train_full(full_loss)
         if last:
             self._train_full(full_loss)
-        logged["train/full/loss"] = full_loss.detach()
-        logged["train/sampled/loss"] = torch.stack(list(sampled.values())).mean()
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
         if last:
-            logged["train/gradient_norm"] = self.update({"the full network": full_loss.detach(), **sampled})
-            self._log_step(logged, batch["input_ids"].numel())
+            norm = self.update({"the full network": full_loss.detach(), **sampled})
+            self._log_step(parts, norm, batch["input_ids"].numel())
 
-    def _full_loss(self, full: Pass, logged: dict[str, Tensor]) -> Tensor:
-        loss = self.language_loss(full, logged)
+    def _full_loss(self, full: Pass, parts: LossParts) -> Tensor:
+        loss = self.language_loss(full, "full", parts)
         for original in self._original:
             with torch.no_grad():
                 batch = full.batch
@@ -224,7 +222,7 @@ class ElasticTraining(Stage):
                     input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
                 ).logits
             term = distillation(full.logits, wanted, batch["labels"])
-            logged["train/full/distillation"] = term.detach()
+            parts.add("full/distillation", term)
             loss = loss + self.distillation.from_original * term
         return loss
 
@@ -233,29 +231,32 @@ class ElasticTraining(Stage):
         with self.backbone.use(self.backbone.space.full()):
             self.manual_backward(loss * (self.full_weight / self.accumulate))
 
-    def _train_sampled(self, sub_network: SubNetwork, full: Pass, logged: dict[str, Tensor]) -> Tensor:
+    def _train_sampled(self, sub_network: SubNetwork, full: Pass, parts: LossParts) -> Tensor:
         with self.backbone.use(sub_network):
             done = Pass(sub_network, full.batch, self.logits(full.batch))
-            loss = self.language_loss(done, logged)
+            loss = self.language_loss(done, "sampled", parts)
             if self.distillation.from_full:
                 term = distillation(done.logits, full.logits, full.batch["labels"])
-                logged["train/sampled/distillation"] = term.detach()
+                parts.add("sampled/distillation", term)
                 loss = loss + self.distillation.from_full * term
             self.manual_backward(loss / self.accumulate)
         return loss.detach()
 
-    def _log_step(self, logged: dict[str, Tensor], tokens: int) -> None:
+    def _log_step(self, parts: LossParts, gradient_norm: Tensor, tokens: int) -> None:
         now = time.perf_counter()
         seconds, self._last_update = now - self._last_update, now
         scheduler = self.lr_schedulers()
         assert scheduler is not None
         assert not isinstance(scheduler, list)
-        logged["train/learning_rate"] = torch.tensor(scheduler.get_last_lr()[0])
-        rate = tokens * self.accumulate * self.trainer.world_size / seconds
-        logged["train/tokens_per_second"] = torch.tensor(rate)
-        self.log_dict(logged | {"step": torch.tensor(float(self.trainer.global_step))})
-        shown = {k.removeprefix("train/"): v for k, v in logged.items() if k.endswith("/loss")}
-        self.log_dict(shown, prog_bar=True, logger=False)
+        means = parts.means()
+        metrics: dict[str, Any] = means | {
+            "gradient_norm": gradient_norm,
+            "learning_rate": scheduler.get_last_lr()[0],
+            "tokens_per_second": tokens * self.accumulate * self.trainer.world_size / seconds,
+        }
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
+        self.log("step", float(self.trainer.global_step))
+        self.log_dict({name: v for name, v in means.items() if name.endswith("/loss")}, prog_bar=True, logger=False)
 
     # --- validation ---------------------------------------------------------------------------------------------
 

@@ -38,6 +38,21 @@ class Pass:
 LossTerm = Callable[[Pass], Tensor]
 
 
+class LossParts:
+    """What the losses of a step are made of, for the log: means over the passes that have a part."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Note one pass's value."""
+        self._values.setdefault(name, []).append(value.detach())
+
+    def means(self) -> dict[str, Tensor]:
+        """Mean of each part."""
+        return {name: torch.stack(values).mean() for name, values in self._values.items()}
+
+
 class NonFiniteError(ValueError):
     """A loss or gradient that is not a number, met before it reached the weights."""
 
@@ -127,12 +142,19 @@ class Stage(LightningModule):
 
     # --- one optimizer step -------------------------------------------------------------------------------------
 
-    def language_loss(self, done: Pass, logged: dict[str, Tensor]) -> Tensor:
-        """Language loss of a pass plus the callbacks' terms, which are put into `logged`."""
+    def language_loss(self, done: Pass, name: str, parts: LossParts) -> Tensor:
+        """Language loss of a pass plus the callbacks' terms.
+
+        Args:
+            done: the pass.
+            name: the language loss alone goes into `parts` as `<name>/loss`.
+            parts: collects what the loss is made of.
+        """
         loss = mean_cross_entropy(done.logits, done.batch["labels"])
-        for name, (function, weight) in self._loss_terms.items():
+        parts.add(f"{name}/loss", loss)
+        for term_name, (function, weight) in self._loss_terms.items():
             term = function(done)
-            logged[f"train/{name}"] = term.detach()
+            parts.add(term_name, term)
             loss = loss + weight * term
         return loss
 

@@ -1,0 +1,72 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flextron_lit.cli import StageCLI
+from tests.front_door import ROOT
+
+ELASTIC = ("stages/elastic.yaml", "models/smollm2-135m.yaml", "data/embedded.yaml")
+COMBINATIONS = [
+    ("debug.yaml",),
+    ("debug.yaml", "trainer/ddp.yaml"),
+    (*ELASTIC, "trainer/cpu.yaml"),
+    (*ELASTIC, "trainer/gpu.yaml"),
+    (*ELASTIC, "trainer/ddp.yaml", "optimizer/adamw8bit.yaml"),
+]
+PIPELINES = ("quickstart.yaml",)
+
+
+def resolved(monkeypatch, capsys, *arguments):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *map(str, arguments), "--print_config"])
+    with pytest.raises(SystemExit) as end:
+        StageCLI()
+    printed = capsys.readouterr()
+    assert end.value.code in (0, None), printed.err
+    return yaml.safe_load(printed.out)
+
+
+@pytest.mark.parametrize("files", COMBINATIONS, ids=lambda files: "+".join(Path(f).stem for f in files))
+def test_a_combination_of_configs_resolves(files, monkeypatch, capsys):
+    config = resolved(monkeypatch, capsys, *(a for f in files for a in ("-c", f"configs/{f}")))
+    assert config["model"]["class_path"] == "flextron_lit.stages.ElasticTraining"
+    assert config["data"]["init_args"]["domains"]
+    assert any(c["class_path"] == "callbacks.BudgetSampling" for c in config["trainer"]["callbacks"])
+    if "optimizer/adamw8bit.yaml" in files:
+        assert config["model"]["init_args"]["optimizer"]["class_path"] == "bitsandbytes.optim.AdamW8bit"
+
+
+def test_a_typo_in_a_config_does_not_resolve(monkeypatch, capsys, tmp_path):
+    (tmp_path / "typo.yaml").write_text("model:\n  init_args:\n    chekpoint: x\n")
+    with pytest.raises(AssertionError, match="chekpoint"):
+        resolved(monkeypatch, capsys, "-c", "configs/debug.yaml", "-c", tmp_path / "typo.yaml")
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_stage_of_a_pipeline_resolves(name, monkeypatch, capsys):
+    pipeline = yaml.safe_load((ROOT / "configs" / name).read_text())
+    assert pipeline["stages"]
+    for stage in pipeline["stages"].values():
+        files = [a for f in stage["configs"] for a in ("-c", f"configs/{f}")]
+        config = resolved(monkeypatch, capsys, *files, "-c", yaml.safe_dump(stage["settings"], default_flow_style=True))
+        assert config["trainer"]["max_steps"] == stage["settings"]["trainer"]["max_steps"]
+
+
+def test_every_config_is_covered_and_opens_with_its_command():
+    configs = ROOT / "configs"
+    used = {f for files in COMBINATIONS for f in files} | set(PIPELINES)
+    found = {str(p.relative_to(configs)) for p in configs.rglob("*.yaml")}
+    assert found <= used
+    for name in found:
+        head = [line for line in (configs / name).read_text().splitlines() if line.startswith("#")]
+        assert any("python main.py" in line or "-c configs" in line for line in head), name
+
+
+def test_the_readme_names_every_top_level_entry():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tops = {path.split("/")[0] + ("/" if "/" in path else "") for path in tracked}
+    readme = (ROOT / "README.md").read_text()
+    assert not [top for top in tops if not top.startswith(".") and top not in readme]
