@@ -46,7 +46,7 @@ class StepLines(ProgressBar):
         seconds = time.monotonic() - self._start
         left = seconds / max(1, step - self._first_step) * (last - step)
         metrics = self.get_metrics(trainer, pl_module)
-        shown = ", ".join(f"{name} {value}" for name, value in metrics.items() if name != "v_num")
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))
         rank_zero_info(f"step {step} of {last}, {shown}, {left:.0f} s left")
 
 

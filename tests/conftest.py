@@ -1,10 +1,10 @@
-"""What several tests share: one thread, a tiny model with randomised norms, its space."""
+"""What several tests share: one thread, tiny models of every family with randomised norms, their space."""
 
 import copy
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.space import SpaceConfig
@@ -13,19 +13,22 @@ torch.set_num_threads(1)
 
 VOCABULARY = 61
 SPACE = SpaceConfig(mlp=[0, 16, 32, 64], attention=[0, 1, 2, 4])
-
-# name -> what differs from a grouped-query Llama with tied embeddings and no biases
-LLAMAS = {
-    "gqa": {},
-    "mha": {"num_key_value_heads": 8},
-    "untied": {"tie_word_embeddings": False},
-    "biased": {"attention_bias": True, "mlp_bias": True},
-}
 ATTENTION = ("sdpa", "eager")
 
 
-def make_llama(attn_implementation: str = "sdpa", **differences: object) -> LlamaForCausalLM:
-    """A tiny Llama whose norms, biases and weights are all random: unit norms would hide a missed slice."""
+def randomised(model):
+    """Norms, biases and weights all random: unit norms and zero biases would hide a missed slice."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            norm = "norm" in name or ".ln_" in name
+            parameter.copy_(1 + 0.3 * noise if norm and name.endswith("weight") else 0.2 * noise)
+    return model.eval()
+
+
+def make_llama(attn_implementation="sdpa", **differences):
+    """A tiny grouped-query Llama with tied embeddings and no biases, but for the differences."""
     settings = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -39,23 +42,55 @@ def make_llama(attn_implementation: str = "sdpa", **differences: object) -> Llam
         "eos_token_id": None,
         "attn_implementation": attn_implementation,
     }
-    model = LlamaForCausalLM(LlamaConfig(**(settings | differences)))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.2 * noise)
-    return model.eval()
+    return randomised(LlamaForCausalLM(LlamaConfig(**(settings | differences))))
 
 
-def space_for(model: LlamaForCausalLM) -> SpaceConfig:
-    groups = model.config.num_key_value_heads
+def make_gpt2(attn_implementation="sdpa", **differences):
+    """A tiny GPT-2 without dropout, but for the differences."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_inner": 64,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 128,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "attn_implementation": attn_implementation,
+    }
+    return randomised(GPT2LMHeadModel(GPT2Config(**(settings | differences))))
+
+
+# the family matrix: every equality of the elastic core is tested on each of these
+MODELS = {
+    "llama-gqa": make_llama,
+    "llama-mha": lambda attention="sdpa": make_llama(attention, num_key_value_heads=8),
+    "llama-untied": lambda attention="sdpa": make_llama(attention, tie_word_embeddings=False),
+    "llama-biased": lambda attention="sdpa": make_llama(attention, attention_bias=True, mlp_bias=True),
+    "llama-wide-heads": lambda attention="sdpa": make_llama(attention, head_dim=8),
+    "gpt2": make_gpt2,
+    "gpt2-untied": lambda attention="sdpa": make_gpt2(attention, tie_word_embeddings=False),
+    "gpt2-scaled": lambda attention="sdpa": make_gpt2(
+        attention, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True
+    ),
+}
+
+
+def space_for(model):
+    """Quarter, half and full widths of both kinds, and skips."""
+    config = model.config
+    groups = getattr(config, "num_key_value_heads", config.num_attention_heads)
     return SpaceConfig(mlp=[0, 16, 32, 64], attention=[0, groups // 4, groups // 2, groups])
 
 
-@pytest.fixture(params=LLAMAS, scope="module")
-def llama(request):
-    return make_llama(**LLAMAS[request.param])
+@pytest.fixture(params=MODELS, scope="module")
+def model(request):
+    """A dense model of every family in turn; tests that change it copy it."""
+    return MODELS[request.param]()
 
 
 @pytest.fixture
@@ -74,6 +109,6 @@ def generator():
 
 
 def elastic_pair(model):
-    """An untouched copy and an elastic copy of a model."""
+    """The model, and an elastic copy of it."""
     elastic = copy.deepcopy(model)
     return model, ElasticBackbone(elastic, space_for(elastic))

@@ -12,10 +12,10 @@ def logits(generator):
 LABELS = torch.tensor([[1, 2, -100, 3, 4], [-100, 0, 1, 6, 6]])
 
 
-def test_cross_entropy_is_huggingfaces_in_sums(logits, llama, tokens):
+def test_cross_entropy_is_huggingfaces_in_sums(logits, model, tokens):
     labels = tokens.clone()
     labels[0, 3] = -100
-    output = llama(tokens, labels=labels)
+    output = model(tokens, labels=labels)
     total, count = cross_entropy(output.logits, labels)
     assert count == 2 * 18 - 1
     torch.testing.assert_close(total / count, output.loss)

@@ -1,6 +1,24 @@
 """Cost tables: what a sub-network costs, per block and choice plus a fixed part."""
 
-from flextron_lit.costs.counted import parameter_table
-from flextron_lit.costs.table import CostTable
+from flextron_lit.costs.counted import (
+    COUNTED,
+    decode_flops_table,
+    flops_table,
+    kv_bytes_table,
+    parameter_table,
+    prefill_flops_table,
+)
+from flextron_lit.costs.table import CostTable, weighted_sum
+from flextron_lit.costs.workload import Workload
 
-__all__ = ["CostTable", "parameter_table"]
+__all__ = [
+    "COUNTED",
+    "CostTable",
+    "Workload",
+    "decode_flops_table",
+    "flops_table",
+    "kv_bytes_table",
+    "parameter_table",
+    "prefill_flops_table",
+    "weighted_sum",
+]

@@ -1,24 +1,85 @@
-"""Costs that follow from the shapes alone."""
+"""Costs that follow from the shapes alone: parameters, FLOPs, bytes of the KV cache (ours; the paper has latencies)."""
 
 from __future__ import annotations
 
-from flextron_lit.costs.table import CostTable
+from collections.abc import Callable
+
+import torch
+
+from flextron_lit.costs.table import CostTable, weighted_sum
+from flextron_lit.costs.workload import Workload
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
 
 
 def parameter_table(backbone: ElasticBackbone) -> CostTable:
-    """Parameters per block and choice (ours: the paper's table of latencies in another unit).
-
-    Tied weights count once. A skipped block counts nothing, not even the biases that every width shares.
-    """
-    blocks = tuple(tuple(_parameters(e, width) for width in e.block.widths) for e in backbone.blocks)
+    """Parameters. Tied weights count once; a skipped block counts nothing, not even the biases all widths share."""
+    blocks = _per_choice(backbone, _parameters)
     total = sum(parameter.numel() for parameter in backbone.model.parameters())
     return CostTable("parameters", "parameters", total - sum(row[-1] for row in blocks), blocks)
 
 
+def prefill_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
+    """Floating-point operations of a prefill: matrix products with weights, and attention over all pairs of tokens.
+
+    Two a multiplication, as torch's counter counts them: masked pairs count, the products that make the rotary
+    positions (under 0.01 %) and everything elementwise do not.
+    """
+    context = float(workload.prompt_tokens)
+    return _flops_table(backbone, "prefill_flops", workload.batch_size, workload.prompt_tokens, context)
+
+
+def decode_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
+    """Floating-point operations of one decode step, the mean over the steps; counted as for the prefill."""
+    return _flops_table(backbone, "decode_flops", workload.batch_size, 1, workload.decode_context)
+
+
+def flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
+    """Floating-point operations of the whole request: one prefill and all decode steps."""
+    prefill, decode = prefill_flops_table(backbone, workload), decode_flops_table(backbone, workload)
+    return weighted_sum("flops", [(1, prefill), (workload.decode_steps, decode)])
+
+
+def kv_bytes_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
+    """Bytes of the KV cache when the request ends, in the model's own dtype."""
+    size = torch.empty((), dtype=backbone.model.dtype).element_size()
+    tokens = workload.batch_size * workload.total_tokens
+
+    def kv_bytes(elastic: ElasticBlock, width: int) -> float:
+        return float(2 * width * elastic.head_dim * tokens * size) if elastic.block.kind == "attention" else 0.0
+
+    return CostTable("kv_bytes", "bytes", 0.0, _per_choice(backbone, kv_bytes))
+
+
+COUNTED: dict[str, Callable[[ElasticBackbone, Workload], CostTable]] = {
+    "parameters": lambda backbone, _: parameter_table(backbone),
+    "flops": flops_table,
+    "prefill_flops": prefill_flops_table,
+    "decode_flops": decode_flops_table,
+    "kv_bytes": kv_bytes_table,
+}
+"""Every counted cost by the name of its table."""
+
+
+def _per_choice(backbone: ElasticBackbone, cost: Callable[[ElasticBlock, int], float]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(cost(e, width) if width else 0.0 for width in e.block.widths) for e in backbone.blocks)
+
+
 def _parameters(elastic: ElasticBlock, width: int) -> float:
-    if width == 0:
-        return 0.0
     carried = {axis.tensor: axis.prefix_numel(tensor, width, elastic.block.full) for axis, tensor in elastic.tensors}
     shared = sum(p.numel() for name, p in elastic.module.named_parameters() if name not in carried)
     return float(sum(carried.values()) + shared)
+
+
+def _flops_table(backbone: ElasticBackbone, name: str, batch: int, tokens: int, context: float) -> CostTable:
+    def flops(elastic: ElasticBlock, width: int) -> float:
+        matrices = [(axis, tensor) for axis, tensor in elastic.tensors if tensor.dim() == 2]
+        weights = sum(axis.prefix_numel(tensor, width, elastic.block.full) for axis, tensor in matrices)
+        products = 2.0 * batch * tokens * weights
+        if elastic.block.kind == "mlp":
+            return products
+        # queries with keys, then their weights with the values
+        head_rows = width * elastic.heads_per_unit * elastic.head_dim
+        return products + 2 * 2.0 * batch * tokens * context * head_rows
+
+    head = backbone.model.get_output_embeddings().weight
+    return CostTable(name, "FLOPs", 2.0 * batch * head.numel(), _per_choice(backbone, flops))

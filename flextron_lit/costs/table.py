@@ -1,5 +1,8 @@
+"""The one form of every cost: a fixed part plus a number per block and choice."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,3 +71,22 @@ class CostTable:
                 raise ValueError(
                     f"cost table {self.name!r} has {len(row)} choices for {block.name}, the model {len(block.widths)}"
                 )
+
+
+def weighted_sum(name: str, parts: Sequence[tuple[float, CostTable]]) -> CostTable:
+    """One table from several of the same space and unit: `sum of weight x cost`, for example prefill and decode steps.
+
+    Args:
+        name: of the new table.
+        parts: weight and table of each part, at least one.
+    """
+    tables = [table for _, table in parts]
+    unit = tables[0].unit
+    assert all(table.unit == unit for table in tables), f"units differ: {[table.unit for table in tables]}"
+
+    def total(costs: Sequence[float]) -> float:
+        return sum(weight * cost for (weight, _), cost in zip(parts, costs, strict=True))
+
+    rows = zip(*(table.blocks for table in tables), strict=True)
+    blocks = tuple(tuple(total(costs) for costs in zip(*row, strict=True)) for row in rows)
+    return CostTable(name, unit, total([table.fixed for table in tables]), blocks)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -37,6 +37,24 @@ class ElasticBlock:
         """The sub-module that reads the units' activations."""
         return self.module.get_submodule(self.layout.output)
 
+    @property
+    def outgoing(self) -> Tensor:
+        """The weight of `output` with what it reads first, [units x rows of a unit, D]."""
+        name = f"{self.layout.output}.weight"
+        return next(tensor.movedim(axis.dim, 0) for axis, tensor in self.tensors if axis.tensor == name)
+
+    @property
+    def heads_per_unit(self) -> int:
+        """Query heads of a KV group; 1 for a neuron."""
+        if self.block.kind == "mlp":
+            return 1
+        return len(self.outgoing) // self.block.full // self.head_dim
+
+    @property
+    def head_dim(self) -> int:
+        """Rows of an attention head."""
+        return int(cast(Any, self.module).head_dim)
+
 
 class ElasticBackbone:
     """The elastic network: one set of weights, any of its nested sub-networks at a time.
@@ -59,7 +77,7 @@ class ElasticBackbone:
         self.family = family
         self.space = _fit_space(space or SpaceConfig(), family, model)
         self.selection = ActiveSelection(self.space)
-        self.blocks = tuple(_match(model, family, self.space))
+        self.blocks = tuple(match(model, family, self.space))
         _check(model, self.blocks)
         for index, elastic in enumerate(self.blocks):
             elastic.module.__class__ = elastic.layout.elastic
@@ -95,7 +113,7 @@ class ElasticBackbone:
 
 def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrainedModel) -> ElasticSpace:
     config = model.config
-    full = {kind: family.width(kind, config) for kind in family.blocks}
+    full = {kind: layout.full_width(config) for kind, layout in family.blocks.items()}
     if isinstance(space, SpaceConfig):
         layers = config.num_hidden_layers
         return resolve(space, num_layers=layers, neurons=full["mlp"], kv_groups=full["attention"])
@@ -115,7 +133,8 @@ def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrai
     return space
 
 
-def _match(model: PreTrainedModel, family: Family, space: ElasticSpace) -> Iterator[ElasticBlock]:
+def match(model: PreTrainedModel, family: Family, space: ElasticSpace) -> Iterator[ElasticBlock]:
+    """The elastic blocks of a model, in the order of the space."""
     layers: Any = model.get_submodule(family.layers)
     for block in space.blocks:
         layout = family.blocks[block.kind]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
 
 Batch = Mapping[str, Tensor]
+Score = Callable[[Tensor], Tensor]
+"""What a block's output projection reads, [..., units x rows of a unit], to the importance of each unit, [units]."""
 
 
 def unit_magnitude(activations: Tensor, units: int, heads_per_unit: int) -> Tensor:
@@ -32,13 +35,46 @@ def unit_magnitude(activations: Tensor, units: int, heads_per_unit: int) -> Tens
     return heads.float().norm(dim=-1).sum((0, 2), dtype=torch.float64)
 
 
+def outgoing_magnitude(activations: Tensor, gram: Tensor, units: int) -> Tensor:
+    """Summed magnitude of what each unit adds to the residual stream (ours: a unit that nothing reads is no loss).
+
+    `sum |h_i| ||down_i||` for neuron i, `sum ||o_i Attn_i(x)||` for head i, summed over the heads of a KV group.
+
+    Args:
+        activations: [..., heads x rows of a head], what the output projection reads; a neuron is a head of one row.
+        gram: [heads, rows of a head, rows of a head], products of the outgoing weights of each head with each other.
+        units: number of units.
+
+    Returns:
+        [units], float64.
+    """
+    heads = activations.detach().flatten(0, -2).unflatten(-1, (len(gram), -1)).transpose(0, 1).float()
+    squared = ((heads @ gram) * heads).sum(-1)  # [heads, B x T]
+    return squared.clamp(min=0).sqrt().sum(-1, dtype=torch.float64).unflatten(0, (units, -1)).sum(-1)
+
+
+def _magnitude(elastic: ElasticBlock) -> Score:
+    return partial(unit_magnitude, units=elastic.block.full, heads_per_unit=elastic.heads_per_unit)
+
+
+def _outgoing(elastic: ElasticBlock) -> Score:
+    heads = elastic.block.full * elastic.heads_per_unit
+    weight = elastic.outgoing.detach().float().unflatten(0, (heads, -1))
+    return partial(outgoing_magnitude, gram=weight @ weight.mT, units=elastic.block.full)
+
+
+Importance = Literal["magnitude", "outgoing"]
+SCORES: dict[Importance, Callable[[ElasticBlock], Score]] = {"magnitude": _magnitude, "outgoing": _outgoing}
+
+
 @torch.no_grad()
-def measure(backbone: ElasticBackbone, batches: Iterable[Batch]) -> list[Tensor]:
+def measure(backbone: ElasticBackbone, batches: Iterable[Batch], importance: Importance = "magnitude") -> list[Tensor]:
     """Importance of every unit of every block, from the full network on calibration batches.
 
     Args:
         backbone: the elastic network, on the device to run on.
         batches: each with `input_ids` [B, T] and, for packed documents, `position_ids` [B, T].
+        importance: `magnitude` as in the paper, or `outgoing`, weighted by the outgoing weights.
 
     Returns:
         One tensor [units] a block, in the order of the space.
@@ -52,7 +88,7 @@ def measure(backbone: ElasticBackbone, batches: Iterable[Batch]) -> list[Tensor]
         stack.enter_context(backbone.use(backbone.space.full()))
         stack.enter_context(_evaluating(backbone.model))
         for elastic, total in zip(backbone.blocks, totals, strict=True):
-            stack.callback(_listen(elastic, total, heads_per_unit(backbone, elastic)).remove)
+            stack.callback(_listen(elastic, total, SCORES[importance](elastic)).remove)
         for batch in batches:
             inputs = {k: batch[k].to(backbone.model.device) for k in ("input_ids", "position_ids") if k in batch}
             backbone.model(**inputs, use_cache=False, logits_to_keep=1)
@@ -62,16 +98,9 @@ def measure(backbone: ElasticBackbone, batches: Iterable[Batch]) -> list[Tensor]
     return totals
 
 
-def heads_per_unit(backbone: ElasticBackbone, elastic: ElasticBlock) -> int:
-    """Query heads of a KV group; 1 for a neuron."""
-    if elastic.block.kind == "mlp":
-        return 1
-    return int(backbone.model.config.num_attention_heads) // elastic.block.full
-
-
-def _listen(elastic: ElasticBlock, total: Tensor, heads: int) -> torch.utils.hooks.RemovableHandle:
+def _listen(elastic: ElasticBlock, total: Tensor, score: Score) -> torch.utils.hooks.RemovableHandle:
     def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        total.add_(unit_magnitude(inputs[0], elastic.block.full, heads).cpu())
+        total.add_(score(inputs[0]).cpu())
 
     return elastic.output.register_forward_pre_hook(add)
 
@@ -84,6 +113,18 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def balanced(measured: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """One importance from those of several texts, each counting the same (ours: loud texts do not drown the others).
+
+    Args:
+        measured: for each text one tensor [units] a block.
+
+    Returns:
+        One tensor [units] a block: the mean over texts of each unit's share of its block.
+    """
+    return [torch.stack([scores / scores.sum() for scores in block]).mean(0) for block in zip(*measured, strict=True)]
 
 
 def falling_order(importance: Sequence[Tensor]) -> list[Tensor]:

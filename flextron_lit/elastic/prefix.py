@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 
 def linear_rows(linear: nn.Linear, inputs: Tensor, rows: int) -> Tensor:
@@ -15,3 +16,14 @@ def linear_rows(linear: nn.Linear, inputs: Tensor, rows: int) -> Tensor:
 def linear_columns(linear: nn.Linear, inputs: Tensor) -> Tensor:
     """A linear layer fed with only its first input features: [..., columns] to [..., out]."""
     return F.linear(inputs, linear.weight[:, : inputs.shape[-1]], linear.bias)
+
+
+def conv1d_columns(conv1d: Conv1D, inputs: Tensor, start: int, columns: int) -> Tensor:
+    """Output features `start` and on of GPT-2's transposed linear layer: [..., in] to [..., columns]."""
+    stop = start + columns
+    return F.linear(inputs, conv1d.weight[:, start:stop].t(), conv1d.bias[start:stop])
+
+
+def conv1d_rows(conv1d: Conv1D, inputs: Tensor) -> Tensor:
+    """GPT-2's transposed linear layer fed with only its first input features: [..., rows] to [..., out]."""
+    return F.linear(inputs, conv1d.weight[: inputs.shape[-1]].t(), conv1d.bias)

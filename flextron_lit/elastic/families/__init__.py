@@ -3,9 +3,10 @@
 from transformers import PreTrainedModel
 
 from flextron_lit.elastic.families.base import BlockHandle, BlockLayout, Family
+from flextron_lit.elastic.families.gpt2 import GPT2
 from flextron_lit.elastic.families.llama import LLAMA
 
-FAMILIES: tuple[Family, ...] = (LLAMA,)
+FAMILIES: tuple[Family, ...] = (LLAMA, GPT2)
 
 
 def family_of(model: PreTrainedModel) -> Family:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -35,8 +37,8 @@ class BlockLayout:
     """The Hugging Face class it must have."""
     elastic: type[nn.Module]
     """The subclass that replaces it in place."""
-    full_width: str
-    """Config field that counts its units."""
+    full_width: Callable[[PreTrainedConfig], int]
+    """Number of its units, from the config."""
     axes: tuple[Axis, ...]
     """Every tensor that carries units."""
     shared: frozenset[str]
@@ -45,6 +47,8 @@ class BlockLayout:
     """Sub-modules whose weights are sliced, with the exact class that the slicing knows."""
     output: str
     """Sub-module that reads the units' activations, [B, T, units x rows of a unit]."""
+    narrow: Callable[[Any, int], None] | None = None
+    """Tells a stock module that its weights hold so many units, where its attributes say how many."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,5 @@ class Family:
     """Attribute path of the decoder layers."""
     blocks: dict[BlockKind, BlockLayout]
     """Layout of its attention and of its MLP."""
-
-    def width(self, kind: BlockKind, config: PreTrainedConfig) -> int:
-        """Full width of a kind of block, in units."""
-        return int(getattr(config, self.blocks[kind].full_width))
+    uniform_config: Callable[[PreTrainedConfig, int, int], dict[str, Any] | None]
+    """Config fields of a stock model with so many KV groups and neurons in every layer; None if none can hold it."""

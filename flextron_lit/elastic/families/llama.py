@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
@@ -77,6 +78,19 @@ class ElasticLlamaAttention(LlamaAttention):
         return linear_columns(self.o_proj, output.reshape(*shape, -1)), weights
 
 
+def _uniform_config(config: PreTrainedConfig, groups: int, neurons: int) -> dict[str, Any] | None:
+    heads = config.num_attention_heads // config.num_key_value_heads * groups
+    # what LlamaConfig demands, although the size of a head is a field of its own
+    if config.hidden_size % heads:
+        return None
+    return {
+        "head_dim": config.head_dim,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "intermediate_size": neurons,
+    }
+
+
 LLAMA = Family(
     model=LlamaForCausalLM,
     layers="model.layers",
@@ -85,7 +99,7 @@ LLAMA = Family(
             path="self_attn",
             stock=LlamaAttention,
             elastic=ElasticLlamaAttention,
-            full_width="num_key_value_heads",
+            full_width=lambda config: config.num_key_value_heads,
             axes=(
                 Axis("q_proj.weight", 0),
                 Axis("k_proj.weight", 0),
@@ -103,7 +117,7 @@ LLAMA = Family(
             path="mlp",
             stock=LlamaMLP,
             elastic=ElasticLlamaMLP,
-            full_width="intermediate_size",
+            full_width=lambda config: config.intermediate_size,
             axes=(
                 Axis("gate_proj.weight", 0),
                 Axis("up_proj.weight", 0),
@@ -116,4 +130,5 @@ LLAMA = Family(
             output="down_proj",
         ),
     },
+    uniform_config=_uniform_config,
 )

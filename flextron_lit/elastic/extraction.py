@@ -1,0 +1,100 @@
+"""A sub-network as a model of its own: small weights, stock classes, no elasticity left."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from flextron_lit.elastic.backbone import ElasticBackbone, match
+from flextron_lit.elastic.families import BlockLayout
+from flextron_lit.space import KINDS, BlockKind, SubNetwork
+
+
+class SkippedMLP(nn.Module):
+    """Stands where an MLP is skipped: adds nothing to the residual stream."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, T, D] to zeros of that shape."""
+        return torch.zeros_like(hidden_states)
+
+
+class SkippedAttention(nn.Module):
+    """Stands where an attention module is skipped: adds nothing, and leaves the KV cache alone."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        """[B, T, D] to (zeros of that shape, no attention weights)."""
+        return torch.zeros_like(hidden_states), None
+
+
+SKIPPED: dict[BlockKind, type[nn.Module]] = {"attention": SkippedAttention, "mlp": SkippedMLP}
+
+
+def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedModel:
+    """A stand-alone model that holds one sub-network's weights alone and computes the same (ours: basis of export).
+
+    Its modules are the stock ones with smaller weights, contiguous copies that share nothing with the elastic network;
+    skipped blocks become modules that add nothing. Where every layer has the same widths and the stock class can hold
+    them, the config says so and `save_pretrained` gives a plain checkpoint; else `save_pretrained` refuses.
+
+    Args:
+        backbone: the elastic network; it stays as it is.
+        sub_network: which widths to take, also heterogeneous and with skipped blocks.
+
+    Raises:
+        ValueError: if the sub-network belongs to another space.
+    """
+    widths = backbone.space.widths(sub_network)
+    # copying takes what the memo holds for an object in its place, so the full weights are never copied
+    memo: dict[int, Any] = {}
+    for elastic, width in zip(backbone.blocks, widths, strict=True):
+        memo[id(elastic.module.elastic)] = None
+        if width == 0:
+            memo[id(elastic.module)] = SKIPPED[elastic.block.kind]()
+        for axis, tensor in elastic.tensors:
+            prefix = axis.prefix(tensor.detach(), width, elastic.block.full)
+            memo[id(tensor)] = nn.Parameter(prefix.clone(), requires_grad=tensor.requires_grad)
+    model = copy.deepcopy(backbone.model, memo)
+    for elastic, width in zip(match(model, backbone.family, backbone.space), widths, strict=True):
+        if width:
+            _become_stock(elastic.module, elastic.layout, width)
+    _describe(model, backbone, widths)
+    return model
+
+
+def _become_stock(module: nn.Module, layout: BlockLayout, width: int) -> None:
+    module.__class__ = layout.stock
+    del module.elastic
+    for path in layout.projections:
+        projection: Any = module.get_submodule(path)
+        if isinstance(projection, Conv1D):
+            projection.nx, projection.nf = projection.weight.shape
+        else:
+            projection.out_features, projection.in_features = projection.weight.shape
+    if layout.narrow is not None:
+        layout.narrow(module, width)
+
+
+def _describe(model: PreTrainedModel, backbone: ElasticBackbone, widths: tuple[int, ...]) -> None:
+    """Let the config say the widths where a stock class can hold them; elsewhere its folder would not load."""
+    pairs = list(zip(backbone.space.blocks, widths, strict=True))
+    found = {kind: {width for block, width in pairs if block.kind == kind} for kind in KINDS}
+    fields = None
+    if all(len(values) == 1 and 0 not in values for values in found.values()):
+        fields = backbone.family.uniform_config(model.config, *found["attention"], *found["mlp"])
+    if fields is None:
+        model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]
+        return
+    for name, value in fields.items():
+        setattr(model.config, name, value)
+
+
+def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:
+    raise ValueError(
+        "no stock class holds these widths (they differ between layers, skip blocks, or its config cannot say them), "
+        "so a saved folder would not load; keep the Flextron checkpoint and the SubNetwork instead"
+    )

@@ -1,0 +1,84 @@
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from flextron_lit.costs import parameter_table
+from flextron_lit.elastic import ElasticBackbone, extract
+from flextron_lit.space import SpaceConfig, SubNetwork
+from tests.conftest import SPACE, elastic_pair, make_gpt2, make_llama, space_for
+
+
+def test_an_extracted_model_holds_nothing_but_its_own_weights(model):
+    backbone = ElasticBackbone(copy.deepcopy(model), space_for(model))
+    sub_network = SubNetwork((1, 2, 0, 1, 3, 0))
+    extracted = extract(backbone, sub_network)
+    assert sum(p.numel() for p in extracted.parameters()) == parameter_table(backbone).cost(sub_network)
+    theirs = {p.untyped_storage().data_ptr() for p in backbone.model.parameters()}
+    assert not theirs & {p.untyped_storage().data_ptr() for p in extracted.parameters()}
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in extracted.parameters())
+    assert not any("lastic" in type(m).__name__ or hasattr(m, "elastic") for m in extracted.modules())
+    assert sum("Skipped" in type(m).__name__ for m in extracted.modules()) == 2
+
+
+def test_extraction_leaves_the_elastic_network_as_it_was(model, tokens):
+    dense, backbone = elastic_pair(model)
+    classes = [type(m) for m in backbone.model.modules()]
+    extract(backbone, backbone.space.smallest())
+    assert [type(m) for m in backbone.model.modules()] == classes
+    assert torch.equal(backbone.model(tokens).logits, dense(tokens).logits)
+    assert backbone.model.config.to_dict() == dense.config.to_dict()
+
+
+def test_tied_weights_stay_tied():
+    for tied in (True, False):
+        backbone = ElasticBackbone(make_llama(tie_word_embeddings=tied))
+        extracted = extract(backbone, backbone.space.smallest())
+        head, embedding = extracted.get_output_embeddings(), extracted.get_input_embeddings()
+        assert (head.weight is embedding.weight) == tied
+
+
+@pytest.mark.parametrize(
+    ("dense", "space", "mlp", "attention"),
+    [
+        (make_llama(), SpaceConfig(mlp=[32, 64], attention=[2, 4]), 0.5, 0.5),
+        (make_llama(head_dim=8), SpaceConfig(mlp=[32, 64], attention=[1, 4]), 0.5, 0.25),
+        (make_gpt2(), SpaceConfig(mlp=[32, 64], attention=[2, 4]), 0.5, 1.0),
+    ],
+    ids=["llama", "llama-wide-heads", "gpt2"],
+)
+def test_a_uniform_one_saves_as_a_stock_checkpoint(dense, space, mlp, attention, tokens, tmp_path):
+    backbone = ElasticBackbone(dense, space)
+    extracted = extract(backbone, backbone.space.uniform(mlp, attention))
+    extracted.save_pretrained(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(reloaded) is type(dense)
+    assert sum(p.numel() for p in reloaded.parameters()) == sum(p.numel() for p in extracted.parameters())
+    with torch.no_grad(), backbone.use(backbone.space.uniform(mlp, attention)):
+        torch.testing.assert_close(reloaded(tokens).logits, backbone.model(tokens).logits, rtol=1e-5, atol=2e-5)
+    assert (reloaded(tokens).logits - backbone.model(tokens).logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("dense", "space", "sub_network"),
+    [
+        (make_llama(), SPACE, SubNetwork((2, 2, 3, 2, 3, 3))),
+        (make_llama(), SPACE, SubNetwork((2, 0, 3, 0, 3, 0))),
+        # 3 groups of 2 heads do not divide the hidden size, which LlamaConfig demands
+        (make_llama(), SpaceConfig(attention=[3, 4]), SubNetwork((0, 3, 0, 3, 0, 3))),
+        # GPT-2 derives the size of a head from their number
+        (make_gpt2(), SPACE, SubNetwork((1, 3, 2, 3, 2, 3))),
+    ],
+    ids=["layers-differ", "skips", "heads-do-not-divide", "gpt2-fewer-heads"],
+)
+def test_what_no_stock_class_holds_refuses_to_be_saved(dense, space, sub_network, tmp_path):
+    extracted = extract(ElasticBackbone(dense, space), sub_network)
+    with pytest.raises(ValueError, match="no stock class holds these widths"):
+        extracted.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_sub_network_of_another_model_is_refused(backbone):
+    with pytest.raises(ValueError, match="2 choices, the space 6 blocks"):
+        extract(backbone, SubNetwork((0, 0)))
