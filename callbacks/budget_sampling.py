@@ -5,8 +5,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from flextron_lit.sampling import independent
+from flextron_lit.sampling import STRATEGIES, draw
 from flextron_lit.stages import Stage
+
+DEFAULT = {"independent": 0.75, "uniform": 0.25}
 
 
 class BudgetSampling(Callback):
@@ -16,27 +18,32 @@ class BudgetSampling(Callback):
 
     Args:
         k: sub-networks a step.
-        uniform_share: share of the draws, in 0 to 1, in which all layers take the same choice.
+        strategies: how a step draws them, with the share of the steps that do so: `independent` (every block for
+            itself), `uniform` (all layers alike), `stratified` (evenly over cost), `sandwich` (the smallest, the others
+            independent). None means what our comparison found best (docs/experiments.md).
         seed: seed of the draws.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or a strategy does not exist.
     """
 
-    def __init__(self, k: int = 1, uniform_share: float = 0.25, seed: int = 0) -> None:
+    def __init__(self, k: int = 1, strategies: dict[str, float] | None = None, seed: int = 0) -> None:
         if k < 1:
             raise ValueError(f"k counts sub-networks a step and must be 1 or more, not {k}")
-        if not 0 <= uniform_share <= 1:
-            raise ValueError(f"uniform_share lies in 0 to 1, but is {uniform_share}")
         self.k = k
-        self.uniform_share = uniform_share
+        self.strategies = dict(DEFAULT if strategies is None else strategies)
+        unknown = sorted(set(self.strategies) - set(STRATEGIES))
+        if unknown:
+            raise ValueError(f"there is no strategy {unknown[0]!r}; there are {', '.join(STRATEGIES)}")
+        if not self.strategies or min(self.strategies.values()) <= 0:
+            raise ValueError(f"strategies need shares above 0, not {self.strategies}; leave a strategy out instead")
         self.generator = torch.Generator().manual_seed(seed)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw this step's sub-networks."""
         assert isinstance(pl_module, Stage)
-        space = pl_module.backbone.space
-        pl_module.plan = [independent(space, self.generator, self.uniform_share) for _ in range(self.k)]
+        space, costs = pl_module.backbone.space, pl_module.costs
+        pl_module.plan = draw(self.strategies, space, costs, self.k, self.generator)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator."""

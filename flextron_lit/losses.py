@@ -26,16 +26,17 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total / tokens.clamp(min=1)
 
 
-def distillation(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """KL(teacher || student) in nats per predicted token (Hinton et al. 2015 at temperature 1).
+def distillation(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) in nats per predicted token, times the squared temperature (Hinton et al. 2015).
 
     Args:
         student: logits [B, T, V]; gradients flow here only.
         teacher: logits [B, T, V].
         labels: [B, T]; positions that predict nothing do not count.
+        temperature: divides the logits of both; the factor keeps the size of the gradients.
     """
     counted = labels[:, 1:] != IGNORED  # [B, T - 1]
-    predicted = student[:, :-1].float().log_softmax(-1)
-    wanted = teacher[:, :-1].detach().float().log_softmax(-1)
+    predicted = (student[:, :-1].float() / temperature).log_softmax(-1)
+    wanted = (teacher[:, :-1].detach().float() / temperature).log_softmax(-1)
     divergence = F.kl_div(predicted, wanted, reduction="none", log_target=True).sum(-1)  # [B, T - 1]
-    return (divergence * counted).sum() / counted.sum().clamp(min=1)
+    return temperature**2 * (divergence * counted).sum() / counted.sum().clamp(min=1)

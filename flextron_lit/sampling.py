@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -13,13 +14,57 @@ TRIES = 20
 MOVES_A_BLOCK = 20
 
 
-def independent(space: ElasticSpace, generator: torch.Generator, uniform_share: float) -> SubNetwork:
-    """Every block draws for itself (paper), or, in a share of the draws, all layers alike (ours).
+Strategy = Callable[[ElasticSpace, CostTable, int, torch.Generator], list[SubNetwork]]
+"""(space, cost table, k, generator) to the k sub-networks of a step."""
 
-    Independent draws cluster around the middle of the cost range; the uniform ones keep its corners trained.
+
+def independent(space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator) -> list[SubNetwork]:
+    """Every block draws for itself (paper, elastic continued training); such draws cluster at middling costs."""
+    return [space.random(generator) for _ in range(k)]
+
+
+def uniform(space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator) -> list[SubNetwork]:
+    """All layers alike, one draw for the MLPs and one for attention (MatFormer): the corners of the space."""
+    return [space.random_uniform(generator) for _ in range(k)]
+
+
+def stratified(space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator) -> list[SubNetwork]:
+    """One sub-network from each of k equal ranges of cost between the smallest and the full network (ours)."""
+    smallest = table.ratio(space.smallest())
+    draws = torch.rand(k, generator=generator, dtype=torch.float64).tolist()
+    ratios = [smallest + (1 - smallest) * (stratum + draw) / k for stratum, draw in enumerate(draws)]
+    return [nearest_to_cost(space, table, ratio, generator, tries=1) for ratio in ratios]
+
+
+def sandwich(space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator) -> list[SubNetwork]:
+    """The smallest sub-network, the others independent (Yu and Huang 2019; the full one is the bread on top)."""
+    return [space.smallest(), *independent(space, table, k - 1, generator)]
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "independent": independent,
+    "uniform": uniform,
+    "stratified": stratified,
+    "sandwich": sandwich,
+}
+
+
+def draw(
+    shares: Mapping[str, float], space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator
+) -> list[SubNetwork]:
+    """The sub-networks of one step, by a strategy drawn by its share.
+
+    Args:
+        shares: strategies by name, with the share of the steps that use them; they need not add up to 1.
+        space: the choices.
+        table: the cost that strata are ranges of.
+        k: number of sub-networks.
+        generator: source of all draws.
     """
-    alike = torch.rand((), generator=generator).item() < uniform_share
-    return space.random_uniform(generator) if alike else space.random(generator)
+    names = list(shares)
+    weights = torch.tensor([shares[name] for name in names], dtype=torch.float64)
+    chosen = names[int(torch.multinomial(weights, 1, generator=generator))]
+    return STRATEGIES[chosen](space, table, k, generator)
 
 
 def at_cost(
@@ -44,17 +89,32 @@ def at_cost(
     smallest = table.ratio(space.smallest())
     if not smallest - tolerance <= ratio <= 1:
         raise ValueError(f"no sub-network costs {ratio:g} of the full {table.name}: the smallest costs {smallest:.3f}")
+    found = nearest_to_cost(space, table, ratio, generator, tolerance)
+    if abs(table.ratio(found) - ratio) > tolerance:
+        raise ValueError(
+            f"no sub-network within {tolerance:g} of {ratio:g} of the full {table.name}; "
+            f"the nearest found costs {table.ratio(found):.3f}: allow a larger tolerance"
+        )
+    return found
+
+
+def nearest_to_cost(
+    space: ElasticSpace,
+    table: CostTable,
+    ratio: float,
+    generator: torch.Generator,
+    tolerance: float = 0.01,
+    tries: int = TRIES,
+) -> SubNetwork:
+    """As `at_cost`, but the nearest found in so many tries where none is within the tolerance."""
     beta = _solve_beta(table, ratio * table.full)
     nearest = space.full()
-    for _ in range(TRIES):
+    for _ in range(tries):
         found = _move_closer(_draw(table, beta, generator), table, ratio, generator, tolerance)
         nearest = min(found, nearest, key=lambda candidate: abs(table.ratio(candidate) - ratio))
         if abs(table.ratio(nearest) - ratio) <= tolerance:
-            return nearest
-    raise ValueError(
-        f"no sub-network within {tolerance:g} of {ratio:g} of the full {table.name}; "
-        f"the nearest found costs {table.ratio(nearest):.3f}: allow a larger tolerance"
-    )
+            break
+    return nearest
 
 
 def _boltzmann(costs: tuple[float, ...], beta: float) -> list[float]:
@@ -93,9 +153,9 @@ def _move_closer(
             break
         block = int(torch.randint(len(table.blocks), (), generator=generator))
         choice = sub_network.choices[block] + (-1 if distance > 0 else 1)
-        if 0 <= choice < len(table.blocks[block]):
-            moved = sub_network.replace(block, choice)
-            moved_distance = table.ratio(moved) - ratio
-            if abs(moved_distance) < abs(distance):
-                sub_network, distance = moved, moved_distance
+        row = table.blocks[block]
+        if 0 <= choice < len(row):
+            moved = distance + (row[choice] - row[sub_network.choices[block]]) / table.full
+            if abs(moved) < abs(distance):
+                sub_network, distance = sub_network.replace(block, choice), moved
     return sub_network

@@ -77,7 +77,7 @@ def test_training_helps_every_watched_sub_network(finished):
 
 def test_tensorboard_has_every_step_once_under_stable_names(finished):
     scalars = logged(finished[0])
-    train = {"full/loss", "sampled/loss", "full/distillation", "sampled/distillation", "gradient_norm"}
+    train = {"full/loss", "sampled/loss", "full/kl_original", "sampled/kl_full", "gradient_norm"}
     for name in (*train, "learning_rate", "tokens_per_second"):
         assert [step for step, _ in scalars[f"train/{name}"]] == list(range(1, STEPS + 1))
     for name in ("full", "mlp50", "mlp50-attention50", "random0.80"):
@@ -225,7 +225,7 @@ def test_print_config_is_complete_and_runs_nothing(tmp_path):
         (("--trainer.max_stepz", "1"), "max_stepz"),
         (("--model", "NoSuchStage"), "NoSuchStage"),
         (("-c", "configs/none.yaml"), "configs/none.yaml"),
-        (("--model.init_args.full_weight", "0"), "full_weight must be above 0"),
+        (("--model.init_args.full_weight.end", "0"), "full_weight must be above 0"),
         (("--model.init_args.space.mlp", "[0.5, 0.25, 1.0]"), "must ascend"),
         (("--model.init_args.checkpoint", "nowhere/at/all/here"), "nowhere/at/all/here"),
         (("--trainer.callbacks", "[]"), "BudgetSampling"),

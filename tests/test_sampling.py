@@ -18,14 +18,55 @@ def is_uniform(sub_network):
     return sub_network.choices == sub_network.choices[:2] * (len(sub_network.choices) // 2)
 
 
-def test_independent_mixes_in_its_share_of_uniform_ones(deep, generator):
-    space, _ = deep
-    counts = [
-        sum(is_uniform(sampling.independent(space, generator, share)) for _ in range(300)) for share in (0, 0.3, 1)
-    ]
-    assert counts[0] == 0
-    assert 60 < counts[1] < 120
-    assert counts[2] == 300
+def test_independent_and_uniform_are_what_they_say(deep, generator):
+    space, table = deep
+    assert not any(is_uniform(s) for s in sampling.independent(space, table, 300, generator))
+    drawn = sampling.uniform(space, table, 300, generator)
+    assert all(is_uniform(s) for s in drawn)
+    assert len(set(drawn)) == 12
+
+
+def test_sandwich_always_holds_the_smallest(deep, generator):
+    space, table = deep
+    smallest, *others = sampling.sandwich(space, table, 4, generator)
+    assert smallest == space.smallest()
+    assert len(set(others) - {smallest}) == 3
+    assert sampling.sandwich(space, table, 1, generator) == [smallest]
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_stratified_draws_one_from_each_range_of_cost(deep, k, generator):
+    space, table = deep
+    low = table.ratio(space.smallest())
+    edges = [low + (1 - low) * i / k for i in range(k + 1)]
+    ratios = [[table.ratio(s) for s in sampling.stratified(space, table, k, generator)] for _ in range(40)]
+    for row in ratios:
+        assert all(edges[i] - 0.02 <= ratio <= edges[i + 1] + 0.02 for i, ratio in enumerate(row))
+    first = [row[0] for row in ratios]
+    assert max(first) - min(first) > 0.5 * (edges[1] - edges[0])
+    independent = [table.ratio(s) for s in sampling.independent(space, table, 40, generator)]
+    assert min(independent) > min(first) + 0.02
+
+
+def test_stratified_works_where_few_costs_exist(generator):
+    backbone = ElasticBackbone(make_llama(num_hidden_layers=1), SpaceConfig(mlp=[16, 64], attention=[4]))
+    drawn = sampling.stratified(backbone.space, parameter_table(backbone), 40, generator)
+    assert set(drawn) == {backbone.space.full(), backbone.space.smallest()}
+
+
+def test_a_mix_uses_each_strategy_in_its_share(deep, generator):
+    space, table = deep
+    shares = {"independent": 3.0, "uniform": 1.0, "sandwich": 1.0}
+    steps = [sampling.draw(shares, space, table, 2, generator) for _ in range(500)]
+    smallest = space.smallest()
+    sandwiches = sum(plan[0] == smallest and not is_uniform(plan[1]) for plan in steps)
+    alike = sum(all(map(is_uniform, plan)) for plan in steps)
+    assert all(len(plan) == 2 for plan in steps)
+    assert 70 < sandwiches < 130
+    assert 70 < alike < 130
+    assert not any(
+        all(map(is_uniform, sampling.draw({"independent": 1}, space, table, 2, generator))) for _ in range(50)
+    )
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.4, 0.6, 0.8, 0.95, 1.0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,45 +14,18 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from flextron_lit.checkpoint import StageRecord
-from flextron_lit.costs import CostTable, parameter_table
+from flextron_lit.costs import parameter_table
 from flextron_lit.elastic import importance
 from flextron_lit.losses import cross_entropy, distillation
 from flextron_lit.sources import load_dense
 from flextron_lit.space import SpaceConfig, SubNetwork
+from flextron_lit.stages.calibration import Calibration, falling_importance
+from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.stage import Batch, LossParts, Pass, Stage
 from flextron_lit.validation import LossTable, ValidationResult, ValidationSet
 
 WARMUP_SHARE = 0.1
 FINAL_LEARNING_RATE = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """How unit importance is measured before training."""
-
-    tokens: int = 8192
-    """Training tokens that run through the dense model; 0 leaves the units unsorted."""
-    domains: list[str] | None = None
-    """Domains to take them from; None means all, by their mixing weights."""
-
-    def __post_init__(self) -> None:
-        if self.tokens < 0:
-            raise ValueError(f"calibration.tokens must be 0 or more, not {self.tokens}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distillation:
-    """Weights of the KL terms (ours; the paper trains on the language loss alone)."""
-
-    from_full: float = 0.0
-    """Of sampled sub-networks towards the full network's detached logits (Once-for-All's in-place distillation)."""
-    from_original: float = 0.0
-    """Of the full network towards the frozen original: guards what it could do before. Costs a second copy in memory
-    and one more forward pass a step."""
-
-    def __post_init__(self) -> None:
-        if min(self.from_full, self.from_original) < 0:
-            raise ValueError(f"distillation weights must be 0 or more, not {asdict(self)}")
 
 
 class ElasticTraining(Stage):
@@ -67,7 +40,7 @@ class ElasticTraining(Stage):
         calibration: how importance is measured; a Flextron checkpoint is sorted already.
         validation: the sub-networks to watch.
         distillation: KL terms beside the language loss.
-        full_weight: weight of the full network's loss; a sampled sub-network's is 1.
+        full_weight: weight of the full network's loss over the run; a sampled sub-network's is 1.
         optimizer: any torch optimizer; the default is AdamW without weight decay.
         lr_scheduler: any schedule, stepped at every update; the default warms up over a tenth of the steps and falls
             as a cosine to a tenth of the learning rate.
@@ -81,17 +54,16 @@ class ElasticTraining(Stage):
     """
 
     losses: LossTable
-    costs: CostTable
     watched: dict[str, SubNetwork]
 
     def __init__(
         self,
         checkpoint: str,
         space: SpaceConfig | None = None,
-        calibration: Calibration = Calibration(),  # frozen, and its fields show in --help
-        validation: ValidationSet = ValidationSet(),  # noqa: B008
+        calibration: Calibration = Calibration(),
+        validation: ValidationSet = ValidationSet(),
         distillation: Distillation = Distillation(),
-        full_weight: float = 1.0,
+        full_weight: FullWeight = FullWeight(),
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
         attn_implementation: str = "sdpa",
@@ -106,8 +78,6 @@ class ElasticTraining(Stage):
             clip_norm=clip_norm,
             accumulate=accumulate,
         )
-        if full_weight <= 0:
-            raise ValueError(f"full_weight must be above 0 (the full network always trains), not {full_weight}")
         self.space = space
         self.calibration = calibration
         self.validation = validation
@@ -134,21 +104,19 @@ class ElasticTraining(Stage):
         self.costs = parameter_table(self.backbone)
         self.watched = self.validation.resolve(self.backbone.space, self.costs)
         self.losses = LossTable(len(self.watched), len(self.domains))
-        if self.distillation.from_original and self.trainer.training:
+        if self.distillation.from_original and self.trainer.state.fn == "fit":
             # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
             original = load_dense(self.checkpoint, attn_implementation=self.attn_implementation)
             self._original = (original.requires_grad_(False),)
 
     def _sort(self) -> None:
         rank_zero_info(f"sorting units by importance on {self.calibration.tokens} training tokens")
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        batches = datamodule.calibration_batches(self.calibration.tokens, self.calibration.domains)
         self.model.to(self.trainer.strategy.root_device)
-        order = importance.falling_order(importance.measure(self.backbone, batches))
+        order = falling_importance(self.backbone, self.trainer.datamodule, self.calibration)  # type: ignore[attr-defined]
         # ranks may sum in another order; they must not permute in one
         self.order = self.trainer.strategy.broadcast(order)
         importance.permute(self.backbone, self.order)
-        self._calibrated = {"importance": "activation magnitude", **asdict(self.calibration)}
+        self._calibrated = asdict(self.calibration)
 
     @property
     def domains(self) -> list[str]:
@@ -198,12 +166,13 @@ class ElasticTraining(Stage):
             )
         space = self.backbone.space
         parts = LossParts()
+        original = self._original_logits(batch)
         with self.backbone.use(space.full()):
             full = Pass(space.full(), batch, self.logits(batch))
-            full_loss = self._full_loss(full, parts)
+            full_loss = self._full_loss(full, original, parts)
         last = (self.trainer.fit_loop.total_batch_idx + 1) % self.accumulate == 0
         with self.no_sync():
-            sampled = {str(s.choices): self._train_sampled(s, full, parts) for s in self.plan}
+            sampled = {str(s.choices): self._train_sampled(s, full, original, parts) for s in self.plan}
             if not last:
                 self._train_full(full_loss)
         if last:
@@ -213,34 +182,41 @@ class ElasticTraining(Stage):
             norm = self.update({"the full network": full_loss.detach(), **sampled})
             self._log_step(parts, norm, batch["input_ids"].numel())
 
-    def _full_loss(self, full: Pass, parts: LossParts) -> Tensor:
-        loss = self.language_loss(full, "full", parts)
+    @torch.no_grad()
+    def _original_logits(self, batch: Batch) -> Tensor | None:
         for original in self._original:
-            with torch.no_grad():
-                batch = full.batch
-                wanted = original(
-                    input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-                ).logits
-            term = distillation(full.logits, wanted, batch["labels"])
-            parts.add("full/distillation", term)
-            loss = loss + self.distillation.from_original * term
-        return loss
+            return original(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        return None
+
+    def _full_loss(self, full: Pass, original: Tensor | None, parts: LossParts) -> Tensor:
+        loss = self.language_loss(full, "full", parts)
+        return loss + self._distilled(full, "full/kl_original", original, self.distillation.full_from_original, parts)
 
     def _train_full(self, loss: Tensor) -> None:
+        progress = 0.0 if self.full_weight.constant else self.trainer.global_step / max(1, self._planned_updates() - 1)
         # checkpointed activations are recomputed in backward, so the selection must be the one of the forward
         with self.backbone.use(self.backbone.space.full()):
-            self.manual_backward(loss * (self.full_weight / self.accumulate))
+            self.manual_backward(loss * (self.full_weight.at(progress) / self.accumulate))
 
-    def _train_sampled(self, sub_network: SubNetwork, full: Pass, parts: LossParts) -> Tensor:
+    def _train_sampled(self, sub_network: SubNetwork, full: Pass, original: Tensor | None, parts: LossParts) -> Tensor:
+        weights = self.distillation
         with self.backbone.use(sub_network):
             done = Pass(sub_network, full.batch, self.logits(full.batch))
-            loss = self.language_loss(done, "sampled", parts)
-            if self.distillation.from_full:
-                term = distillation(done.logits, full.logits, full.batch["labels"])
-                parts.add("sampled/distillation", term)
-                loss = loss + self.distillation.from_full * term
+            loss = self.language_loss(done, "sampled", parts, weights.language)
+            loss = loss + self._distilled(done, "sampled/kl_full", full.logits, weights.sampled_from_full, parts)
+            loss = loss + self._distilled(done, "sampled/kl_original", original, weights.sampled_from_original, parts)
             self.manual_backward(loss / self.accumulate)
         return loss.detach()
+
+    def _distilled(
+        self, done: Pass, name: str, teacher: Tensor | None, weight: float, parts: LossParts
+    ) -> Tensor | float:
+        if not weight:
+            return 0.0
+        assert teacher is not None
+        term = distillation(done.logits, teacher, done.batch["labels"], self.distillation.temperature)
+        parts.add(name, term)
+        return weight * term
 
     def _log_step(self, parts: LossParts, gradient_norm: Tensor, tokens: int) -> None:
         now = time.perf_counter()
@@ -310,7 +286,7 @@ class ElasticTraining(Stage):
         assert not isinstance(optimizer, list)
         defaults = {k: v for k, v in optimizer.defaults.items() if isinstance(v, int | float | bool | str)}
         return super().settings() | {
-            "full_weight": self.full_weight,
+            "full_weight": asdict(self.full_weight),
             "distillation": asdict(self.distillation),
             "optimizer": {"class": type(optimizer.optimizer).__name__, **defaults},
         }

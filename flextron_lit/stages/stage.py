@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint as flextron_checkpoint
+from flextron_lit.costs import CostTable
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.losses import mean_cross_entropy
 from flextron_lit.provenance import git_commit, versions
@@ -73,6 +74,7 @@ class Stage(LightningModule):
     """
 
     backbone: ElasticBackbone
+    costs: CostTable
     tokenizer: PreTrainedTokenizerBase
     order: list[Tensor]
     history: list[dict[str, Any]]
@@ -142,20 +144,22 @@ class Stage(LightningModule):
 
     # --- one optimizer step -------------------------------------------------------------------------------------
 
-    def language_loss(self, done: Pass, name: str, parts: LossParts) -> Tensor:
-        """Language loss of a pass plus the callbacks' terms.
+    def language_loss(self, done: Pass, name: str, parts: LossParts, weight: float = 1.0) -> Tensor:
+        """Weighted language loss of a pass plus the callbacks' terms.
 
         Args:
             done: the pass.
             name: the language loss alone goes into `parts` as `<name>/loss`.
             parts: collects what the loss is made of.
+            weight: of the language loss.
         """
-        loss = mean_cross_entropy(done.logits, done.batch["labels"])
-        parts.add(f"{name}/loss", loss)
-        for term_name, (function, weight) in self._loss_terms.items():
+        language = mean_cross_entropy(done.logits, done.batch["labels"])
+        parts.add(f"{name}/loss", language)
+        loss = weight * language
+        for term_name, (function, term_weight) in self._loss_terms.items():
             term = function(done)
             parts.add(term_name, term)
-            loss = loss + weight * term
+            loss = loss + term_weight * term
         return loss
 
     def no_sync(self) -> AbstractContextManager[None]:

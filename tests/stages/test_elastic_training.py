@@ -2,88 +2,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 
 from callbacks import BudgetSampling, ExactResume, FlextronCheckpointWriter
 from flextron_lit import checkpoint
-from flextron_lit.data import TextDataModule, TextDomain
-from flextron_lit.space import SpaceConfig, SubNetwork
-from flextron_lit.stages import Calibration, Distillation, ElasticTraining, NonFiniteError
+from flextron_lit.costs import parameter_table
+from flextron_lit.stages import Calibration, ElasticTraining, FullWeight, NonFiniteError
 from flextron_lit.validation import Uniform, ValidationSet
-from tests.front_door import ROOT
-
-TINY = f"random:{ROOT / 'configs/models/tiny-llama'}"
-SPACE = SpaceConfig(mlp=[0, 32, 64, 128], attention=[0, 1, 2, 4])
-PLAN = [SubNetwork((1, 2, 2, 1, 3, 0)), SubNetwork((0, 1, 1, 1, 1, 1))]
-
-
-class Plan(Callback):
-    def __init__(self, plan=PLAN):
-        self.plan = plan
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        pl_module.plan = self.plan
-
-
-class Gradients(Callback):
-    """Keeps the gradients of the first update, before clipping, and the batches that led to it."""
-
-    def __init__(self):
-        self.batches = []
-        self.kept = None
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.kept is None:
-            self.batches.append(batch)
-            self.weights = {n: p.detach().clone() for n, p in pl_module.model.named_parameters()}
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        if self.kept is None:
-            self.kept = {n: p.grad.clone() for n, p in pl_module.model.named_parameters()}
-
-
-def text(**settings):
-    defaults = {"tokenizer": TINY, "block_size": 32, "batch_size": 2, "validation_tokens": 64, "test_tokens": 64}
-    return TextDataModule({"stories": TextDomain(source="generated:60,0")}, **(defaults | settings))
-
-
-def stage(**settings):
-    defaults = {"space": SPACE, "calibration": Calibration(tokens=0), "clip_norm": 1e9}
-    return ElasticTraining(TINY, **(defaults | settings))
-
-
-def fit(module, *callbacks, steps=1, **settings):
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **({"limit_val_batches": 0, "callbacks": list(callbacks)} | settings),
-    )
-    trainer.fit(module, datamodule=text())
-    return trainer
-
-
-def sum_of_losses(module, batches, plan, full_weight=1.0):
-    """Reference: the gradients of Hugging Face's own losses, weighted and added up."""
-    module.zero_grad()
-    for batch in batches:
-        inputs = {k: batch[k] for k in ("input_ids", "position_ids")}
-        for sub_network, weight in [(module.backbone.space.full(), full_weight), *((s, 1.0) for s in plan)]:
-            with module.backbone.use(sub_network):
-                loss = module.model(**inputs, labels=batch["labels"], use_cache=False).loss
-                (loss * weight / len(batches)).backward()
-    return {n: p.grad for n, p in module.model.named_parameters()}
+from tests.stages.training import PLAN, Gradients, Plan, fit, stage, sum_of_losses
 
 
 @pytest.mark.parametrize(
     ("accumulate", "full_weight", "checkpointing"), [(1, 1.0, False), (3, 0.5, False), (1, 1.0, True)]
 )
 def test_a_step_adds_up_the_gradients_of_full_and_sampled(accumulate, full_weight, checkpointing):
-    module = stage(accumulate=accumulate, full_weight=full_weight, activation_checkpointing=checkpointing)
+    weight = FullWeight(start=full_weight, end=full_weight)
+    module = stage(accumulate=accumulate, full_weight=weight, activation_checkpointing=checkpointing)
     kept = Gradients()
     fit(module, Plan(), kept)
     assert len(kept.batches) == accumulate
@@ -114,24 +48,6 @@ def test_a_callbacks_loss_term_counts_in_every_pass():
     assert Term.seen == [module.backbone.space.full(), *PLAN]
     assert trainer.logged_metrics["train/size"] > 0
     assert any(not torch.allclose(plain.kept[n], with_term.kept[n]) for n in plain.kept)
-
-
-def test_distillation_changes_what_it_says(tmp_path):
-    plain = {}
-    for name, weights in {"none": {}, "full": {"from_full": 1.0}, "original": {"from_original": 1.0}}.items():
-        kept = Gradients()
-        module = stage(distillation=Distillation(**weights))
-        trainer = fit(module, Plan(), kept)
-        plain[name] = kept.kept
-        assert ("train/sampled/distillation" in trainer.logged_metrics) == (name == "full")
-        assert ("train/full/distillation" in trainer.logged_metrics) == (name == "original")
-        if name == "original":
-            # the full network is still the original at the first step
-            assert trainer.logged_metrics["train/full/distillation"].abs() < 1e-6
-            assert not any("_original" in n for n in module.state_dict())
-    same = [torch.allclose(plain["none"][n], plain["original"][n], atol=1e-6) for n in plain["none"]]
-    assert all(same)
-    assert not all(torch.allclose(plain["none"][n], plain["full"][n], atol=1e-6) for n in plain["none"])
 
 
 class Poison(Callback):
@@ -186,7 +102,6 @@ def test_a_schedule_that_waits_for_a_metric_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"full_weight": 0.0}, "full_weight must be above 0"),
         ({"clip_norm": 0.0}, "clip_norm must be above 0"),
         ({"accumulate": 0}, "accumulate counts batches"),
         ({"attn_implementation": "flash"}, "sdpa or eager, not 'flash'"),
@@ -196,9 +111,9 @@ def test_a_wrong_setting_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         stage(**settings)
     with pytest.raises(ValueError, match="must be 0 or more"):
-        Distillation(from_full=-1)
-    with pytest.raises(ValueError, match="must be 0 or more"):
         Calibration(tokens=-1)
+    with pytest.raises(ValueError, match="importance is one of magnitude, outgoing, not 'taylor'"):
+        Calibration(importance="taylor")
 
 
 def test_the_learning_rate_warms_up_and_falls():
@@ -229,8 +144,9 @@ def test_any_optimizer_trains(optimizer):
 
 def test_budget_sampling_draws_the_same_again_after_a_restore(backbone):
     module = stage()
-    module.backbone = backbone
-    sampling = BudgetSampling(k=3, uniform_share=0.5, seed=4)
+    module.backbone, module.costs = backbone, parameter_table(backbone)
+    mix = {"independent": 1.0, "uniform": 1.0, "stratified": 1.0}
+    sampling = BudgetSampling(k=3, strategies=mix, seed=4)
     drawn = []
     for index in range(6):
         if index == 3:
@@ -238,7 +154,7 @@ def test_budget_sampling_draws_the_same_again_after_a_restore(backbone):
         sampling.on_train_batch_start(None, module, None, index)
         drawn.append(module.plan)
     assert [len(p) for p in drawn] == [3] * 6
-    restored = BudgetSampling(k=3, uniform_share=0.5, seed=0)
+    restored = BudgetSampling(k=3, strategies=mix, seed=0)
     restored.load_state_dict(state)
     for index in range(3, 6):
         restored.on_train_batch_start(None, module, None, index)
@@ -250,7 +166,9 @@ def test_budget_sampling_draws_the_same_again_after_a_restore(backbone):
     ("make", "message"),
     [
         (lambda: BudgetSampling(k=0), "k counts sub-networks"),
-        (lambda: BudgetSampling(uniform_share=2), "lies in 0 to 1, but is 2"),
+        (lambda: BudgetSampling(strategies={"greedy": 1}), "no strategy 'greedy'; there are independent, uniform"),
+        (lambda: BudgetSampling(strategies={"uniform": 0}), "need shares above 0"),
+        (lambda: BudgetSampling(strategies={}), "need shares above 0"),
         (lambda: ExactResume(every_n_steps=0), "must be 1 or more"),
         (lambda: FlextronCheckpointWriter(keep="first"), "last or best, not 'first'"),
     ],
