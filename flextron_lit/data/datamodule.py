@@ -9,25 +9,28 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from flextron_lit.data.domain import TextDomain
+from flextron_lit.data.encoding import tokenizer_fingerprint
 from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, shares
 from flextron_lit.data.packing import Block
-from flextron_lit.data.tokenized import Split, TokenizedDomain, tokenized, tokenizer_fingerprint
+from flextron_lit.data.streams import Split
+from flextron_lit.data.tokenized import TokenizedDomain, tokenized
+from flextron_lit.losses import IGNORED
 from flextron_lit.sources import load_tokenizer
 
 
 class TextDataModule(LightningDataModule):
     """Named text domains, mixed by weight, with held-out documents of each.
 
-    Every batch has `input_ids`, `position_ids` and `labels`, [B, T]. There is one validation and one test loader a
-    domain, in the order of `domain_names`.
+    Every batch has `input_ids`, `position_ids` and `labels`, [B, T]; of conversations (format `chat`) only the answers
+    have labels. There is one validation and one test loader a domain, in the order of `domain_names`.
 
     Args:
         domains: the domains by name.
         tokenizer: the model source whose tokenizer to use; the command line takes it from the stage's checkpoint.
         block_size: tokens of a block.
         batch_size: blocks of a batch, on each rank.
-        validation_tokens: tokens to validate on, of each domain.
-        test_tokens: tokens to test on, of each domain.
+        validation_tokens: tokens to validate on, of each domain; with those of a conversation that are not predicted.
+        test_tokens: tokens to test on, of each domain, counted likewise.
         held_out: share of the documents that are held out, half for validation and half for test.
         seed: of the split and of the order of blocks.
         num_workers: processes that load blocks; 0 loads in the main one, which is fast enough for memory-mapped tokens.
@@ -164,9 +167,14 @@ class TextDataModule(LightningDataModule):
                 f"{split}_tokens {self.tokens_of[split]} makes {count} blocks of {self.block_size}; domain {name} has "
                 f"{len(dataset)}: choose between {self.block_size} and {len(dataset) * self.block_size}"
             )
+        chosen = _evenly(len(dataset), count)
+        if not any((dataset[i]["labels"] != IGNORED).any() for i in chosen):
+            raise ValueError(
+                f"the {count} {split} blocks of domain {name} hold no part of an answer: nothing to predict; "
+                f"raise {split}_tokens or block_size"
+            )
         rank, world = self._rank_and_world()
-        chosen = _evenly(len(dataset), count)[rank::world]
-        return DataLoader(Subset(dataset, chosen), batch_size=self.batch_size)
+        return DataLoader(Subset(dataset, chosen[rank::world]), batch_size=self.batch_size)
 
     def _dataset(self, split: Split, names: Sequence[str]) -> BlockDataset:
         streams = [self._tokenized[name].streams[split] for name in names]
@@ -196,13 +204,17 @@ class TextDataModule(LightningDataModule):
 
     def _describe(self, name: str, domain: TextDomain) -> dict[str, Any]:
         made = self._tokenized[name]
-        return {
+        described: dict[str, Any] = {
             "source": domain.source,
+            "format": domain.format,
             "weight": domain.weight,
             "key": made.key,
             "tokens": {split: len(stream.tokens) for split, stream in made.streams.items()},
             "documents": {split: len(stream.starts) for split, stream in made.streams.items()},
         }
+        if domain.format == "chat":
+            described["answer_tokens"] = {split: stream.num_predicted for split, stream in made.streams.items()}
+        return described
 
 
 def _evenly(size: int, count: int) -> list[int]:

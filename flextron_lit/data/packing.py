@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from flextron_lit.data.formats import decode
-from flextron_lit.data.tokenized import TokenStream
+from flextron_lit.data.rows import decode
+from flextron_lit.data.streams import TokenStream
 from flextron_lit.losses import IGNORED
 
 Block = dict[str, Tensor]
@@ -21,7 +21,8 @@ def block(stream: TokenStream, index: int, block_size: int) -> Block:
 
     Positions restart with each document, from which transformers builds the mask that keeps documents apart (with
     `use_cache=False` and no attention mask), and the first token of a document is not predicted from the one before:
-    the loss of a block is the loss of its pieces of documents on their own.
+    the loss of a block is the loss of its pieces of documents on their own. Of a conversation the answers are
+    predicted alone, and see all of it that is in the block.
 
     Returns:
         input_ids, position_ids, labels: [block_size] each, int64.
@@ -32,6 +33,9 @@ def block(stream: TokenStream, index: int, block_size: int) -> Block:
     starts = stream.starts[np.searchsorted(stream.starts, offsets, side="right") - 1]
     positions = torch.from_numpy(offsets - np.maximum(starts, first))
     labels = tokens.masked_fill(positions == 0, IGNORED)
+    if stream.predicted is not None:
+        predicted = torch.from_numpy(np.array(stream.predicted[first : first + block_size]))
+        labels = labels.masked_fill(~predicted, IGNORED)
     return {"input_ids": tokens, "position_ids": positions, "labels": labels}
 
 

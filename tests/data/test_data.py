@@ -9,7 +9,8 @@ import torch
 from flextron_lit.data import EpochSampler, ResumableLoader, TextDataModule, TextDomain, text_blocks, tokenized
 from flextron_lit.data.loader import BlockDataset, mixed_order, shares
 from flextron_lit.data.packing import block
-from flextron_lit.data.tokenized import TokenStream, split_documents
+from flextron_lit.data.streams import TokenStream
+from flextron_lit.data.tokenized import split_documents
 from flextron_lit.losses import cross_entropy
 from flextron_lit.sources import load_tokenizer
 from tests.conftest import ATTENTION, VOCABULARY, make_llama

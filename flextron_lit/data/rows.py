@@ -1,0 +1,149 @@
+"""Files and data sets of rows: each row with its place, for errors. Nothing is held but the rows at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow
+from pyarrow.parquet import ParquetFile
+
+from flextron_lit.data.domain import TextDomain
+from flextron_lit.sources import Source
+from flextron_lit.sources.cache import cache_root
+
+Row = tuple[str, Any]
+"""Its place, and what was read there."""
+ROWS = 1024
+"""Read at once of a parquet file or data set."""
+
+
+def json_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
+    """The lines of a jsonl file that are not blank.
+
+    Raises:
+        ValueError: naming the line that is not UTF-8 or not JSON.
+    """
+    # a file's own lines end at \n alone: JSON strings may hold U+2028 and its like as they are
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            place = f"{name}, line {number},"
+            yield place, load_json(place, decode(place, line))
+
+
+def parquet_rows(name: str, file: IO[bytes], field: str) -> Iterator[Row]:
+    """The rows of a parquet file, one row group after the other, of which the one column is read.
+
+    Raises:
+        ValueError: if it is not parquet, damaged, or lacks the column; naming the columns.
+    """
+    try:
+        parquet = ParquetFile(file, page_checksum_verification=True)
+        _check_column(name, field, parquet.schema_arrow.names)
+        batches = parquet.iter_batches(batch_size=ROWS, columns=[field])
+        yield from _column_rows(name, field, (batch.column(0).to_pylist() for batch in batches))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{name} is not parquet, or damaged: {error}") from error
+
+
+def dataset_rows(source: Source, domain: TextDomain) -> Iterator[Row]:
+    """The rows of one split of a Hugging Face data set, of which the one column is read.
+
+    Raises:
+        ValueError: if it cannot be read, or lacks the configuration, split or column; naming those it has.
+    """
+    data = _open_dataset(source, domain)
+    name, field = f"{source.location}, split {domain.split}", domain.field_name
+    _check_column(name, field, data.column_names)
+    try:
+        batches = data.select_columns([field]).iter(batch_size=ROWS)
+        yield from _column_rows(name, field, (batch[field] for batch in batches))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{name} is damaged: {error}") from error
+
+
+def decode(place: str, content: bytes) -> str:
+    """UTF-8 to text.
+
+    Raises:
+        ValueError: naming the byte that is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text: byte {error.start} is 0x{content[error.start]:02x}") from error
+
+
+def load_json(place: str, text: str) -> Any:
+    """JSON to Python.
+
+    Raises:
+        ValueError: naming where it is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from error
+
+
+def _column_rows(name: str, field: str, batches: Iterator[list[Any]]) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        for value in batch:
+            # as pandas and datasets count, to look it up there
+            yield f"{name}, row {number} (from 0),", {field: value}
+            number += 1
+
+
+def _check_column(name: str, field: str, columns: list[str]) -> None:
+    if field not in columns:
+        raise ValueError(f"{name} has no column {field!r}; it has {', '.join(columns) or 'none'}: set field")
+
+
+def _open_dataset(source: Source, domain: TextDomain) -> Any:
+    found = _load_dataset(source, domain)
+    if isinstance(found, dict):
+        if domain.split not in found:
+            raise ValueError(f"{source.location} has no split {domain.split!r}; it has {', '.join(found)}: set split")
+        return found[domain.split]
+    if domain.split != TextDomain.split:
+        raise ValueError(f"split {domain.split!r} has no effect: {source.location} was saved as one; leave it out")
+    return found
+
+
+def _load_dataset(source: Source, domain: TextDomain) -> Any:
+    """A DatasetDict, or a Dataset that was saved on its own."""
+    # a second and a hundred modules: only where a data set is read
+    import datasets
+
+    # a bar on a terminal only, as everywhere here
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    path = Path(source.location)
+    saved = source.scheme == "local" and any((path / n).is_file() for n in ("dataset_dict.json", "state.json"))
+    if saved and domain.subset is not None:
+        raise ValueError(f"subset {domain.subset!r} has no effect: {path} was saved as one; leave it out")
+    try:
+        if saved:
+            return datasets.load_from_disk(source.location)
+        cache = cache_root() / "datasets" / (_state_of(path) if source.scheme == "local" else "")
+        return datasets.load_dataset(source.location, domain.subset, revision=source.revision, cache_dir=str(cache))
+    except Exception as error:
+        # no network, no such data set or configuration, damaged files: each its own type, all the user's to mend
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot read a data set from {source.location} (subset {domain.subset or 'not set'}): "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+
+
+def _state_of(folder: Path) -> str:
+    """Digest of which files a folder holds and when they were written."""
+    # datasets goes by the name of a configuration alone, and would read an old copy of files that have changed since
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
