@@ -2,34 +2,47 @@
 
 ```
 config.json, model.safetensors, tokenizer files    a plain Hugging Face checkpoint of the full network
-flextron.json                                      format version, space, history
+flextron.json                                      format version, space, history, sha256 of every file
 order.safetensors                                  per block, where the units stood in the dense model
 ```
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.progress import quiet_transformers
+from flextron_lit.digest import sha256_of
 from flextron_lit.space import ElasticSpace
+
+if TYPE_CHECKING:
+    # only writing needs them, and importing them takes seconds that reading should not cost
+    from transformers import PreTrainedTokenizerBase
+
+    from flextron_lit.elastic import ElasticBackbone
 
 FORMAT_VERSION = 1
 RECORD = "flextron.json"
 ORDER = "order.safetensors"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHT_INDEX = "model.safetensors.index.json"
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+MEND = "restore or retrain it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,33 +80,120 @@ class FlextronCheckpoint:
     history: list[dict[str, Any]]
 
 
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
 def is_flextron(folder: Path) -> bool:
     """Whether a folder is a Flextron checkpoint rather than a dense model."""
     return (folder / RECORD).is_file()
 
 
 def read(folder: Path) -> FlextronCheckpoint:
-    """Read everything but the weights.
+    """Read everything but the weights, of which only the presence and the headers are checked.
 
     Raises:
         ValueError: if the folder is no Flextron checkpoint, or was written by a newer version, or is damaged.
     """
+    record = _read_record(folder)
+    for name in (CONFIG, ORDER):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is damaged: it has no {name}; {MEND}")
+    with _damage(folder):
+        space = ElasticSpace.from_json(record["space"])
+        history = [dict(row) for row in record["history"]]
+    with _damage(folder / ORDER):
+        order = _order(load_file(folder / ORDER), space)
+    for file in weight_files(folder):
+        # opening compares the header with the file's length: a cut-off file is noticed without reading it
+        with _damage(file), safe_open(file, framework="pt"):
+            pass
+    return FlextronCheckpoint(space, order, history)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config as it stands in the file, without the class that transformers makes of it.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    with _damage(folder / CONFIG):
+        return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the full network's weights: one, or the shards of a large network.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    names = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file() and (folder / WEIGHT_INDEX).is_file():
+        with _damage(folder / WEIGHT_INDEX):
+            index = json.loads((folder / WEIGHT_INDEX).read_text(encoding="utf-8"))
+            names = sorted(set(index["weight_map"].values()))
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is damaged: it has no {name}; {MEND}")
+    return [folder / name for name in names]
+
+
+def verify(folder: Path) -> list[str]:
+    """Compare every file with the sha256 that was noted when it was written. Reads all of them: seconds per GB.
+
+    Returns:
+        Names of the files that were compared; none for a checkpoint that was written before digests were noted.
+
+    Raises:
+        ValueError: if the folder is no Flextron checkpoint, or a file is missing or not as it was written.
+    """
+    record = _read_record(folder)
+    with _damage(folder):
+        written = dict(record.get("sha256", {}))
+    for name, digest in written.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is damaged: it has no {name}; {MEND}")
+        found = _record_digest(record) if name == RECORD else sha256_of(folder / name)
+        if found != digest:
+            raise ValueError(
+                f"{folder / name} is damaged: its sha256 is {found}, but {digest} was written; {MEND}, "
+                f"or, if you changed the file yourself, remove the key sha256 from {RECORD}"
+            )
+    return list(written)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
     if not is_flextron(folder):
         raise ValueError(f"{folder} is no Flextron checkpoint: it has no {RECORD}")
-    try:
+    with _damage(folder):
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         version = record["format_version"]
-        if version > FORMAT_VERSION:
-            raise ValueError(f"{folder} has format {version}, this program reads up to {FORMAT_VERSION}: upgrade it")
-        space = ElasticSpace.from_json(record["space"])
-        order = load_file(folder / ORDER)
-        return FlextronCheckpoint(space, [order[block.name].long() for block in space.blocks], record["history"])
-    except (KeyError, TypeError, OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder} is damaged ({type(error).__name__}: {error}); restore or retrain it") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ValueError(f"{folder / ORDER} is damaged ({error}); restore or retrain it") from error
+        newer = version > FORMAT_VERSION
+    if newer:
+        raise ValueError(f"{folder} has format {version}, this program reads up to {FORMAT_VERSION}: upgrade it")
+    return record
+
+
+def _order(stored: Mapping[str, Tensor], space: ElasticSpace) -> list[Tensor]:
+    order = [stored[block.name].long() for block in space.blocks]
+    for block, units in zip(space.blocks, order, strict=True):
+        if not torch.equal(units.sort().values, torch.arange(block.full)):
+            raise ValueError(f"{block.name} is not an order of {block.full} units")
+    return order
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what readers of JSON and safetensors raise into one clear error."""
+    try:
+        yield
+    except PermissionError:
+        # the file may be whole; the system's message names it
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {MEND}") from error
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
 
 
 def write(
@@ -114,27 +214,32 @@ def write(
         order: per block, the unit of the dense model that now stands at each position.
         history: records of all stages so far.
         state_dict: full weights, where the live parameters are sharded.
+
+    Raises:
+        ValueError: if the folder cannot be written, or the disk is full; an earlier checkpoint stays as it was.
     """
-    partial, old = _sibling(folder, "partial"), _sibling(folder, "old")
-    recover(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"cannot write the checkpoint {folder}: a file of that name exists; name another place")
+    partial = _sibling(folder, "partial")
     try:
-        with quiet_transformers():
-            backbone.model.save_pretrained(partial, state_dict=dict(state_dict) if state_dict else None)
-        tokenizer.save_pretrained(partial)
+        recover(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _save_model(partial, backbone, tokenizer, state_dict)
         named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
         save_file(named, partial / ORDER)
         rows = [asdict(r) if isinstance(r, StageRecord) else dict(r) for r in history]
-        record = {"format_version": FORMAT_VERSION, "space": backbone.space.to_json(), "history": rows}
-        (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except BaseException:
+        _write_record(partial, {"format_version": FORMAT_VERSION, "space": backbone.space.to_json(), "history": rows})
+        _replace(folder, partial)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    with suppress(FileNotFoundError):
-        os.rename(folder, old)
-    os.rename(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            recover(folder)
+        number = _error_number(error)
+        if number is None:
+            raise
+        weights = state_dict.values() if state_dict else backbone.model.parameters()
+        raise ValueError(_cannot_write(folder, number, sum(w.nbytes for w in weights))) from error
 
 
 def recover(folder: Path) -> None:
@@ -143,6 +248,65 @@ def recover(folder: Path) -> None:
     if old.exists() and not folder.exists():
         os.rename(old, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _save_model(
+    folder: Path,
+    backbone: ElasticBackbone,
+    tokenizer: PreTrainedTokenizerBase,
+    state_dict: Mapping[str, Tensor] | None,
+) -> None:
+    from flextron_lit.progress import quiet_transformers
+
+    with quiet_transformers():
+        backbone.model.save_pretrained(folder, state_dict=dict(state_dict) if state_dict else None)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {str(path.relative_to(folder)): sha256_of(path) for path in files}
+    sealed = {**record, "sha256": {**digests, RECORD: _record_digest(record)}}
+    (folder / RECORD).write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
+    for path in files:
+        # safetensors makes its files readable by their owner alone, which a checkpoint to share is not
+        path.chmod((folder / RECORD).stat().st_mode)
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    old = _sibling(folder, "old")
+    with suppress(FileNotFoundError):
+        os.rename(folder, old)
+    os.rename(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+    """Of everything in `flextron.json` but the digests themselves."""
+    content = {key: value for key, value in record.items() if key != "sha256"}
+    # through JSON once, so that a tuple or an integer key counts as what it will be read as
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The system's number of a failed write; safetensors and tokenizers give it in the text alone."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else None
+
+
+def _cannot_write(folder: Path, number: int, needed: int) -> str:
+    reason = os.strerror(number)
+    if number not in OUT_OF_SPACE:
+        return f"cannot write the checkpoint {folder} ({reason}); name another place, or mend this one"
+    disk = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(disk).free
+    return (
+        f"cannot write the checkpoint {folder} ({reason}): it needs about {needed / 1e6:.1f} MB beside what is there, "
+        f"but {free / 1e6:.1f} MB are free; make room, or name another place"
+    )
 
 
 def _sibling(folder: Path, suffix: str) -> Path:

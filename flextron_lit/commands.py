@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -21,6 +22,8 @@ commands
   validate   loss of the watched sub-networks on the validation documents
   test       the same on the test documents
   predict    loss on every test block, as JSON lines
+  info       what a Flextron checkpoint holds and how it was made
+  diff       how two Flextron checkpoints differ; exit code 0 if they do not
 
 start here
   python main.py fit -c configs/debug.yaml              a tiny model, under a minute, no downloads
@@ -38,25 +41,50 @@ NOISE = (
 TIPS = "lightning.pytorch.utilities.rank_zero"
 
 
-def _stage() -> None:
+def _stage() -> int:
     from flextron_lit.cli import StageCLI
 
     StageCLI()
+    return 0
 
 
-def _pipeline() -> None:
+def _pipeline() -> int:
     from flextron_lit.pipeline import command
 
     command(sys.argv[2:])
+    return 0
 
 
-COMMANDS: dict[str, Callable[[], None]] = {
+def _end_with_the_reader() -> None:
+    """Let `| head` end a command that only prints, quietly, as other tools do."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def _info() -> int:
+    from flextron_lit.inspection.info import command
+
+    _end_with_the_reader()
+    command(sys.argv[2:])
+    return 0
+
+
+def _diff() -> int:
+    from flextron_lit.inspection.difference import command
+
+    _end_with_the_reader()
+    return command(sys.argv[2:])
+
+
+COMMANDS: dict[str, Callable[[], int]] = {
     "pipeline": _pipeline,
     "fit": _stage,
     "validate": _stage,
     "test": _stage,
     "predict": _stage,
+    "info": _info,
+    "diff": _diff,
 }
+"""What runs a command; the answer is the exit code."""
 
 
 def main() -> int:
@@ -70,16 +98,19 @@ def main() -> int:
         hint = f"; did you mean {close[0]}?" if close else ""
         return _complain(f"unknown command {arguments[0]!r}{hint} Commands: {', '.join(COMMANDS)}")
     quieten()
-    # imported late: help should not wait for it
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     try:
-        COMMANDS[arguments[0]]()
-    except (ValueError, OSError, MisconfigurationException) as error:
+        return COMMANDS[arguments[0]]()
+    except _user_errors() as error:
         if os.environ.get("FLEXTRON_DEBUG"):
             traceback.print_exc()
         return _complain(str(error))
-    return 0
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """What a user's mistake raises."""
+    # looked up, not imported: without Lightning there is none of its errors, and it takes seconds to load
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return (ValueError, OSError, *([lightning.MisconfigurationException] if lightning else []))
 
 
 def quieten() -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
+from flextron_lit.tables import show
 from flextron_lit.validation import ValidationResult
 
-MINIMUM_WIDTH = 100
 COST = "parameters"
 
 Row = dict[str, Any]
@@ -119,6 +118,4 @@ class Report:
         for name, by_domain in losses.items():
             cells = [cell(name, domain, loss) for domain, loss in by_domain.items()]
             table.add_row(name, f"{costs[name] / 1e6:.1f}M" if costs[name] > 1e6 else f"{costs[name]:.0f}", *cells)
-        console = Console()
-        console.width = max(console.width, MINIMUM_WIDTH)
-        console.print(table)
+        show(table)

@@ -1,8 +1,12 @@
+import errno
 import json
 import os
+import resource
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from flextron_lit import checkpoint
@@ -45,14 +49,94 @@ def test_writing_replaces_the_old_one_whole(tmp_path, backbone):
     assert not (folder / "leftover").exists()
 
 
+def raising(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def assert_only_the_first_is_there(folder):
+    assert checkpoint.read(folder).history == [{"steps": 1}]
+    assert checkpoint.verify(folder)
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["flextron"]
+
+
 def test_a_failed_write_leaves_the_old_one(tmp_path, backbone, monkeypatch):
     folder = tmp_path / "flextron"
     write(folder, backbone, [{"steps": 1}])
-    monkeypatch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(checkpoint, "save_file", raising(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
         write(folder, backbone, [{"steps": 2}])
-    assert checkpoint.read(folder).history == [{"steps": 1}]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["flextron"]
+    assert_only_the_first_is_there(folder)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        # as safetensors and tokenizers say it
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        Exception("No space left on device (os error 28)"),
+    ],
+    ids=["system", "quota", "safetensors", "tokenizers"],
+)
+def test_a_full_disk_is_one_clear_error_and_leaves_the_old_one(tmp_path, backbone, monkeypatch, error):
+    folder = tmp_path / "flextron"
+    write(folder, backbone, [{"steps": 1}])
+    monkeypatch.setattr(checkpoint, "save_file", raising(error))
+    needed = sum(p.numel() for p in backbone.model.parameters()) * 4 / 1e6
+    with pytest.raises(ValueError, match=rf"{folder} .*it needs about {needed:.1f} MB .*, but [\d.]+ MB are free"):
+        write(folder, backbone, [{"steps": 2}])
+    assert_only_the_first_is_there(folder)
+
+
+def test_a_write_that_the_system_cuts_off_leaves_the_old_one(tmp_path, backbone):
+    folder = tmp_path / "flextron"
+    write(folder, backbone, [{"steps": 1}])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=rf"cannot write the checkpoint {folder} \(File too large\)"):
+            write(folder, backbone, [{"steps": 2}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_only_the_first_is_there(folder)
+    write(folder, backbone, [{"steps": 2}])
+    assert checkpoint.read(folder).history == [{"steps": 2}]
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path, backbone):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=r"cannot write the checkpoint .*/file/run/flextron \(Not a directory\)"):
+        write(file / "run" / "flextron", backbone)
+    with pytest.raises(ValueError, match=r"cannot write the checkpoint .*/file: a file of that name exists"):
+        write(file, backbone)
+    assert file.read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_refused_replacement_brings_the_old_one_back(tmp_path, backbone, monkeypatch):
+    folder = tmp_path / "flextron"
+    write(folder, backbone, [{"steps": 1}])
+
+    def rename(source, target):
+        if source.name.endswith("partial"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        os.replace(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "rename", rename)
+    with pytest.raises(ValueError, match="cannot write the checkpoint .*Permission denied"):
+        write(folder, backbone, [{"steps": 2}])
+    assert_only_the_first_is_there(folder)
+
+
+def test_whoever_may_read_the_record_may_read_the_weights(tmp_path, backbone):
+    write(tmp_path / "flextron", backbone)
+    modes = {p.name: p.stat().st_mode for p in (tmp_path / "flextron").iterdir()}
+    assert set(modes.values()) == {modes["flextron.json"]}
 
 
 @pytest.mark.parametrize("cut_at", [1, 2])
@@ -99,14 +183,59 @@ def without_space(path):
     path.write_text(json.dumps(record))
 
 
+def with_widths(path, widths):
+    record = json.loads(path.read_text())
+    record["space"][0]["widths"] = widths
+    path.write_text(json.dumps(record))
+
+
+def empty_widths(path):
+    with_widths(path, [])
+
+
+def falling_widths(path):
+    with_widths(path, [4, 2, 4])
+
+
+def twice_the_same(path):
+    order = load_file(path)
+    order["layers.0.attention"][0] = order["layers.0.attention"][1]
+    save_file(order, path)
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def flip_header(path):
+    flip(path, 0)
+
+
+def flip_last(path):
+    flip(path, -1)
+
+
+def another_seed(path):
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+
+
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
         ("flextron.json", cut, "is damaged"),
         ("flextron.json", newer, "has format 99, this program reads up to 1"),
         ("flextron.json", without_space, r"is damaged \(KeyError: 'space'\)"),
-        ("order.safetensors", cut, "is damaged"),
-        ("order.safetensors", os.remove, "is damaged"),
+        ("flextron.json", empty_widths, r"is damaged \(IndexError"),
+        ("flextron.json", falling_widths, r"is damaged \(ValueError: the widths of layers.0.attention must ascend"),
+        ("order.safetensors", cut, "order.safetensors is damaged"),
+        ("order.safetensors", os.remove, "it has no order.safetensors"),
+        ("order.safetensors", twice_the_same, "layers.0.attention is not an order of 4 units"),
+        ("model.safetensors", cut, "model.safetensors is damaged"),
+        ("model.safetensors", flip_header, "model.safetensors is damaged"),
+        ("model.safetensors", os.remove, "it has no model.safetensors"),
+        ("config.json", os.remove, "it has no config.json"),
     ],
 )
 def test_damage_is_one_clear_error(tmp_path, name, spoil, message):
@@ -115,4 +244,54 @@ def test_damage_is_one_clear_error(tmp_path, name, spoil, message):
     checkpoint.read(folder)
     spoil(folder / name)
     with pytest.raises(ValueError, match=message):
+        checkpoint.read(folder)
+
+
+def test_what_was_written_is_verified_whole(tmp_path, backbone):
+    folder = tmp_path / "flextron"
+    write(folder, backbone, [{"seed": 0, "tuple": (1, 2), "layers": {3: 1.5}}])
+    assert sorted(checkpoint.verify(folder)) == sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("model.safetensors", flip_last, "model.safetensors is damaged: its sha256 is"),
+        ("order.safetensors", flip_last, "order.safetensors is damaged: its sha256 is"),
+        ("flextron.json", another_seed, "flextron.json is damaged: its sha256 is"),
+        ("tokenizer.json", cut, "tokenizer.json is damaged: its sha256 is"),
+        ("tokenizer.json", os.remove, "it has no tokenizer.json"),
+    ],
+)
+def test_a_flipped_bit_is_noticed(tmp_path, backbone, name, spoil, message):
+    folder = tmp_path / "flextron"
+    write(folder, backbone, [{"seed": 0}])
+    checkpoint.verify(folder)
+    spoil(folder / name)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.verify(folder)
+
+
+def test_a_checkpoint_from_before_digests_is_read_and_cannot_be_verified(tmp_path, backbone):
+    folder = tmp_path / "flextron"
+    write(folder, backbone, [{"steps": 1}])
+    record = json.loads((folder / "flextron.json").read_text())
+    del record["sha256"]
+    (folder / "flextron.json").write_text(json.dumps(record))
+    flip_last(folder / "model.safetensors")
+    assert checkpoint.verify(folder) == []
+    assert checkpoint.read(folder).history == [{"steps": 1}]
+
+
+def test_weights_in_shards_are_found_and_missed(tmp_path, backbone):
+    folder = tmp_path / "flextron"
+    write(folder, backbone)
+    (folder / "model.safetensors").unlink()
+    backbone.model.save_pretrained(folder, max_shard_size="20KB")
+    shards = checkpoint.weight_files(folder)
+    assert len(shards) > 1
+    assert sorted(shards) == sorted(folder.glob("model-*.safetensors"))
+    checkpoint.read(folder)
+    shards[1].unlink()
+    with pytest.raises(ValueError, match=f"it has no {shards[1].name}"):
         checkpoint.read(folder)

@@ -2,6 +2,6 @@
 
 from flextron_lit.sources.models import load_dense, load_tokenizer, resolve_model
 from flextron_lit.sources.notation import Source, parse_source
-from flextron_lit.sources.wheel import fetch_wheel, sha256_of
+from flextron_lit.sources.wheel import fetch_wheel
 
-__all__ = ["Source", "fetch_wheel", "load_dense", "load_tokenizer", "parse_source", "resolve_model", "sha256_of"]
+__all__ = ["Source", "fetch_wheel", "load_dense", "load_tokenizer", "parse_source", "resolve_model"]

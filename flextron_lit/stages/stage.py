@@ -125,7 +125,10 @@ class Stage(LightningModule):
         A Flextron checkpoint brings its own space; `space` overrides it (the weights are sorted already).
         """
         folder = resolve_model(self.checkpoint)
-        earlier = flextron_checkpoint.read(folder) if flextron_checkpoint.is_flextron(folder) else None
+        earlier = None
+        if flextron_checkpoint.is_flextron(folder):
+            flextron_checkpoint.verify(folder)
+            earlier = flextron_checkpoint.read(folder)
         model = load_dense(self.checkpoint, attn_implementation=self.attn_implementation)
         self.tokenizer = load_tokenizer(self.checkpoint)
         self.backbone = ElasticBackbone(model, space or (earlier.space if earlier else None))

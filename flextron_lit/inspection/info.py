@@ -1,0 +1,179 @@
+"""`python main.py info`: what a Flextron checkpoint holds and how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.filesize import decimal
+from rich.table import Table
+
+from flextron_lit import checkpoint
+from flextron_lit.inspection.location import FOLDER_HELP, Location, locate
+from flextron_lit.inspection.weights import OUTPUT, Header, Weights, count_parameters
+from flextron_lit.space import KINDS, ElasticSpace
+from flextron_lit.tables import huge, ranges, settings, short, show, two_columns
+
+CONFIG_KEYS = {
+    "hidden_size": ("hidden_size", "n_embd"),
+    "num_attention_heads": ("num_attention_heads", "n_head"),
+    "vocab_size": ("vocab_size",),
+}
+"""Hugging Face's nouns, and what older configs call them."""
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+UNITS = {"mlp": "neurons", "attention": "KV groups"}
+SURROGATE = "surrogate.safetensors"
+
+
+def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
+    """All that the files say, JSON-able.
+
+    Args:
+        location: the checkpoint.
+        verify: compare every file with its sha256.
+
+    Raises:
+        ValueError: if the checkpoint is damaged.
+    """
+    folder = location.checkpoint
+    record = checkpoint.read(folder)
+    verified = checkpoint.verify(folder) if verify else None
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        "checkpoint": str(folder),
+        "run_folder": None if location.run_folder is None else str(location.run_folder.path),
+        "model": _model(folder, record.space, Weights(folder).headers),
+        "space": {"groups": _groups(record.space), "num_sub_networks": record.space.num_sub_networks},
+        "costs": [name for name in files if name.startswith("costs/")],
+        "routers": [name for name in files if name.startswith("routers/")],
+        "surrogate": SURROGATE if SURROGATE in files else None,
+        "history": record.history,
+        "files": files,
+        "bytes": sum(files.values()),
+        "verified": verified,
+    }
+
+
+def _model(folder: Path, space: ElasticSpace, headers: Mapping[str, Header]) -> dict[str, Any]:
+    config = checkpoint.read_config(folder)
+    full = {kind: max(block.full for block in space.blocks if block.kind == kind) for kind in KINDS}
+    # a config need not say what its class does by default
+    tied = bool(config.get("tie_word_embeddings", OUTPUT not in headers))
+    parameters = count_parameters(headers, tied=tied)
+    return {
+        "class": ", ".join(config.get("architectures") or ["unknown"]),
+        "dtype": sorted({DTYPES.get(header.dtype, header.dtype) for header in headers.values()}),
+        "num_hidden_layers": len({block.layer for block in space.blocks}),
+        **{name: next((config[k] for k in keys if k in config), None) for name, keys in CONFIG_KEYS.items()},
+        "num_key_value_heads": full["attention"],
+        "intermediate_size": full["mlp"],
+        "tie_word_embeddings": tied,
+        "num_parameters": sum(parameters.values()),
+        "num_parameters_by_part": parameters,
+    }
+
+
+def _groups(space: ElasticSpace) -> list[dict[str, Any]]:
+    """Blocks of the same kind and widths, the largest group of a kind first."""
+    layers: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    for block in space.blocks:
+        layers.setdefault((block.kind, block.widths), []).append(block.layer)
+    groups = [{"kind": k, "widths": list(w), "layers": numbers} for (k, w), numbers in layers.items()]
+    return sorted(groups, key=lambda group: (group["kind"], -len(group["layers"])))
+
+
+# --- on a screen ------------------------------------------------------------------------------------------------
+
+
+def tables(description: Mapping[str, Any]) -> Iterator[Table]:
+    """One table of the checkpoint, one of each stage that made it."""
+    yield two_columns(f"Flextron checkpoint {description['checkpoint']}", list(_contents(description)))
+    history = description["history"]
+    for number, record in enumerate(history, 1):
+        title = f"stage {number} of {len(history)}: {record.get('stage', 'unknown')}"
+        yield two_columns(title, list(_stage(record)))
+
+
+def _contents(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    model = description["model"]
+    yield "model", f"{model['class']}, {', '.join(model['dtype'])}"
+    yield (
+        "shape",
+        f"{model['num_hidden_layers']} layers, hidden size {model['hidden_size']}, vocabulary {model['vocab_size']}\n"
+        f"{model['num_attention_heads']} heads in {model['num_key_value_heads']} KV groups, "
+        f"{model['intermediate_size']} neurons",
+    )
+    largest_first = sorted(model["num_parameters_by_part"].items(), key=lambda item: -item[1])
+    parts = ", ".join(f"{part} {short(count)}" for part, count in largest_first)
+    tied = "; tied embeddings count once" if model["tie_word_embeddings"] else ""
+    yield "parameters", f"{model['num_parameters']:,} ({parts}{tied})"
+    yield "size on disk", f"{decimal(description['bytes'])} in {len(description['files'])} files"
+    yield "sha256", _integrity(description)
+    yield "search space", "\n".join(_space(description["space"]["groups"]))
+    yield "sub-networks", huge(description["space"]["num_sub_networks"])
+    yield "cost tables", ", ".join(description["costs"]) or "none"
+    yield "routers", ", ".join(description["routers"]) or "none"
+    yield "surrogate", description["surrogate"] or "none"
+
+
+def _integrity(description: Mapping[str, Any]) -> str:
+    verified = description["verified"]
+    if verified is None:
+        return "not verified"
+    if not verified:
+        return "cannot be verified: written before digests were noted"
+    unknown = [name for name in description["files"] if name not in verified]
+    return f"{len(verified)} files are as they were written" + (f"; added since: {', '.join(unknown)}" * bool(unknown))
+
+
+def _space(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    kinds = [group["kind"] for group in groups]
+    for group in groups:
+        layers, kind = group["layers"], group["kind"]
+        named = f" (layers {ranges(layers)})" if kinds.count(kind) > 1 else ""
+        yield f"{len(layers)} x {kind}: {UNITS[kind]} {group['widths']}{named}"
+
+
+def _stage(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in record.items():
+        if key == "stage":
+            continue
+        if key == "data" and isinstance(value, Mapping):
+            yield key, "\n".join(_data(value))
+        elif isinstance(value, Mapping):
+            yield key, "\n".join(settings(value))
+        else:
+            yield key.replace("_", " "), f"{value:,}" if key in ("steps", "tokens") else str(value)
+
+
+def _data(data: Mapping[str, Any]) -> Iterator[str]:
+    for name, domain in data.get("domains", {}).items():
+        tokens = ", ".join(f"{count:,} {split}" for split, count in domain.get("tokens", {}).items())
+        yield f"{name}: {domain.get('source')}, weight {domain.get('weight')}, tokens {tokens}"
+    rest = {key: value for key, value in data.items() if key not in ("domains", "tokenizer")}
+    yield from settings(rest)
+
+
+def command(args: Sequence[str]) -> None:
+    """`python main.py info`."""
+    parser = ArgumentParser(
+        prog="main.py info",
+        description="What a Flextron checkpoint holds and how it was made. "
+        "Example: main.py info runs/quickstart/elastic",
+    )
+    parser.add_argument("folder", type=Path, help=FOLDER_HELP)
+    parser.add_argument("--json", action="store_true", help="Print JSON, for scripts.")
+    parser.add_argument("--no-verify", action="store_true", help="Do not read all files to compare their sha256.")
+    options = parser.parse_args(list(args))
+    location = locate(options.folder)
+    description = describe(location, verify=not options.no_verify)
+    if options.json:
+        print(json.dumps(description, indent=1))
+        return
+    if location.run_folder is not None:
+        status = location.run_folder.status
+        show(f"{options.folder} is a run folder ({status}); its checkpoint is {location.checkpoint}")
+    show(*tables(description))

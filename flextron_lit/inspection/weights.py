@@ -1,0 +1,86 @@
+"""The weights of a checkpoint, tensor by tensor and never all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from flextron_lit import checkpoint
+
+PARTS = {
+    # norms first: post_attention_layernorm is one of them
+    "norms": ("norm", "ln_"),
+    "attention": ("attn",),
+    "mlp": ("mlp",),
+    "embedding": ("embed", "wte", "wpe", "lm_head"),
+}
+"""What the parts of a network are called in tensor names; the first that fits counts."""
+OTHER = "other"
+OUTPUT = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of a tensor without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors writes it: F32, BF16."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+class Weights:
+    """The full network's weights, of a checkpoint whose files `checkpoint.read` has found whole.
+
+    Raises:
+        ValueError: if a weight file is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Path] = {}
+        self.headers: dict[str, Header] = {}
+        for path in checkpoint.weight_files(folder):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118  # no mapping
+                    self._files[name] = path
+                    self.headers[name] = _header(file.get_slice(name))
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor."""
+        # opened afresh, because an open file keeps every page that was read in memory
+        with safe_open(self._files[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+
+def part_of(name: str) -> str:
+    """The part of the network that a tensor belongs to."""
+    return next((part for part, spellings in PARTS.items() if any(s in name for s in spellings)), OTHER)
+
+
+def count_parameters(headers: Mapping[str, Header], *, tied: bool) -> dict[str, int]:
+    """Parameters per part of the network.
+
+    Args:
+        headers: of all tensors.
+        tied: the output layer is the embedding, and counts once even if a file holds both.
+    """
+    counted: dict[str, int] = {}
+    for name, header in headers.items():
+        if not (tied and name == OUTPUT):
+            part = part_of(name)
+            counted[part] = counted.get(part, 0) + header.numel
+    return counted
+
+
+def _header(tensor: Any) -> Header:
+    return Header(tuple(tensor.get_shape()), tensor.get_dtype())

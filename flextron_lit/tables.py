@@ -1,0 +1,66 @@
+"""How commands print: rich tables of plain text, numbers that can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MINIMUM_WIDTH = 100
+
+
+def two_columns(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+    """A table of names and what there is to say about each."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def show(*tables: Table | str) -> None:
+    """Print tables and lines, wide enough for a log."""
+    # brackets and colons in paths and widths are text, not markup
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.width = max(console.width, MINIMUM_WIDTH)
+    for table in tables:
+        console.print(table, soft_wrap=isinstance(table, str))
+
+
+def short(count: int) -> str:
+    """A count at a glance: 134.5M."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)
+
+
+def huge(count: int) -> str:
+    """A count that may have hundreds of digits."""
+    digits = str(count)
+    return f"{count:,}" if len(digits) <= 9 else f"about {digits[0]}.{digits[1]}e{len(digits) - 1}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers with runs drawn together: 0, 3-5."""
+    runs: list[list[int]] = [[numbers[0], numbers[0]]]
+    for before, number in pairwise(numbers):
+        if number == before + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def settings(values: Mapping[str, Any], key: str = "") -> Iterator[str]:
+    """Nested settings, a line for each level of nesting."""
+    inner = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    line = ", ".join(f"{name} {value}" for name, value in values.items() if name not in inner)
+    if line:
+        yield f"{key}: {line}" if key else line
+    for name, value in inner.items():
+        yield from settings(value, f"{key}.{name}" if key else name)
