@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ class StreamedCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the file whole or not at all."""
+        """Write the file whole or not at all.
+
+        Raises:
+            ValueError: if it cannot be written, for example because the disk is full; an earlier one stays.
+        """
         assert storage_options is None
         partial = Path(f"{path}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +32,11 @@ class StreamedCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-        except OSError:
+        except (OSError, RuntimeError) as error:
+            # torch's writer says of a full disk only that it stands at another position than it should
             partial.unlink(missing_ok=True)
-            raise
+            free = shutil.disk_usage(partial.parent).free / 1e6
+            raise ValueError(
+                f"cannot save the state of the run in {path} ({error}); {free:.0f} MB are free there. "
+                "The earlier state stays: make room, then run the same command again"
+            ) from error

@@ -45,11 +45,17 @@ class RunFolder:
 
     @property
     def status(self) -> Status:
-        """How far the run is."""
+        """How far the run is.
+
+        Raises:
+            ValueError: if its record is damaged.
+        """
         try:
             finished = json.loads((self.path / "status.json").read_text(encoding="utf-8"))["finished"]
         except FileNotFoundError:
             return "new"
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{self.path / 'status.json'} is damaged ({error}); start anew with --fresh") from error
         return "finished" if finished else "unfinished"
 
     @contextmanager
