@@ -13,6 +13,7 @@ COMBINATIONS = [
     ("debug.yaml",),
     ("debug.yaml", "trainer/ddp.yaml"),
     (*ELASTIC, "trainer/cpu.yaml"),
+    ("stages/elastic.yaml", "models/gpt2.yaml", "data/embedded.yaml", "trainer/gpu.yaml"),
     (*ELASTIC, "trainer/gpu.yaml"),
     (*ELASTIC, "trainer/ddp.yaml", "optimizer/adamw8bit.yaml"),
 ]

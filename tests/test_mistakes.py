@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from flextron_lit.commands import main
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.sources import load_dense, load_tokenizer
 from flextron_lit.space import SpaceConfig
-from tests.front_door import ROOT
+from tests.front_door import ENVIRONMENT, ROOT, command, succeed
 
 TINY = ROOT / "configs/models/tiny-llama"
 DEBUG = ("fit", "-c", str(ROOT / "configs/debug.yaml"), "--trainer.max_steps", "1")
@@ -288,6 +289,18 @@ def test_what_is_no_mistake_goes_through(front_door, tmp_path):
     code, printed = front_door(start_from(flextron(tmp_path)))
     assert not code, printed
     assert (tmp_path / "run" / "flextron").is_dir()
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path):
+    succeed("fit", *DEBUG[1:], "--run_folder", tmp_path / "roomy")
+    # a limit on file sizes, in blocks of 1,024 bytes, fails a write as a full disk does
+    limited = ["bash", "-c", 'ulimit -f 100 && exec "$@"', "bash", *command(*DEBUG, "--run_folder", tmp_path / "run")]
+    done = subprocess.run(limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "error: cannot save the state of the run" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "flextron").exists()
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_cache_that_cannot_be_written_is_one_clear_line(front_door, tmp_path, monkeypatch):

@@ -230,8 +230,7 @@ class ElasticTraining(Stage):
             "learning_rate": scheduler.get_last_lr()[0],
             "tokens_per_second": tokens * self.accumulate * self.trainer.world_size / seconds,
         }
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
-        self.log("step", float(self.trainer.global_step))
+        self.log_step({f"train/{name}": value for name, value in metrics.items()})
         self.log_dict({name: v for name, v in means.items() if name.endswith("/loss")}, prog_bar=True, logger=False)
 
     # --- validation ---------------------------------------------------------------------------------------------

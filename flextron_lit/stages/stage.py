@@ -207,6 +207,15 @@ class Stage(LightningModule):
             scheduler.step()
         return norm
 
+    def log_step(self, metrics: dict[str, Any]) -> None:
+        """Log what belongs to an optimizer step once; Lightning would repeat it for every batch of the step."""
+        self.log_dict(metrics, logger=False)
+        step = self.trainer.global_step
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            values = {name: float(value) for name, value in metrics.items()}
+            for logger in self.loggers:
+                logger.log_metrics(values, step)
+
     # --- what is kept -------------------------------------------------------------------------------------------
 
     def record(self) -> flextron_checkpoint.StageRecord:

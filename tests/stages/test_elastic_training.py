@@ -46,7 +46,7 @@ def test_a_callbacks_loss_term_counts_in_every_pass():
     module = stage()
     trainer = fit(module, Plan(), Term(), with_term)
     assert Term.seen == [module.backbone.space.full(), *PLAN]
-    assert trainer.logged_metrics["train/size"] > 0
+    assert trainer.callback_metrics["train/size"] > 0
     assert any(not torch.allclose(plain.kept[n], with_term.kept[n]) for n in plain.kept)
 
 

@@ -33,7 +33,7 @@ def test_distillation_adds_the_terms_it_says(weights, logged):
     chosen = Distillation(**weights)
     module = stage(distillation=chosen)
     trainer = fit(module, Plan([sub_network]), Shaken(), kept)
-    assert {n.removeprefix("train/") for n in trainer.logged_metrics if "kl_" in n} == logged
+    assert {n.removeprefix("train/") for n in trainer.callback_metrics if "kl_" in n} == logged
     assert not any("_original" in n for n in module.state_dict())
     module.model.load_state_dict(kept.weights, strict=False)
     module.zero_grad()
