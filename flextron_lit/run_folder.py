@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
+from flextron_lit.differences import differences
+
 Status = Literal["new", "unfinished", "finished"]
 LISTED_CHANGES = 12
 
@@ -137,12 +139,3 @@ class RunFolder:
         partial = self.path / f"{name}.partial"
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, self.path / name)
-
-
-def differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
-    """Lines `key: old -> new` where two nested configs differ."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for name in [*before, *(n for n in after if n not in before)]:
-            yield from differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
-    elif before != after:
-        yield f"{key}: {before!r} -> {after!r}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,16 @@ class CostTable:
     def _padded(self) -> Tensor:
         width = max(len(row) for row in self.blocks)
         return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in self.blocks], dtype=torch.float64)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, JSON-able."""
+        return {"name": self.name, "unit": self.unit, "fixed": self.fixed, "blocks": [list(row) for row in self.blocks]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CostTable:
+        """Inverse of `to_json`."""
+        blocks = tuple(tuple(float(cost) for cost in row) for row in data["blocks"])
+        return cls(str(data["name"]), str(data["unit"]), float(data["fixed"]), blocks)
 
     def check(self, space: ElasticSpace) -> None:
         """Refuse a table of another space.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +20,10 @@ class Workload:
     """Tokens of each prompt: one pass over all of them (prefill), of which only the last position gives logits."""
     generated_tokens: int = 64
     """Tokens generated after it: the first comes from the prefill, each other from a pass over one token (decode)."""
+    dtype: Dtype = "float32"
+    """Of weights and activations."""
+    threads: int | None = None
+    """Threads on a CPU; None means as many as torch takes by itself."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.prompt_tokens, self.generated_tokens) < 1:
@@ -22,6 +31,10 @@ class Workload:
                 "batch_size, prompt_tokens and generated_tokens must be 1 or more, not "
                 f"{self.batch_size}, {self.prompt_tokens}, {self.generated_tokens}"
             )
+        if self.dtype not in get_args(Dtype):
+            raise ValueError(f"dtype is one of {', '.join(get_args(Dtype))}, not {self.dtype!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be 1 or more, not {self.threads}")
 
     @property
     def decode_steps(self) -> int:
@@ -37,3 +50,35 @@ class Workload:
     def total_tokens(self) -> int:
         """Tokens of a sequence that the KV cache holds at the end: the last one generated is never fed back."""
         return self.prompt_tokens + self.generated_tokens - 1
+
+    @property
+    def phases(self) -> dict[Phase, int]:
+        """The kinds of pass that a request takes, with how many of each."""
+        counts: dict[Phase, int] = {"prefill": 1, "decode": self.decode_steps}
+        return {phase: count for phase, count in counts.items() if count}
+
+    @property
+    def name(self) -> str:
+        """A known name, or the numbers; for files."""
+        shape = replace(self, dtype="float32", threads=None)
+        known = next((name for name, workload in WORKLOADS.items() if workload == shape), None)
+        return known or f"{self.batch_size}x{self.prompt_tokens}+{self.generated_tokens}"
+
+
+WORKLOADS: dict[str, Workload] = {
+    "chat": Workload(batch_size=1, prompt_tokens=256, generated_tokens=64),
+    "document": Workload(batch_size=1, prompt_tokens=1024, generated_tokens=64),
+    "batch-scoring": Workload(batch_size=8, prompt_tokens=256, generated_tokens=1),
+}
+"""Common ones by name."""
+
+
+def named(name: str, **changes: Any) -> Workload:
+    """A common workload with some of its numbers changed.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name not in WORKLOADS:
+        raise ValueError(f"there is no workload {name!r}; there are {', '.join(WORKLOADS)}")
+    return replace(WORKLOADS[name], **changes)

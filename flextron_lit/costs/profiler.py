@@ -1,0 +1,238 @@
+"""Measures the latencies of a device: every kind of block at every width, inside the real forward pass.
+
+The full network is measured all along and everything else as a ratio to it, so that a machine whose speed drifts still
+gives true ratios (ours). A width's cost follows from the network in which all blocks of a kind have that width: what it
+saves against the full one, divided by their number. So equal blocks are measured once, all of them together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark.utils.common import set_torch_threads
+from torch.utils.benchmark.utils.timer import timer
+from transformers import DynamicCache
+
+from flextron_lit import sampling
+from flextron_lit.costs.latency import HeldOut, LatencyTable, PhaseLatency, conditions
+from flextron_lit.costs.table import CostTable
+from flextron_lit.costs.timing import Interleaved, Run, interleaved, seconds
+from flextron_lit.costs.workload import Phase, Workload
+from flextron_lit.elastic.backbone import ElasticBackbone
+from flextron_lit.progress import progress
+from flextron_lit.space import KINDS, Block, BlockKind, ElasticSpace, SubNetwork
+
+Probe = tuple[BlockKind, int]
+"""A kind of block and a width that is not its full one."""
+LEAST_ROUNDS, MOST_ROUNDS = 5, 100
+HELD_OUT_ROUNDS = 3
+DECODE_SHARE = 0.3
+"""Of the time for a profile; a decode step is short, so many fit."""
+SHARE_RUNS = 3
+
+
+class Passes:
+    """The passes of a workload through one sub-network, as generation runs them.
+
+    Args:
+        backbone: the elastic network, on the device to measure.
+        sub_network: what to run.
+        workload: shapes of the prompt and of the generation.
+    """
+
+    def __init__(self, backbone: ElasticBackbone, sub_network: SubNetwork, workload: Workload) -> None:
+        self.backbone = backbone
+        self.sub_network = sub_network
+        self.workload = workload
+
+    def prefill(self) -> None:
+        """All tokens of the prompt at once, into an empty cache."""
+        self._run(self._tokens(self.workload.prompt_tokens), DynamicCache(config=self.backbone.model.config))
+
+    def decode(self) -> None:
+        """One token, behind as many as there are half-way through the generation."""
+        self._run(self._tokens(1), self._half_way)
+        self._half_way.crop(-1)
+
+    @cached_property
+    def _half_way(self) -> DynamicCache:
+        cache = DynamicCache(config=self.backbone.model.config)
+        self._run(self._tokens(round(self.workload.decode_context) - 1), cache)
+        return cache
+
+    def _tokens(self, length: int) -> Tensor:
+        model = self.backbone.model
+        return torch.ones(self.workload.batch_size, length, dtype=torch.long, device=model.device)
+
+    def _run(self, ids: Tensor, cache: DynamicCache) -> None:
+        with self.backbone.use(self.sub_network), torch.no_grad():
+            self.backbone.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+def profile(
+    backbone: ElasticBackbone, workload: Workload, *, budget_seconds: float = 60.0, held_out: int = 20, seed: int = 0
+) -> LatencyTable:
+    """Measure a latency table, and its error on sub-networks that it was not made from.
+
+    Args:
+        backbone: the elastic network, on the device to measure and in the workload's dtype; values do not matter.
+        workload: the request to measure.
+        budget_seconds: time for the table; the check on held-out sub-networks takes about as much again.
+        held_out: number of those sub-networks, heterogeneous and spread evenly over cost; 0 leaves the check out.
+        seed: of their draw.
+
+    Raises:
+        ValueError: if the workload does not fit in memory.
+    """
+    phases = {}
+    with _measuring(backbone, workload):
+        for phase in workload.phases:
+            share = DECODE_SHARE if phase == "decode" else 1 - DECODE_SHARE
+            measured = _measure(backbone, workload, phase, budget_seconds * share)
+            table = _table(backbone, phase, measured, _shares(backbone, workload, phase))
+            spread = max((ratio.spread for ratio in measured.ratios.values()), default=0.0)
+            chosen = _held_out(backbone.space, table, held_out, seed)
+            phases[phase] = PhaseLatency(table, spread, _check(backbone, workload, phase, table, chosen))
+    return LatencyTable(conditions(backbone, workload), phases)
+
+
+def probes(space: ElasticSpace) -> dict[Probe, SubNetwork]:
+    """For every kind and width below the full one: the network in which all blocks that can have that width do."""
+    found: dict[Probe, SubNetwork] = {}
+    for index, block in enumerate(space.blocks):
+        for choice, width in enumerate(block.widths[:-1]):
+            probe = (block.kind, width)
+            found[probe] = found.get(probe, space.full()).replace(index, choice)
+    return found
+
+
+def _measure(backbone: ElasticBackbone, workload: Workload, phase: Phase, budget_seconds: float) -> Interleaved[Probe]:
+    runs: dict[Probe, Run] = {
+        probe: getattr(Passes(backbone, sub_network, workload), phase)
+        for probe, sub_network in probes(backbone.space).items()
+    }
+    reference: Run = getattr(Passes(backbone, backbone.space.full(), workload), phase)
+    clock = _clock(backbone)
+    # a first round in full: threads, caches and clocks of the processor settle, and its length tells how many fit
+    begun = timer()
+    interleaved(runs, reference, range(1), clock)
+    rounds = int(budget_seconds / max(timer() - begun, 1e-9))
+    rounds = min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)
+    title = f"measuring {phase}: {rounds} rounds of {len(runs)} networks against the full one"
+    return interleaved(runs, reference, progress(range(rounds), title), clock)
+
+
+def _clock(backbone: ElasticBackbone) -> Callable[[Run], float]:
+    device = backbone.model.device
+    return lambda run: seconds(run, device)
+
+
+def _shares(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> dict[BlockKind, float]:
+    """Share of the full network's time that is spent in one block of each kind.
+
+    It splits the time of the full network between blocks and the rest; sums over a whole network do not depend on it.
+    """
+    run: Run = getattr(Passes(backbone, backbone.space.full(), workload), phase)
+    inside = dict.fromkeys(KINDS, 0.0)
+    total = 0.0
+    begun = 0.0
+
+    def enter(*_: Any) -> None:
+        nonlocal begun
+        begun = timer()
+
+    def leave(kind: BlockKind) -> Callable[..., None]:
+        def add(*_: Any) -> None:
+            inside[kind] += timer() - begun
+
+        return add
+
+    handles = []
+    for elastic in backbone.blocks:
+        handles.append(elastic.module.register_forward_pre_hook(enter))
+        handles.append(elastic.module.register_forward_hook(leave(elastic.block.kind)))
+    try:
+        for _ in range(SHARE_RUNS):
+            start = timer()
+            run()
+            total += timer() - start
+    finally:
+        for handle in handles:
+            handle.remove()
+    counts = {kind: sum(block.kind == kind for block in backbone.space.blocks) for kind in KINDS}
+    return {kind: inside[kind] / total / counts[kind] for kind in KINDS}
+
+
+def _table(
+    backbone: ElasticBackbone, phase: Phase, measured: Interleaved[Probe], shares: Mapping[BlockKind, float]
+) -> CostTable:
+    space = backbone.space
+    counts = Counter((block.kind, width) for block in space.blocks for width in block.widths[:-1])
+    saved = {probe: (1 - ratio.value) / counts[probe] for probe, ratio in measured.ratios.items()}
+    # a block cannot save more than it costs: where the split says so, it is the split that errs
+    full = {kind: max(shares[kind], *(s for (k, _), s in saved.items() if k == kind), 0.0) for kind in KINDS}
+
+    def costs(block: Block) -> tuple[float, ...]:
+        shares_of = (full[block.kind] - saved.get((block.kind, width), 0.0) for width in block.widths)
+        return tuple(1e3 * measured.reference * share for share in shares_of)
+
+    rows = tuple(costs(block) for block in space.blocks)
+    total = 1e3 * measured.reference
+    return CostTable(phase, "ms", total - sum(row[-1] for row in rows), rows)
+
+
+def _held_out(space: ElasticSpace, table: CostTable, count: int, seed: int) -> list[SubNetwork]:
+    """Heterogeneous sub-networks spread evenly over the costs that the table says they have."""
+    generator = torch.Generator().manual_seed(seed)
+    low = table.ratio(space.smallest())
+    ratios = [low + (1 - low) * (index + 0.5) / count for index in range(count)]
+    return [sampling.nearest_to_cost(space, table, ratio, generator) for ratio in ratios]
+
+
+def _check(
+    backbone: ElasticBackbone, workload: Workload, phase: Phase, table: CostTable, chosen: Sequence[SubNetwork]
+) -> tuple[HeldOut, ...]:
+    if not chosen:
+        return ()
+    runs: dict[int, Run] = {
+        index: getattr(Passes(backbone, sub_network, workload), phase) for index, sub_network in enumerate(chosen)
+    }
+    reference: Run = getattr(Passes(backbone, backbone.space.full(), workload), phase)
+    rounds = HELD_OUT_ROUNDS if phase == "prefill" else 4 * HELD_OUT_ROUNDS
+    title = f"checking {phase}: {rounds} rounds of {len(chosen)} held-out networks"
+    measured = interleaved(runs, reference, progress(range(rounds), title), _clock(backbone))
+    return tuple(
+        HeldOut(sub_network.choices, table.ratio(sub_network), measured.ratios[index].value)
+        for index, sub_network in enumerate(chosen)
+    )
+
+
+@contextmanager
+def _measuring(backbone: ElasticBackbone, workload: Workload) -> Iterator[None]:
+    model = backbone.model
+    training = model.training
+    model.eval()
+    try:
+        with set_torch_threads(workload.threads or torch.get_num_threads()):
+            yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ValueError(_too_large(workload, error)) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise ValueError(_too_large(workload, error)) from error
+    finally:
+        model.train(training)
+
+
+def _too_large(workload: Workload, error: Exception) -> str:
+    return (
+        f"the workload does not fit in memory ({workload.batch_size} x {workload.prompt_tokens} tokens: {error}); "
+        "lower batch_size or prompt_tokens"
+    )

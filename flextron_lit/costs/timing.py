@@ -1,0 +1,84 @@
+"""Times relative to a reference that is measured all along, so that the machine's drift cancels (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import median
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.benchmark.utils.timer import timer
+
+Run = Callable[[], Any]
+Name = TypeVar("Name")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A time relative to the reference's."""
+
+    value: float
+    """Median over rounds."""
+    spread: float
+    """Half the width of the interval that holds the true median in about 95 of 100 cases."""
+
+
+@dataclass(frozen=True)
+class Interleaved(Generic[Name]):
+    """What `interleaved` found."""
+
+    ratios: dict[Name, Ratio]
+    reference: float
+    """Median of the reference, in seconds."""
+
+
+def seconds(run: Run, device: torch.device) -> float:
+    """Time of one run: CUDA events around it on a GPU, else torch's benchmark clock, which waits for accelerators."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+    begun = timer()
+    run()
+    return timer() - begun
+
+
+def median_with_spread(values: Sequence[float]) -> Ratio:
+    """Median, and half its 95 % interval from order statistics: no assumption on how times are distributed."""
+    ordered = sorted(values)
+    middle, reach = (len(ordered) - 1) / 2, 0.98 * sqrt(len(ordered))
+    low, high = max(0, round(middle - reach)), min(len(ordered) - 1, round(middle + reach))
+    return Ratio(median(ordered), (ordered[high] - ordered[low]) / 2)
+
+
+def interleaved(
+    runs: Mapping[Name, Run], reference: Run, rounds: Iterable[int], clock: Callable[[Run], float]
+) -> Interleaved[Name]:
+    """Time every run once a round, each between two runs of the reference, in an order that turns from round to round.
+
+    Args:
+        runs: what to time, by name.
+        reference: what to relate it to.
+        rounds: counts from 0.
+        clock: times one run, in seconds.
+    """
+    for run in (reference, *runs.values()):
+        run()
+    names = list(runs)
+    found: dict[Name, list[float]] = {name: [] for name in names}
+    references = []
+    for turn in rounds:
+        before = clock(reference)
+        references.append(before)
+        shift = turn % max(1, len(names))
+        for name in names[shift:] + names[:shift]:
+            time, after = clock(runs[name]), clock(reference)
+            found[name].append(2 * time / (before + after))
+            references.append(after)
+            before = after
+    return Interleaved({name: median_with_spread(values) for name, values in found.items()}, median(references))
