@@ -5,6 +5,7 @@ from flextron_lit.costs.counted import (
     decode_flops_table,
     flops_table,
     kv_bytes_table,
+    memory_table,
     parameter_table,
     prefill_flops_table,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "decode_flops_table",
     "flops_table",
     "kv_bytes_table",
+    "memory_table",
     "parameter_table",
     "prefill_flops_table",
     "weighted_sum",

@@ -40,8 +40,8 @@ def flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
 
 
 def kv_bytes_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
-    """Bytes of the KV cache when the request ends, in the model's own dtype."""
-    size = torch.empty((), dtype=backbone.model.dtype).element_size()
+    """Bytes of the KV cache when the request ends, in the workload's dtype."""
+    size = _bytes(workload)
     tokens = workload.batch_size * workload.total_tokens
 
     def kv_bytes(elastic: ElasticBlock, width: int) -> float:
@@ -50,14 +50,27 @@ def kv_bytes_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
     return CostTable("kv_bytes", "bytes", 0.0, _per_choice(backbone, kv_bytes))
 
 
+def memory_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
+    """Bytes of the weights and of the KV cache when the request ends, in the workload's dtype."""
+    weights = weighted_sum("weights", [(_bytes(workload), parameter_table(backbone))], unit="bytes")
+    return weighted_sum("memory", [(1, weights), (1, kv_bytes_table(backbone, workload))])
+
+
 COUNTED: dict[str, Callable[[ElasticBackbone, Workload], CostTable]] = {
     "parameters": lambda backbone, _: parameter_table(backbone),
     "flops": flops_table,
     "prefill_flops": prefill_flops_table,
     "decode_flops": decode_flops_table,
     "kv_bytes": kv_bytes_table,
+    "memory": memory_table,
 }
 """Every counted cost by the name of its table."""
+
+
+def _bytes(workload: Workload) -> int:
+    """Of one number."""
+    dtype: torch.dtype = getattr(torch, workload.dtype)
+    return dtype.itemsize
 
 
 def _per_choice(backbone: ElasticBackbone, cost: Callable[[ElasticBlock, int], float]) -> tuple[tuple[float, ...], ...]:

@@ -1,6 +1,7 @@
 """Counted costs against what extraction gives and what torch counts, for every family."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from flextron_lit.costs import (
     decode_flops_table,
     flops_table,
     kv_bytes_table,
+    memory_table,
     parameter_table,
     prefill_flops_table,
 )
@@ -122,10 +124,18 @@ def test_every_counted_cost_is_linear_and_differentiable(backbone, name, generat
     assert one_hot.grad[0][2][-1].item() == pytest.approx(table.blocks[2][-1] / 5)
 
 
-def test_the_cache_of_half_precision_is_half(backbone):
-    full = kv_bytes_table(backbone, WORKLOAD).full
-    backbone.model.to(torch.bfloat16)
-    assert kv_bytes_table(backbone, WORKLOAD).full == full / 2
+@pytest.mark.parametrize("name", ["kv_bytes", "memory"])
+def test_half_precision_takes_half_the_bytes(backbone, name):
+    half = replace(WORKLOAD, dtype="bfloat16")
+    assert COUNTED[name](backbone, half).full == COUNTED[name](backbone, WORKLOAD).full / 2
+
+
+def test_memory_is_weights_and_cache(backbone, generator):
+    sub_network = backbone.space.random(generator)
+    extracted = extract(backbone, sub_network)
+    weights = sum(p.nbytes for p in extracted.parameters())
+    expected = weights + kv_bytes_table(backbone, WORKLOAD).cost(sub_network)
+    assert memory_table(backbone, WORKLOAD).cost(sub_network) == expected
 
 
 def test_tied_weights_count_once():

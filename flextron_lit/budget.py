@@ -1,0 +1,117 @@
+"""Budgets as people write them, and whether a sub-network meets one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flextron_lit.costs import CostTable
+from flextron_lit.space import SubNetwork
+
+UNITS = {
+    "ms": ("ms", 1.0),
+    "s": ("ms", 1e3),
+    "us": ("ms", 1e-3),
+    "K": ("parameters", 1e3),
+    "M": ("parameters", 1e6),
+    "B": ("parameters", 1e9),
+    "KB": ("bytes", 1e3),
+    "MB": ("bytes", 1e6),
+    "GB": ("bytes", 1e9),
+    "KiB": ("bytes", 2.0**10),
+    "MiB": ("bytes", 2.0**20),
+    "GiB": ("bytes", 2.0**30),
+    "MFLOPs": ("FLOPs", 1e6),
+    "GFLOPs": ("FLOPs", 1e9),
+    "TFLOPs": ("FLOPs", 1e12),
+}
+"""What a number may be followed by: the unit of the cost tables that it is meant for, and how many of it."""
+MEANT = {"ms": "latency", "parameters": "parameters", "bytes": "memory", "FLOPs": "flops"}
+"""Which cost a bare number with a unit means: of times, the whole request."""
+ALIASES = {"request": "latency"}
+TERM = re.compile(r"(?:(?P<name>[a-z_]+)\s*(?:<=|=)\s*)?(?P<number>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?P<unit>[A-Za-z]*)")
+HELP = (
+    "A ratio of the full network's latency (0.6), or of its FLOPs where no latency was measured; a target with a unit "
+    "(2s, prefill=300ms, decode=12ms, 90M parameters, 400MB of weights and KV cache); or several, separated by commas "
+    "(latency<=0.6,kv_bytes<=0.5)."
+)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One condition of a budget: a cost that a sub-network must not exceed."""
+
+    table: CostTable
+    value: float
+    """In the table's unit."""
+    text: str
+    """As the user wrote it."""
+
+    def allows(self, sub_network: SubNetwork) -> bool:
+        """Whether a sub-network costs no more."""
+        return self.table.cost(sub_network) <= self.value
+
+    @property
+    def loose(self) -> bool:
+        """Whether the full network meets it."""
+        return self.value >= self.table.full
+
+
+Limits = Sequence[Limit]
+
+
+def meets(sub_network: SubNetwork, limits: Limits) -> bool:
+    """Whether a sub-network exceeds no limit."""
+    return all(limit.allows(sub_network) for limit in limits)
+
+
+def parse_budget(budget: str, tables: Mapping[str, CostTable]) -> list[Limit]:
+    """Read a budget.
+
+    Args:
+        budget: see `HELP`.
+        tables: every cost that is known, by name; a ratio without a name is of `latency`, or of `flops` without it.
+
+    Raises:
+        ValueError: if it cannot be read, names a cost that is not known, or is below the smallest cost possible; the
+            message says what there is, or how small that is.
+    """
+    terms = [term.strip() for term in budget.split(",")]
+    limits = [_limit(term, tables) for term in terms]
+    for limit in limits:
+        smallest = limit.table.smallest
+        if limit.value < smallest:
+            raise ValueError(
+                f"no sub-network meets {limit.text!r}: the smallest {limit.table.name} possible is "
+                f"{limit.table.show(smallest)} ({smallest / limit.table.full:.3f} of the full network's "
+                f"{limit.table.show(limit.table.full)})"
+            )
+    return limits
+
+
+def _limit(term: str, tables: Mapping[str, CostTable]) -> Limit:
+    found = TERM.fullmatch(term)
+    if not found:
+        raise ValueError(f"cannot read the budget {term!r}. {HELP}")
+    name, number, unit = found["name"], float(found["number"]), found["unit"]
+    if unit and unit not in UNITS:
+        raise ValueError(f"the budget {term!r} has the unit {unit!r}; known are {', '.join(UNITS)}")
+    if not number:
+        raise ValueError(f"the budget {term!r} must be above 0")
+    meant, factor = UNITS[unit] if unit else (None, 1.0)
+    table = _table(term, ALIASES.get(name, name), meant, tables)
+    if meant is None:
+        return Limit(table, number * table.full, term)
+    if meant != table.unit:
+        raise ValueError(f"the budget {term!r} is in {meant}, but {table.name} is counted in {table.unit}")
+    return Limit(table, number * factor, term)
+
+
+def _table(term: str, name: str | None, unit: str | None, tables: Mapping[str, CostTable]) -> CostTable:
+    if name is None:
+        name = MEANT[unit] if unit else "latency" if "latency" in tables else "flops"
+    if name not in tables:
+        hint = "; measure latencies with `python main.py profile`" if name in ("latency", "prefill", "decode") else ""
+        raise ValueError(f"the budget {term!r} is one of {name}, but known costs are {', '.join(tables)}{hint}")
+    return tables[name]

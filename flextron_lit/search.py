@@ -1,0 +1,186 @@
+"""Sub-networks for a budget by search: the baseline of routers, and the check on them (ours).
+
+Every search works on one interface: limits that no answer exceeds, and a score (a loss, lower is better) to minimise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Literal, get_args
+
+import torch
+
+from flextron_lit.budget import Limits, meets
+from flextron_lit.space import KINDS, ElasticSpace, SubNetwork
+
+Score = Callable[[SubNetwork], float]
+Search = Literal["uniform", "random", "evolution"]
+SEARCHES: tuple[Search, ...] = get_args(Search)
+TOURNAMENT = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search answers."""
+
+    sub_network: SubNetwork
+    score: float
+    evaluations: int
+    """How many sub-networks were scored."""
+
+
+@dataclass
+class Scores:
+    """Scores, each worked out once."""
+
+    score: Score
+    known: dict[SubNetwork, float] = field(default_factory=dict)
+
+    def of(self, sub_network: SubNetwork) -> float:
+        """Score of one sub-network."""
+        if sub_network not in self.known:
+            self.known[sub_network] = self.score(sub_network)
+        return self.known[sub_network]
+
+    def best(self) -> Found:
+        """The best so far.
+
+        Raises:
+            ValueError: if nothing was scored: then no sub-network that was tried meets the budget.
+        """
+        if not self.known:
+            raise ValueError("no sub-network that was tried meets all limits of the budget at once; loosen one")
+        best = min(self.known, key=self.known.__getitem__)
+        return Found(best, self.known[best], len(self.known))
+
+
+def best_uniform(space: ElasticSpace, limits: Limits, score: Score) -> Found:
+    """The best of the sub-networks that are alike in all layers: all pairs of an MLP and an attention width.
+
+    Pairs that another feasible one contains are left out: they are smaller in both, and so no better.
+
+    Raises:
+        ValueError: if none is feasible.
+    """
+    pairs = [pair for pair in _uniform_pairs(space) if meets(pair[1], limits)]
+    scores = Scores(score)
+    for ratios, sub_network in pairs:
+        contained = any(other != ratios and _contains(other, ratios) for other, _ in pairs)
+        if not contained:
+            scores.of(sub_network)
+    return scores.best()
+
+
+def _uniform_pairs(space: ElasticSpace) -> Iterator[tuple[tuple[float, float], SubNetwork]]:
+    ratios = {
+        kind: sorted({width / b.full for b in space.blocks if b.kind == kind for width in b.widths}) for kind in KINDS
+    }
+    lowest = {kind: max(b.widths[0] / b.full for b in space.blocks if b.kind == kind) for kind in KINDS}
+    for mlp, attention in product(ratios["mlp"], ratios["attention"]):
+        if mlp >= lowest["mlp"] and attention >= lowest["attention"]:
+            yield (mlp, attention), space.uniform(mlp, attention)
+
+
+def _contains(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] >= other[0] and one[1] >= other[1]
+
+
+def best_random(space: ElasticSpace, limits: Limits, score: Score, *, count: int, generator: torch.Generator) -> Found:
+    """The best of `count` random sub-networks that use the budget up.
+
+    Raises:
+        ValueError: if no feasible one was found.
+    """
+    scores = Scores(score)
+    for _ in range(count):
+        fitted = fit(space, space.random(generator), limits, generator)
+        if fitted is not None:
+            scores.of(fitted)
+    return scores.best()
+
+
+def evolution(
+    space: ElasticSpace,
+    limits: Limits,
+    score: Score,
+    *,
+    count: int,
+    generator: torch.Generator,
+    population: int = 12,
+    mutation: float = 0.1,
+) -> Found:
+    """Evolution as Once-for-All searches: winners of tournaments breed, the worst leaves.
+
+    Starts from the feasible uniform sub-networks and random ones; a child crosses two parents block by block, mutates,
+    and is fitted to the budget, so that no sub-network over it is ever scored.
+
+    Args:
+        space: the choices.
+        limits: what no answer exceeds.
+        score: to minimise.
+        count: sub-networks to score.
+        generator: source of all draws.
+        population: how many live at once.
+        mutation: chance of each block to draw a new choice.
+
+    Raises:
+        ValueError: if no feasible sub-network was found.
+    """
+    scores = Scores(score)
+    uniform = [sub for _, sub in _uniform_pairs(space) if meets(sub, limits)]
+    starts = [*(fit(space, sub, limits, generator) for sub in uniform[-population // 2 :])]
+    starts += [fit(space, space.random(generator), limits, generator) for _ in range(population - len(starts))]
+    alive = [start for start in starts if start is not None][: max(1, count)]
+    for sub_network in alive:
+        scores.of(sub_network)
+    stale = 0
+    while alive and len(scores.known) < count and stale < 10 * population:
+        mother, father = (_winner(alive, scores, generator) for _ in range(2))
+        child = fit(space, _child(space, mother, father, mutation, generator), limits, generator)
+        stale = stale + 1 if child is None or child in scores.known else 0
+        if child is not None and not stale:
+            scores.of(child)
+            alive = sorted([*alive, child], key=scores.of)[:population]
+    return scores.best()
+
+
+def _winner(alive: list[SubNetwork], scores: Scores, generator: torch.Generator) -> SubNetwork:
+    drawn = torch.randint(len(alive), (TOURNAMENT,), generator=generator).tolist()
+    return min((alive[i] for i in drawn), key=scores.of)
+
+
+def _child(
+    space: ElasticSpace, mother: SubNetwork, father: SubNetwork, mutation: float, generator: torch.Generator
+) -> SubNetwork:
+    from_mother, mutated = torch.rand(2, len(space), generator=generator).tolist()
+    fresh = space.random(generator).choices
+    genes = zip(mother.choices, father.choices, fresh, from_mother, mutated, strict=True)
+    return SubNetwork(tuple(new if m < mutation else a if f < 0.5 else b for a, b, new, f, m in genes))
+
+
+def fit(space: ElasticSpace, sub_network: SubNetwork, limits: Limits, generator: torch.Generator) -> SubNetwork | None:
+    """A sub-network near another that meets a budget and leaves no block that could still grow.
+
+    Narrows random blocks until every limit holds, then widens random blocks while they do. Feasible whatever the cost
+    tables are like; None if even the narrowest does not meet all limits at once.
+    """
+    while not meets(sub_network, limits):
+        wide = [block for block, choice in enumerate(sub_network.choices) if choice]
+        if not wide:
+            return None
+        block = wide[int(torch.randint(len(wide), (), generator=generator))]
+        sub_network = sub_network.replace(block, sub_network.choices[block] - 1)
+    return _widened(space, sub_network, limits, generator)
+
+
+def _widened(space: ElasticSpace, sub_network: SubNetwork, limits: Limits, generator: torch.Generator) -> SubNetwork:
+    grown = True
+    while grown:
+        grown = False
+        for block in torch.randperm(len(space), generator=generator).tolist():
+            choice = sub_network.choices[block] + 1
+            if choice < len(space.blocks[block].widths) and meets(wider := sub_network.replace(block, choice), limits):
+                sub_network, grown = wider, True
+    return sub_network

@@ -1,0 +1,138 @@
+import itertools
+
+import pytest
+import torch
+
+from flextron_lit.budget import Limit, meets, parse_budget
+from flextron_lit.costs import CostTable, parameter_table
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.search import best_random, best_uniform, evolution, fit
+from flextron_lit.space import Block, ElasticSpace, SpaceConfig, SubNetwork
+from tests.conftest import make_llama
+
+
+def random_space(generator):
+    """A few layers with one to four widths a block."""
+    layers = int(torch.randint(1, 5, (), generator=generator))
+    blocks = []
+    for layer, kind in itertools.product(range(layers), ("attention", "mlp")):
+        count = int(torch.randint(1, 5, (), generator=generator))
+        widths = (torch.randperm(8, generator=generator)[:count] + 1).sort().values.tolist()
+        blocks.append(Block(layer, kind, (*[w for w in widths if w < 9], 9)))
+    return ElasticSpace(tuple(blocks))
+
+
+def random_table(space, generator, name="cost"):
+    """Costs that need not rise with the width, as measured ones."""
+    rows = tuple(tuple(torch.rand(len(b.widths), generator=generator).tolist()) for b in space.blocks)
+    return CostTable(name, "ms", torch.rand((), generator=generator).item(), rows)
+
+
+def loss_of(space, generator):
+    """A loss to minimise: every block has a value of its own for every choice."""
+    values = [torch.rand(len(b.widths), generator=generator).sort(descending=True).values for b in space.blocks]
+    return lambda s: sum(row[choice].item() for row, choice in zip(values, s.choices, strict=True))
+
+
+SEARCHES = {
+    "uniform": lambda space, limits, score, generator: best_uniform(space, limits, score),
+    "random": lambda space, limits, score, generator: best_random(space, limits, score, count=10, generator=generator),
+    "evolution": lambda space, limits, score, generator: evolution(
+        space, limits, score, count=30, generator=generator, population=6
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_no_search_ever_exceeds_a_budget(name, generator):
+    answers = [answer(name, generator) for _ in range(120)]
+    assert answers.count("feasible") > 20
+    assert answers.count("no sub-network that was tried meets all limits of the budget at once; loosen one") > 0
+    assert len(set(answers)) == 2
+
+
+def answer(name, generator):
+    """Search a random space under two random limits: the message of a refusal, or `feasible` after all checks."""
+    space = random_space(generator)
+    tables = [random_table(space, generator, f"cost{i}") for i in range(2)]
+    limits = []
+    for table in tables:
+        share = torch.rand((), generator=generator).item()
+        limits.append(Limit(table, table.smallest + share * abs(table.full - table.smallest), "limit"))
+    score = loss_of(space, generator)
+    scored = []
+
+    def noted(sub_network):
+        scored.append(sub_network)
+        return score(sub_network)
+
+    try:
+        found = SEARCHES[name](space, limits, noted, generator)
+    except ValueError as error:
+        return str(error)
+    assert meets(found.sub_network, limits)
+    assert all(meets(s, limits) for s in scored)
+    assert found.score == min(map(score, scored)) == score(found.sub_network)
+    assert found.evaluations == len(scored) == len(set(scored))
+    space.check(found.sub_network)
+    return "feasible"
+
+
+@pytest.fixture(scope="module")
+def deep():
+    backbone = ElasticBackbone(make_llama(num_hidden_layers=8), SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]))
+    return backbone.space, {"parameters": parameter_table(backbone)}
+
+
+def test_uniform_tries_only_pairs_that_no_feasible_one_contains(deep):
+    space, tables = deep
+    scored = []
+    limits = parse_budget("parameters<=0.6", tables)
+    best_uniform(space, limits, lambda s: scored.append(s) or 0.0)
+    feasible = [
+        space.uniform(mlp, attention)
+        for mlp in (0, 0.25, 0.5, 1)
+        for attention in (0.25, 0.5, 1)
+        if meets(space.uniform(mlp, attention), limits)
+    ]
+    assert set(scored) < set(feasible)
+    for other in set(feasible) - set(scored):
+        assert any(all(a >= b for a, b in zip(s.choices, other.choices, strict=True)) for s in scored)
+    assert best_uniform(space, parse_budget("parameters<=1", tables), lambda s: 0.0).sub_network == space.full()
+
+
+def test_fit_uses_the_budget_up(deep, generator):
+    space, tables = deep
+    limits = parse_budget("parameters<=0.6", tables)
+    for start in (space.full(), space.smallest(), space.random(generator)):
+        fitted = fit(space, start, limits, generator)
+        assert meets(fitted, limits)
+        for index, block in enumerate(space.blocks):
+            if fitted.choices[index] + 1 < len(block.widths):
+                assert not meets(fitted.replace(index, fitted.choices[index] + 1), limits)
+    assert fit(space, space.full(), parse_budget("parameters<=1", tables), generator) == space.full()
+
+
+def test_evolution_beats_random_and_uniform_on_a_loss_with_structure(deep, generator):
+    space, tables = deep
+    limits = parse_budget("parameters<=0.6", tables)
+    importance = torch.rand(len(space), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def score(sub_network: SubNetwork) -> float:
+        ratios = (w / b.full for w, b in zip(space.widths(sub_network), space.blocks, strict=True))
+        return -sum(weight * ratio for weight, ratio in zip(importance, ratios, strict=True))
+
+    evolved = evolution(space, limits, score, count=300, generator=generator)
+    drawn = best_random(space, limits, score, count=300, generator=generator)
+    assert evolved.score < drawn.score < best_uniform(space, limits, score).score
+    assert evolved.evaluations <= 300
+
+
+def test_the_same_seed_finds_the_same(deep):
+    space, tables = deep
+    limits = parse_budget("parameters<=0.7", tables)
+    found = [
+        evolution(space, limits, lambda s: hash(s) % 97, count=40, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert found[0] == found[1] != found[2]
