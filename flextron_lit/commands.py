@@ -22,6 +22,7 @@ commands
   validate   loss of the watched sub-networks on the validation documents
   test       the same on the test documents
   predict    loss on every test block, as JSON lines
+  profile    measure the latency of this device, with the table's own error
   info       what a Flextron checkpoint holds and how it was made
   diff       how two Flextron checkpoints differ; exit code 0 if they do not
 
@@ -68,6 +69,13 @@ def _info() -> int:
     return 0
 
 
+def _profile() -> int:
+    from flextron_lit.profiling import command
+
+    command(sys.argv[2:])
+    return 0
+
+
 def _diff() -> int:
     from flextron_lit.inspection.difference import command
 
@@ -81,6 +89,7 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "validate": _stage,
     "test": _stage,
     "predict": _stage,
+    "profile": _profile,
     "info": _info,
     "diff": _diff,
 }

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ from flextron_lit.space import KINDS, Block, BlockKind, ElasticSpace, SubNetwork
 
 Probe = tuple[BlockKind, int]
 """A kind of block and a width that is not its full one."""
-LEAST_ROUNDS, MOST_ROUNDS = 5, 100
-HELD_OUT_ROUNDS = 3
+Name = TypeVar("Name")
+LEAST_ROUNDS, MOST_ROUNDS = 3, 100
 DECODE_SHARE = 0.3
 """Of the time for a profile; a decode step is short, so many fit."""
 SHARE_RUNS = 3
@@ -93,12 +93,12 @@ def profile(
     phases = {}
     with _measuring(backbone, workload):
         for phase in workload.phases:
-            share = DECODE_SHARE if phase == "decode" else 1 - DECODE_SHARE
-            measured = _measure(backbone, workload, phase, budget_seconds * share)
+            time = budget_seconds * (DECODE_SHARE if phase == "decode" else 1 - DECODE_SHARE)
+            measured = _timed(backbone, workload, phase, probes(backbone.space), time, "measuring")
             table = _table(backbone, phase, measured, _shares(backbone, workload, phase))
             spread = max((ratio.spread for ratio in measured.ratios.values()), default=0.0)
-            chosen = _held_out(backbone.space, table, held_out, seed)
-            phases[phase] = PhaseLatency(table, spread, _check(backbone, workload, phase, table, chosen))
+            rows = _check(backbone, workload, phase, table, _held_out(backbone.space, table, held_out, seed), time)
+            phases[phase] = PhaseLatency(table, spread, rows)
     return LatencyTable(conditions(backbone, workload), phases)
 
 
@@ -112,25 +112,31 @@ def probes(space: ElasticSpace) -> dict[Probe, SubNetwork]:
     return found
 
 
-def _measure(backbone: ElasticBackbone, workload: Workload, phase: Phase, budget_seconds: float) -> Interleaved[Probe]:
-    runs: dict[Probe, Run] = {
-        probe: getattr(Passes(backbone, sub_network, workload), phase)
-        for probe, sub_network in probes(backbone.space).items()
-    }
+def _timed(
+    backbone: ElasticBackbone,
+    workload: Workload,
+    phase: Phase,
+    chosen: Mapping[Name, SubNetwork],
+    budget_seconds: float,
+    title: str,
+) -> Interleaved[Name]:
+    """Time one phase of some sub-networks against the full one, in as many rounds as fit."""
+    runs: dict[Name, Run] = {name: getattr(Passes(backbone, sub, workload), phase) for name, sub in chosen.items()}
     reference: Run = getattr(Passes(backbone, backbone.space.full(), workload), phase)
-    clock = _clock(backbone)
-    # a first round in full: threads, caches and clocks of the processor settle, and its length tells how many fit
+    device = backbone.model.device
+
+    def clock(run: Run) -> float:
+        return seconds(run, device)
+
+    # one round ahead: threads, caches and clocks of the processor settle, and its length tells how many fit
+    for run in (reference, *runs.values()):
+        run()
     begun = timer()
     interleaved(runs, reference, range(1), clock)
     rounds = int(budget_seconds / max(timer() - begun, 1e-9))
     rounds = min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)
-    title = f"measuring {phase}: {rounds} rounds of {len(runs)} networks against the full one"
-    return interleaved(runs, reference, progress(range(rounds), title), clock)
-
-
-def _clock(backbone: ElasticBackbone) -> Callable[[Run], float]:
-    device = backbone.model.device
-    return lambda run: seconds(run, device)
+    text = f"{title} {phase}: {rounds} rounds of {len(runs)} networks against the full one"
+    return interleaved(runs, reference, progress(range(rounds), text), clock)
 
 
 def _shares(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> dict[BlockKind, float]:
@@ -196,21 +202,17 @@ def _held_out(space: ElasticSpace, table: CostTable, count: int, seed: int) -> l
 
 
 def _check(
-    backbone: ElasticBackbone, workload: Workload, phase: Phase, table: CostTable, chosen: Sequence[SubNetwork]
+    backbone: ElasticBackbone,
+    workload: Workload,
+    phase: Phase,
+    table: CostTable,
+    chosen: Sequence[SubNetwork],
+    budget_seconds: float,
 ) -> tuple[HeldOut, ...]:
     if not chosen:
         return ()
-    runs: dict[int, Run] = {
-        index: getattr(Passes(backbone, sub_network, workload), phase) for index, sub_network in enumerate(chosen)
-    }
-    reference: Run = getattr(Passes(backbone, backbone.space.full(), workload), phase)
-    rounds = HELD_OUT_ROUNDS if phase == "prefill" else 4 * HELD_OUT_ROUNDS
-    title = f"checking {phase}: {rounds} rounds of {len(chosen)} held-out networks"
-    measured = interleaved(runs, reference, progress(range(rounds), title), _clock(backbone))
-    return tuple(
-        HeldOut(sub_network.choices, table.ratio(sub_network), measured.ratios[index].value)
-        for index, sub_network in enumerate(chosen)
-    )
+    measured = _timed(backbone, workload, phase, dict(enumerate(chosen)), budget_seconds, "checking").ratios
+    return tuple(HeldOut(s.choices, table.ratio(s), measured[i].value) for i, s in enumerate(chosen))
 
 
 @contextmanager

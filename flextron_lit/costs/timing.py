@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, floor, sqrt
 from statistics import median
 from typing import Any, Generic, TypeVar
 
@@ -22,7 +22,7 @@ class Ratio:
     value: float
     """Median over rounds."""
     spread: float
-    """Half the width of the interval that holds the true median in about 95 of 100 cases."""
+    """Half the width of the interval that holds the true median in at least 95 of 100 cases."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def median_with_spread(values: Sequence[float]) -> Ratio:
     """Median, and half its 95 % interval from order statistics: no assumption on how times are distributed."""
     ordered = sorted(values)
     middle, reach = (len(ordered) - 1) / 2, 0.98 * sqrt(len(ordered))
-    low, high = max(0, round(middle - reach)), min(len(ordered) - 1, round(middle + reach))
+    low, high = max(0, floor(middle - reach)), min(len(ordered) - 1, ceil(middle + reach))
     return Ratio(median(ordered), (ordered[high] - ordered[low]) / 2)
 
 
@@ -67,8 +67,6 @@ def interleaved(
         rounds: counts from 0.
         clock: times one run, in seconds.
     """
-    for run in (reference, *runs.values()):
-        run()
     names = list(runs)
     found: dict[Name, list[float]] = {name: [] for name in names}
     references = []

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.costs import CostTable
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.loading import load_elastic
 from flextron_lit.losses import mean_cross_entropy
 from flextron_lit.provenance import git_commit, versions
-from flextron_lit.sources import load_dense, load_tokenizer, resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
 
 Batch = Mapping[str, Tensor]
@@ -124,20 +124,14 @@ class Stage(LightningModule):
 
         A Flextron checkpoint brings its own space; `space` overrides it (the weights are sorted already).
         """
-        folder = resolve_model(self.checkpoint)
-        earlier = None
-        if flextron_checkpoint.is_flextron(folder):
-            flextron_checkpoint.verify(folder)
-            earlier = flextron_checkpoint.read(folder)
-        model = load_dense(self.checkpoint, attn_implementation=self.attn_implementation)
-        self.tokenizer = load_tokenizer(self.checkpoint)
-        self.backbone = ElasticBackbone(model, space or (earlier.space if earlier else None))
+        loaded = load_elastic(self.checkpoint, space, attn_implementation=self.attn_implementation)
+        self.backbone, self.tokenizer = loaded.backbone, loaded.tokenizer
         unsorted = [torch.arange(block.full) for block in self.backbone.space.blocks]
-        self.order = earlier.order if earlier else unsorted
-        self.history = earlier.history if earlier else []
+        self.order = loaded.record.order if loaded.record else unsorted
+        self.history = loaded.record.history if loaded.record else []
         if self.activation_checkpointing:
             self.backbone.enable_activation_checkpointing()
-        self.model = model.train()
+        self.model = self.backbone.model.train()
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, T, V] of the active sub-network; documents packed into a block do not see each other."""

@@ -1,0 +1,126 @@
+"""`python main.py profile`: the latency table of this device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.table import Table
+from transformers import AutoConfig
+
+from flextron_lit import checkpoint
+from flextron_lit.costs.latency import LatencyTable, conditions, read_all
+from flextron_lit.costs.profiler import profile
+from flextron_lit.costs.workload import WORKLOADS, Workload, named
+from flextron_lit.differences import differences
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.inspection.location import FOLDER_HELP, locate
+from flextron_lit.loading import blank_elastic
+from flextron_lit.space import KINDS, ElasticSpace
+from flextron_lit.tables import show
+
+OVERRIDES = {
+    "batch_size": (int, "Sequences at once."),
+    "prompt_tokens": (int, "Tokens of each prompt."),
+    "generated_tokens": (int, "Tokens generated after it."),
+    "dtype": (str, "Of weights and activations: float32, bfloat16 or float16."),
+    "threads": (int, "Threads on a CPU; by default as many as torch takes."),
+}
+
+
+def add_workload(parser: ArgumentParser) -> None:
+    """Options that say what is asked of the deployed model."""
+    shapes = ((name, f"{w.batch_size} x {w.prompt_tokens} + {w.generated_tokens}") for name, w in WORKLOADS.items())
+    known = "; ".join(f"{name}: {shape}" for name, shape in shapes)
+    text = f"A common request (batch x prompt + generated tokens; {known})."
+    parser.add_argument("--workload", default="chat", help=text)
+    for name, (kind, text) in OVERRIDES.items():
+        parser.add_argument(f"--{name}", type=kind, default=None, help=f"{text} Default: the workload's.")
+
+
+def workload_of(options: Any) -> Workload:
+    """The workload that a command line asks for.
+
+    Raises:
+        ValueError: if its name is unknown, or a number is out of range.
+    """
+    changes = {name: options[name] for name in OVERRIDES if options[name] is not None}
+    return named(options.workload, **changes)
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device that a command line asks for; by default a GPU if there is one.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def matching(folder: Path, backbone: ElasticBackbone, workload: Workload) -> Path | None:
+    """The file of a checkpoint's latency table that was measured under the conditions that hold now."""
+    wanted = conditions(backbone, workload)
+    tables = read_all(folder, backbone.space)
+    return next((path for path, table in tables.items() if not list(differences(table.conditions, wanted))), None)
+
+
+def summary(table: LatencyTable, space: ElasticSpace) -> Table:
+    """What a latency table says, for people."""
+    shown = Table(title=f"latency of {table.workload.name} on {table.conditions['device']['name']}, milliseconds")
+    for column in ("", *table.phases):
+        shown.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    tables = [phase.table for phase in table.phases.values()]
+    shown.add_row("full network", *(f"{t.full:.2f}" for t in tables))
+    shown.add_row("all but the blocks", *(f"{t.fixed:.2f}" for t in tables))
+    for kind in KINDS:
+        of_kind = [index for index, block in enumerate(space.blocks) if block.kind == kind]
+        for width in sorted({w for index in of_kind for w in space.blocks[index].widths}):
+            places = [(i, space.blocks[i].widths.index(width)) for i in of_kind if width in space.blocks[i].widths]
+            cells = (f"{mean(t.blocks[i][choice] for i, choice in places):.3f}" for t in tables)
+            shown.add_row(f"one {kind}, width {width}", *cells)
+    shown.add_row("smallest network", *(f"{t.smallest:.2f}" for t in tables))
+    shown.add_row("spread of a ratio", *(f"{phase.spread:.1%}" for phase in table.phases.values()))
+    errors = (phase.error for phase in table.phases.values())
+    shown.add_row("error on held-out networks", *("not checked" if e is None else f"{e:.1%}" for e in errors))
+    return shown
+
+
+def command(args: Sequence[str]) -> None:
+    """`python main.py profile`."""
+    parser = ArgumentParser(
+        prog="main.py profile",
+        description="Measure the latency of every block at every width on this device, with the table's own error on "
+        "held-out sub-networks. Example: main.py profile --checkpoint runs/quickstart/elastic --workload chat",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
+    add_workload(parser)
+    parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+    parser.add_argument("--seconds", type=float, default=60.0, help="For the table; its check takes as long again.")
+    parser.add_argument("--held_out", type=int, default=20, help="Sub-networks to check it on; 0 leaves the check out.")
+    parser.add_argument("--fresh", action="store_true", help="Measure again what is measured already.")
+    options = parser.parse_args(list(args))
+    folder = locate(options.checkpoint).checkpoint
+    record = checkpoint.read(folder)
+    workload = workload_of(options)
+    config = AutoConfig.from_pretrained(folder)
+    config._attn_implementation = "sdpa"
+    dtype = getattr(torch, workload.dtype)
+    backbone = blank_elastic(config, record.space, dtype=dtype, device=device_of(options.device))
+    known = None if options.fresh else matching(folder, backbone, workload)
+    if known is not None:
+        show(f"measured already: {known}; --fresh measures again")
+        return
+    table = profile(backbone, workload, budget_seconds=options.seconds, held_out=options.held_out)
+    path = table.write(folder)
+    show(summary(table, record.space), f"wrote {path}")

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from flextron_lit.costs.timing import Ratio, interleaved, median_with_spread, seconds
+
+
+class Machine:
+    """Runs that take a set time on a machine that gets slower and slower."""
+
+    def __init__(self, drift=1.0):
+        self.speed = 1.0
+        self.drift = drift
+        self.ran = []
+
+    def run(self, name, time):
+        return lambda: self.ran.append((name, time)) or time
+
+    def clock(self, run):
+        self.speed *= self.drift
+        return run() * self.speed
+
+
+def test_ratios_do_not_feel_the_machines_drift():
+    machine = Machine(drift=1.01)
+    runs = {"half": machine.run("half", 0.5), "most": machine.run("most", 0.9)}
+    found = interleaved(runs, machine.run("full", 1.0), range(50), machine.clock)
+    assert found.ratios["half"].value == pytest.approx(0.5, rel=1e-3)
+    assert found.ratios["most"].value == pytest.approx(0.9, rel=1e-3)
+    alone = [machine.clock(runs["half"]) for _ in range(50)]
+    assert max(alone) / min(alone) > 1.5
+
+
+def test_every_run_stands_between_two_runs_of_the_reference_in_turning_order():
+    machine = Machine()
+    runs = {name: machine.run(name, 1.0) for name in "abc"}
+    found = interleaved(runs, machine.run("full", 2.0), range(3), machine.clock)
+    names = "".join(name[0] for name, _ in machine.ran)
+    assert names == "fafbfcf" + "fbfcfaf" + "fcfafbf"
+    assert found.reference == 2
+    assert found.ratios == dict.fromkeys("abc", Ratio(0.5, 0.0))
+
+
+def test_the_spread_holds_the_true_median():
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(400):
+        values = torch.empty(31).log_normal_(0.0, 0.5, generator=generator).tolist()
+        found = median_with_spread(values)
+        ordered = sorted(values)
+        low, high = ordered[9], ordered[21]
+        assert found.spread == pytest.approx((high - low) / 2)
+        held += low <= 1.0 <= high
+    assert 370 < held < 400
+    assert median_with_spread([3.0]) == Ratio(3.0, 0.0)
+
+
+def test_seconds_are_those_of_one_run():
+    ran = []
+    assert 0 < seconds(lambda: ran.append(1), torch.device("cpu")) < 1
+    assert ran == [1]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_events_time_what_the_gpu_does():
+    one = torch.randn(4096, 4096, device="cuda")
+
+    def product(times):
+        def run():
+            for _ in range(times):
+                one @ one
+
+        return run
+
+    product(2)()
+    short, long = (seconds(product(times), torch.device("cuda")) for times in (4, 16))
+    assert 2 < long / short < 8
