@@ -3,6 +3,7 @@
 from callbacks.budget_sampling import BudgetSampling
 from callbacks.exact_resume import ExactResume
 from callbacks.flextron_checkpoint import FlextronCheckpointWriter
+from callbacks.latency_profiling import LatencyProfiling
 from callbacks.pareto_report import ParetoReport
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import StepBar, StepLines, progress_bar
@@ -11,6 +12,7 @@ __all__ = [
     "BudgetSampling",
     "ExactResume",
     "FlextronCheckpointWriter",
+    "LatencyProfiling",
     "ParetoReport",
     "PredictionWriter",
     "StepBar",

@@ -21,13 +21,16 @@ class BudgetSampling(Callback):
         strategies: how a step draws them, with the share of the steps that do so: `independent` (every block for
             itself), `uniform` (all layers alike), `stratified` (evenly over cost), `sandwich` (the smallest, the others
             independent). None means what our comparison found best (docs/experiments.md).
+        cost: what `stratified` is even over: `parameters`, or with LatencyProfiling `latency`, `prefill`, `decode`.
         seed: seed of the draws.
 
     Raises:
         ValueError: if a number is out of range, or a strategy does not exist.
     """
 
-    def __init__(self, k: int = 1, strategies: dict[str, float] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, k: int = 1, strategies: dict[str, float] | None = None, cost: str = "parameters", seed: int = 0
+    ) -> None:
         if k < 1:
             raise ValueError(f"k counts sub-networks a step and must be 1 or more, not {k}")
         self.k = k
@@ -37,13 +40,14 @@ class BudgetSampling(Callback):
             raise ValueError(f"there is no strategy {unknown[0]!r}; there are {', '.join(STRATEGIES)}")
         if not self.strategies or min(self.strategies.values()) <= 0:
             raise ValueError(f"strategies need shares above 0, not {self.strategies}; leave a strategy out instead")
+        self.cost = cost
         self.generator = torch.Generator().manual_seed(seed)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw this step's sub-networks."""
         assert isinstance(pl_module, Stage)
-        space, costs = pl_module.backbone.space, pl_module.costs
-        pl_module.plan = draw(self.strategies, space, costs, self.k, self.generator)
+        table = pl_module.cost_table(self.cost)
+        pl_module.plan = draw(self.strategies, pl_module.backbone.space, table, self.k, self.generator)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator."""

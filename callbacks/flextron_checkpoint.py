@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit import checkpoint as flextron_checkpoint
+from flextron_lit.costs.latency import FOLDER
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.stages import ElasticTraining, Stage
 
@@ -56,8 +57,27 @@ class FlextronCheckpointWriter(Callback):
         assert isinstance(stage, Stage)
         record = stage.record()
         if trainer.is_global_zero:
-            folder = RunFolder(Path(trainer.default_root_dir)).checkpoint
-            history: list[Any] = [*stage.history, record]
-            flextron_checkpoint.write(folder, stage.backbone, stage.tokenizer, order=stage.order, history=history)
+            run_folder = RunFolder(Path(trainer.default_root_dir))
+            folder = run_folder.checkpoint
+            flextron_checkpoint.write(
+                folder,
+                stage.backbone,
+                stage.tokenizer,
+                order=stage.order,
+                history=[*stage.history, record],
+                files=cost_files(stage, run_folder.path),
+            )
             rank_zero_info(f"wrote the Flextron checkpoint {folder}")
         trainer.strategy.barrier()
+
+
+def cost_files(stage: Stage, run_folder: Path) -> dict[str, Path]:
+    """Cost tables that hold for a stage's network: those that its run measured, and those of its checkpoint.
+
+    A table depends on the widths alone, not on the weights, so training leaves it true.
+    """
+    source = Path(stage.checkpoint)
+    folders = [run_folder]
+    if flextron_checkpoint.is_flextron(source) and flextron_checkpoint.read(source).space == stage.backbone.space:
+        folders.insert(0, source)
+    return {f"{FOLDER}/{path.name}": path for folder in folders for path in (folder / FOLDER).glob("*.json")}

@@ -203,6 +203,7 @@ def write(
     *,
     order: Sequence[Tensor],
     history: Sequence[Mapping[str, Any] | StageRecord],
+    files: Mapping[str, Path] | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the folder whole or not at all: a sibling is filled, then renamed into place.
@@ -213,6 +214,7 @@ def write(
         tokenizer: its tokenizer.
         order: per block, the unit of the dense model that now stands at each position.
         history: records of all stages so far.
+        files: further files, such as cost tables: path in the folder, and where it is copied from.
         state_dict: full weights, where the live parameters are sharded.
 
     Raises:
@@ -228,6 +230,9 @@ def write(
         _save_model(partial, backbone, tokenizer, state_dict)
         named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
         save_file(named, partial / ORDER)
+        for name, source in (files or {}).items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, partial / name)
         rows = [asdict(r) if isinstance(r, StageRecord) else dict(r) for r in history]
         _write_record(partial, {"format_version": FORMAT_VERSION, "space": backbone.space.to_json(), "history": rows})
         _replace(folder, partial)

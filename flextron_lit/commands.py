@@ -23,6 +23,7 @@ commands
   test       the same on the test documents
   predict    loss on every test block, as JSON lines
   profile    measure the latency of this device, with the table's own error
+  select     the sub-network for a budget: widths, costs, loss
   info       what a Flextron checkpoint holds and how it was made
   diff       how two Flextron checkpoints differ; exit code 0 if they do not
 
@@ -76,6 +77,13 @@ def _profile() -> int:
     return 0
 
 
+def _select() -> int:
+    from flextron_lit.selecting import command
+
+    command(sys.argv[2:])
+    return 0
+
+
 def _diff() -> int:
     from flextron_lit.inspection.difference import command
 
@@ -90,6 +98,7 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "test": _stage,
     "predict": _stage,
     "profile": _profile,
+    "select": _select,
     "info": _info,
     "diff": _diff,
 }

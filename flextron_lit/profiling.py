@@ -13,11 +13,9 @@ from rich.table import Table
 from transformers import AutoConfig
 
 from flextron_lit import checkpoint
-from flextron_lit.costs.latency import LatencyTable, conditions, read_all
+from flextron_lit.costs.latency import LatencyTable, conditions, find
 from flextron_lit.costs.profiler import profile
 from flextron_lit.costs.workload import WORKLOADS, Workload, named
-from flextron_lit.differences import differences
-from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.loading import blank_elastic
 from flextron_lit.space import KINDS, ElasticSpace
@@ -68,13 +66,6 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def matching(folder: Path, backbone: ElasticBackbone, workload: Workload) -> Path | None:
-    """The file of a checkpoint's latency table that was measured under the conditions that hold now."""
-    wanted = conditions(backbone, workload)
-    tables = read_all(folder, backbone.space)
-    return next((path for path, table in tables.items() if not list(differences(table.conditions, wanted))), None)
-
-
 def summary(table: LatencyTable, space: ElasticSpace) -> Table:
     """What a latency table says, for people."""
     shown = Table(title=f"latency of {table.workload.name} on {table.conditions['device']['name']}, milliseconds")
@@ -117,9 +108,10 @@ def command(args: Sequence[str]) -> None:
     config._attn_implementation = "sdpa"
     dtype = getattr(torch, workload.dtype)
     backbone = blank_elastic(config, record.space, dtype=dtype, device=device_of(options.device))
-    known = None if options.fresh else matching(folder, backbone, workload)
+    known = None if options.fresh else find(folder, conditions(backbone, workload))
     if known is not None:
-        show(f"measured already: {known}; --fresh measures again")
+        path, table = known
+        show(summary(table, record.space), f"measured already: {path}; --fresh measures again")
         return
     table = profile(backbone, workload, budget_seconds=options.seconds, held_out=options.held_out)
     path = table.write(folder)

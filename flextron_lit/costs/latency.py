@@ -120,29 +120,45 @@ class LatencyTable:
     def write(self, checkpoint: Path) -> Path:
         """Write the file into the `costs` folder of a Flextron checkpoint, whole or not at all; returns its path."""
         path = checkpoint / FOLDER / self.file_name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
         os.replace(partial, path)
         return path
 
 
-def read_all(checkpoint: Path, space: ElasticSpace) -> dict[Path, LatencyTable]:
+def read_all(folder: Path, space: ElasticSpace) -> dict[Path, LatencyTable]:
     """The latency tables of a Flextron checkpoint, by file.
 
     Raises:
         ValueError: if one is damaged, or was made for another space.
     """
-    found = {}
-    for path in sorted((checkpoint / FOLDER).glob(f"{PREFIX}*.json")):
-        try:
-            table = LatencyTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and profile again") from error
+    found = {path: _read(path) for path in _paths(folder)}
+    for table in found.values():
         for each in table.tables().values():
             each.check(space)
-        found[path] = table
     return found
+
+
+def find(folder: Path, wanted: Mapping[str, Any]) -> tuple[Path, LatencyTable] | None:
+    """The table of a folder that was measured under just these conditions, with its file.
+
+    Raises:
+        ValueError: if a table is damaged.
+    """
+    tables = ((path, _read(path)) for path in _paths(folder))
+    return next((found for found in tables if not list(differences(found[1].conditions, wanted))), None)
+
+
+def _paths(folder: Path) -> list[Path]:
+    return sorted((folder / FOLDER).glob(f"{PREFIX}*.json"))
+
+
+def _read(path: Path) -> LatencyTable:
+    try:
+        return LatencyTable.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and profile again") from error
 
 
 def conditions(backbone: ElasticBackbone, workload: Workload) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -199,15 +200,37 @@ class TextDataModule(LightningDataModule):
             "tokenizer": self._tokenizer_fingerprint,
             "block_size": self.block_size,
             "batch_size": self.batch_size,
+            "held_out": self.held_out,
             "seed": self.seed,
         }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], *, tokenizer: str, **settings: Any) -> TextDataModule:
+        """The text that `describe` described, with the same documents held out.
+
+        Args:
+            description: from a checkpoint's history.
+            tokenizer: the model source whose tokenizer to use.
+            settings: other arguments.
+
+        Raises:
+            ValueError: if the description lacks something.
+        """
+        names = {field.name for field in fields(TextDomain)}
+        try:
+            domains = {
+                name: TextDomain(**{key: value for key, value in domain.items() if key in names})
+                for name, domain in description["domains"].items()
+            }
+            same = {key: description[key] for key in ("block_size", "held_out", "seed")}
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the checkpoint does not say how its text was read ({error}); name a text") from error
+        return cls(domains, tokenizer, **same, **settings)
 
     def _describe(self, name: str, domain: TextDomain) -> dict[str, Any]:
         made = self._tokenized[name]
         described: dict[str, Any] = {
-            "source": domain.source,
-            "format": domain.format,
-            "weight": domain.weight,
+            **asdict(domain),
             "key": made.key,
             "tokens": {split: len(stream.tokens) for split, stream in made.streams.items()},
             "documents": {split: len(stream.starts) for split, stream in made.streams.items()},

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.costs import CostTable
+from flextron_lit.costs.latency import LatencyTable
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.loading import load_elastic
 from flextron_lit.losses import mean_cross_entropy
@@ -101,6 +102,7 @@ class Stage(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.clip_norm = clip_norm
         self.accumulate = accumulate
+        self.latency: LatencyTable | None = None
         self.tokens_seen = 0
         self.plan: Sequence[SubNetwork] = ()
         self._loss_terms: dict[str, tuple[LossTerm, float]] = {}
@@ -116,6 +118,23 @@ class Stage(LightningModule):
         if name in self._loss_terms:
             raise ValueError(f"there is a loss term {name!r} already; choose another name")
         self._loss_terms[name] = (function, weight)
+
+    # --- costs --------------------------------------------------------------------------------------------------
+
+    def cost_table(self, name: str) -> CostTable:
+        """A cost of the network by name: `parameters`, and latencies where a callback has found them.
+
+        Raises:
+            ValueError: if it is not known; the message says how it would be.
+        """
+        measured = self.latency.tables() if self.latency else {}
+        known = {**measured, self.costs.name: self.costs}
+        if name not in known:
+            raise ValueError(
+                f"there is no cost {name!r}; there are {', '.join(known)}. Latencies need callbacks.LatencyProfiling "
+                "in trainer.callbacks"
+            )
+        return known[name]
 
     # --- the backbone -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from flextron_lit.costs import Workload
+from flextron_lit.costs.latency import LatencyTable, conditions, find
+from flextron_lit.costs.profiler import profile
+from flextron_lit.loading import blank_elastic
+from flextron_lit.stages import Stage
+
+
+class LatencyProfiling(Callback):
+    """Gives a stage the latency table of the device it runs on: `stage.cost_table("latency")` then works.
+
+    A table that was measured under the same conditions is taken from the run folder or from the stage's checkpoint;
+    else the first rank measures one, on a network of the same shape, and shares it. It goes into the run's checkpoint.
+
+    Args:
+        workload: the request whose latencies count.
+        seconds: for measuring; the check on held-out sub-networks takes about as long again.
+        held_out: sub-networks to check the table on.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    def __init__(self, workload: Workload = Workload(), seconds: float = 60.0, held_out: int = 20) -> None:
+        if seconds <= 0 or held_out < 0:
+            raise ValueError(f"seconds must be above 0 and held_out 0 or more, not {seconds} and {held_out}")
+        self.workload = workload
+        self.seconds = seconds
+        self.held_out = held_out
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find or measure the table."""
+        assert isinstance(pl_module, Stage)
+        found: Any = self._table(trainer, pl_module).to_json() if trainer.is_global_zero else None
+        pl_module.latency = LatencyTable.from_json(trainer.strategy.broadcast(found))
+
+    def _table(self, trainer: Trainer, stage: Stage) -> LatencyTable:
+        backbone = stage.backbone
+        dtype: torch.dtype = getattr(torch, self.workload.dtype)
+        blank = blank_elastic(backbone.model.config, backbone.space, dtype=dtype, device=stage.device)
+        wanted = conditions(blank, self.workload)
+        run_folder = Path(trainer.default_root_dir)
+        for folder in (run_folder, Path(stage.checkpoint)):
+            known = find(folder, wanted)
+            if known is not None:
+                rank_zero_info(f"latencies: {known[0]}")
+                return known[1]
+        table = profile(blank, self.workload, budget_seconds=self.seconds, held_out=self.held_out)
+        rank_zero_info(f"latencies: measured, wrote {table.write(run_folder)}")
+        return table

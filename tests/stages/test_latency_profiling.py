@@ -1,0 +1,85 @@
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from callbacks import BudgetSampling, FlextronCheckpointWriter, LatencyProfiling, latency_profiling
+from flextron_lit import checkpoint
+from flextron_lit.costs import Workload
+from flextron_lit.costs.latency import read_all
+from flextron_lit.space import SpaceConfig, SubNetwork
+from flextron_lit.stages import ElasticTraining
+from tests.stages.training import PLAN, Plan, fit, stage
+
+WORKLOAD = Workload(prompt_tokens=8, generated_tokens=3, threads=1)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """How often a table was measured."""
+    calls = []
+    original = latency_profiling.profile
+    monkeypatch.setattr(
+        latency_profiling, "profile", lambda *args, **settings: calls.append(1) or original(*args, **settings)
+    )
+    return calls
+
+
+def profiling():
+    return LatencyProfiling(WORKLOAD, seconds=0.1, held_out=1)
+
+
+def test_a_table_is_measured_once_and_goes_along_with_the_checkpoint(tmp_path, measured):
+    module = stage()
+    sampling = BudgetSampling(k=2, strategies={"stratified": 1.0}, cost="latency")
+    fit(module, profiling(), sampling, FlextronCheckpointWriter(), default_root_dir=tmp_path / "one")
+    assert len(measured) == 1
+    written = read_all(tmp_path / "one" / "flextron", module.backbone.space)
+    assert list(written.values()) == [module.latency]
+    assert {path.relative_to(tmp_path / "one" / "flextron").as_posix() for path in written} <= set(
+        checkpoint.verify(tmp_path / "one" / "flextron")
+    )
+    again = stage()
+    fit(again, profiling(), sampling, default_root_dir=tmp_path / "one")
+    assert again.latency == module.latency
+    later = ElasticTraining(str(tmp_path / "one" / "flextron"))
+    fit(later, profiling(), Plan(PLAN), FlextronCheckpointWriter(), default_root_dir=tmp_path / "two")
+    assert later.latency == module.latency
+    assert len(measured) == 1
+    assert read_all(tmp_path / "two" / "flextron", later.backbone.space) != {}
+    longer = LatencyProfiling(Workload(prompt_tokens=9, generated_tokens=3, threads=1), seconds=0.1, held_out=0)
+    fit(stage(), longer, Plan(), default_root_dir=tmp_path / "one")
+    assert len(measured) == 2
+
+
+def test_measuring_changes_nothing_that_is_drawn(tmp_path):
+    class Draw(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.drawn = torch.rand(3)
+
+    draws = []
+    for callbacks in ([], [profiling()]):
+        torch.manual_seed(5)
+        draw = Draw()
+        fit(stage(), *callbacks, Plan(), draw, default_root_dir=tmp_path / str(len(draws)))
+        draws.append(draw.drawn)
+    assert torch.equal(*draws)
+
+
+def test_a_table_of_other_widths_does_not_go_along(tmp_path, measured):
+    fit(stage(), profiling(), Plan(), FlextronCheckpointWriter(), default_root_dir=tmp_path / "one")
+    other = ElasticTraining(str(tmp_path / "one" / "flextron"), space=SpaceConfig(mlp=[64, 128], attention=[2, 4]))
+    fit(other, Plan([SubNetwork((0, 0, 1, 1, 0, 1))]), FlextronCheckpointWriter(), default_root_dir=tmp_path / "two")
+    assert (tmp_path / "one" / "flextron" / "costs").is_dir()
+    assert not (tmp_path / "two" / "flextron" / "costs").exists()
+
+
+def test_a_latency_that_nobody_measured_is_refused(tmp_path):
+    sampling = BudgetSampling(strategies={"stratified": 1.0}, cost="latency")
+    with pytest.raises(ValueError, match="no cost 'latency'; there are parameters. Latencies need callbacks.Latency"):
+        fit(stage(), sampling, default_root_dir=tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"seconds": 0.0}, {"held_out": -1}])
+def test_a_wrong_setting_is_refused(settings):
+    with pytest.raises(ValueError, match="seconds must be above 0 and held_out 0 or more"):
+        LatencyProfiling(**settings)

@@ -1,0 +1,127 @@
+import json
+
+import pytest
+import torch
+
+from flextron_lit.budget import parse_budget
+from flextron_lit.costs import COUNTED, Workload
+from flextron_lit.costs.profiler import profile
+from flextron_lit.loading import load_elastic
+from flextron_lit.selecting import known_tables
+from flextron_lit.space import SubNetwork
+from tests.front_door import fail, run, succeed
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder of a short debug run."""
+    folder = tmp_path_factory.mktemp("select") / "run"
+    settings = ("--trainer.max_steps", 6, "--trainer.val_check_interval", 6)
+    succeed("fit", "-c", "configs/debug.yaml", *settings, "--run_folder", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(trained):
+    return load_elastic(str(trained / "flextron")).backbone
+
+
+@pytest.fixture(scope="module")
+def profiled(trained):
+    """The same with a latency table."""
+    workload = ("--prompt_tokens", 16, "--generated_tokens", 4, "--threads", 1)
+    printed = succeed("profile", "--checkpoint", trained, *workload, "--seconds", 1, "--held_out", 3)
+    assert "error on held-out networks" in printed
+    assert "latency-cpu-1x16+4-float32.json" in printed.replace("\n", "")
+    assert "measured already" in succeed("profile", "--checkpoint", trained, *workload)
+    return trained
+
+
+def answer(folder, budget, *options):
+    done = run("select", "--checkpoint", folder, "--budget", budget, "--tokens", 128, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.parametrize("search", ["uniform", "random", "evolution"])
+def test_select_meets_the_budget_and_says_how(trained, backbone, search, tmp_path):
+    output = tmp_path / "answer.json"
+    found, said = answer(trained, "parameters<=0.75", "--search", search, "--count", 5, "--output", output)
+    sub_network = SubNetwork.from_json(found["sub_network"])
+    assert json.loads(output.read_text()) == found
+    assert parse_budget("parameters<=0.75", {"parameters": COUNTED["parameters"](backbone, Workload())})[0].allows(
+        sub_network
+    )
+    assert list(found["widths"].values()) == list(backbone.space.widths(sub_network))
+    assert set(found["costs"]) == set(COUNTED)
+    assert found["costs"]["parameters"]["ratio"] <= 0.75
+    assert found["how"].startswith(f"{search} search, ")
+    assert "validation documents of stories, reports" in found["how"]
+    assert "parameters <= " in said
+    assert 0 < found["loss"] < 10
+
+
+def test_the_loss_is_that_of_the_run(trained):
+    found, _ = answer(trained, "parameters<=0.75", "--search", "uniform")
+    rows = json.loads((trained / "training.json").read_text())
+    full = [row["loss"] for row in rows if row["step"] == 6 and row["sub_network"] == "full"]
+    assert abs(found["loss"] - sum(full) / len(full)) < 1.0
+
+
+def test_a_latency_budget_needs_a_profile_and_then_holds(profiled, backbone):
+    found, said = answer(profiled, "0.9")
+    assert found["costs"]["latency"]["ratio"] <= 0.9
+    assert {"prefill", "decode", "latency", "parameters"} <= set(found["costs"])
+    assert "measured on" in said
+    smallest = fail("select", "--checkpoint", profiled, "--budget", "latency=0.000001ms")
+    assert "no sub-network meets 'latency=0.000001ms': the smallest latency possible is" in smallest
+
+
+def test_a_budget_above_the_full_network_is_the_full_network(trained, backbone):
+    found, _ = answer(trained, "90M")
+    assert found["sub_network"] == backbone.space.full().to_json()
+    assert found["how"].startswith("no search: the full network meets parameters <= 90.0M parameters")
+    assert found["loss"] is None
+
+
+def test_people_see_tables(trained, tmp_path):
+    (tmp_path / "text.txt").write_text("Ada feeds the owl at the mill. " * 40)
+    printed = succeed(
+        "select", "--checkpoint", trained, "--budget", "flops<=0.8", "--text", tmp_path / "text.txt", "--tokens", 128
+    )
+    for word in ("KV groups", "neurons", "of the full network", "kv_bytes", "nats per token", "text.txt"):
+        assert word in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--budget", "parameters<=0.001"), "the smallest parameters possible is"),
+        (("--budget", "decode=3ms", "--latency", "none"), "no latency table 'none'; there are"),
+        (("--budget", "quickly"), "cannot read the budget 'quickly'"),
+        (("--budget", "0.5", "--search", "router"), "holds no router"),
+        (("--budget", "0.5", "--workload", "talk"), "no workload 'talk'"),
+        (("--budget", "0.5", "--device", "abacus"), "cannot use the device 'abacus'"),
+        (("--budget", "flops<=0.8", "--text", "nowhere.txt"), "nowhere.txt"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(trained, options, message):
+    printed = fail("select", "--checkpoint", trained, *options)
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_several_latency_tables_want_a_choice(backbone, tmp_path):
+    workloads = [Workload(prompt_tokens=n, generated_tokens=2, threads=1) for n in (8, 16)]
+    assert known_tables(tmp_path, backbone, workloads[0], None)[1] is None
+    measured = [profile(backbone, w, budget_seconds=0.05, held_out=0) for w in workloads]
+    measured[0].write(tmp_path)
+    assert known_tables(tmp_path, backbone, workloads[1], None)[1] == measured[0]
+    measured[1].write(tmp_path)
+    with pytest.raises(ValueError, match="several latency tables; choose one with --latency: latency-cpu-1x16"):
+        known_tables(tmp_path, backbone, workloads[0], None)
+    tables, chosen = known_tables(tmp_path, backbone, workloads[0], "latency-cpu-1x16+2-float32")
+    assert chosen == measured[1]
+    # what is counted is counted for the workload that was measured
+    assert tables["kv_bytes"] == COUNTED["kv_bytes"](backbone, workloads[1])
+    assert torch.equal(tables["latency"].expected(torch.zeros(6, 4)), torch.tensor(tables["latency"].fixed))
