@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from flextron_lit import sampling
 from flextron_lit.costs.latency import HeldOut, LatencyTable, PhaseLatency, conditions
 from flextron_lit.costs.table import CostTable
-from flextron_lit.costs.timing import Interleaved, Run, interleaved, seconds
+from flextron_lit.costs.timing import Interleaved, Ratio, Run, interleaved, seconds
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.progress import progress
@@ -100,6 +100,22 @@ def profile(
             rows = _check(backbone, workload, phase, table, _held_out(backbone.space, table, held_out, seed), time)
             phases[phase] = PhaseLatency(table, spread, rows)
     return LatencyTable(conditions(backbone, workload), phases)
+
+
+def measure(
+    backbone: ElasticBackbone,
+    workload: Workload,
+    phase: Phase,
+    sub_networks: Mapping[Name, SubNetwork],
+    budget_seconds: float,
+) -> dict[Name, Ratio]:
+    """Times of sub-networks relative to the full network's, in one phase of a workload.
+
+    Raises:
+        ValueError: if the workload does not fit in memory.
+    """
+    with _measuring(backbone, workload):
+        return _timed(backbone, workload, phase, sub_networks, budget_seconds, "measuring").ratios
 
 
 def probes(space: ElasticSpace) -> dict[Probe, SubNetwork]:
