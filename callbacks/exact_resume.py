@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ class ExactResume(Checkpoint):
     state is saved every `every_n_steps` updates, after each validation, and when the process is asked to stop
     (SIGTERM). A step that a validation follows is saved after it, so that no table is lost to a kill in between.
 
+    Lightning's own answer to SIGTERM on several ranks broadcasts from within the signal handler, wherever each rank
+    happens to be, which can wait forever. Here a rank only notes the signal, and all agree on it between two batches.
+
     Args:
         every_n_steps: updates between two saves.
 
@@ -33,9 +37,39 @@ class ExactResume(Checkpoint):
         self.every_n_steps = every_n_steps
         self._restored: dict[str, Any] | None = None
         self._saved_step = 0
+        self._asked_to_stop = False
+        self._step_before = 0
+        self._whole = False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for SIGTERM."""
+        self._listen(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for SIGTERM."""
+        self._listen(trainer)
+
+    def _listen(self, trainer: Trainer) -> None:
+        if trainer.world_size == 1:
+            return
+        launcher = trainer.strategy.launcher
+
+        def note(number: int, _: Any) -> None:
+            if not self._asked_to_stop and launcher is not None:
+                launcher.kill(number)
+            self._asked_to_stop = True
+
+        # after Lightning's, which restores the earlier handler when it ends
+        signal.signal(signal.SIGTERM, note)
+
+    def _agree(self, trainer: Trainer) -> None:
+        """Let Lightning stop all ranks at the same place once one of them was asked to."""
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self._asked_to_stop, all=False):
+            trainer._signal_connector.received_sigterm = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore the generators at the first resumed batch: earlier, making iterators would draw from them."""
+        self._step_before = trainer.global_step
         if self._restored is not None:
             set_random_state(self._restored)
             self._restored = None
@@ -45,18 +79,29 @@ class ExactResume(Checkpoint):
     ) -> None:
         """Save when due, unless a validation comes first."""
         step = trainer.global_step
+        self._whole = step > self._step_before
         due = step % self.every_n_steps == 0 and step != self._saved_step
         if due and not validation_follows(trainer, batch_idx):
             self._save(trainer)
+        self._agree(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A state saved from here on would resume behind a validation that did not end."""
+        self._whole = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A state saved from here on would not resume at the next epoch's first batch."""
+        self._whole = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state behind a finished table."""
         if trainer.training or (trainer.validating and trainer.state.fn == "fit" and not trainer.sanity_checking):
             self._save(trainer)
+            self._agree(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save when asked to stop; Lightning raises that between two batches, where the state is whole."""
-        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit":
+        """Save when asked to stop between two updates; elsewhere the last saved state is the one to resume from."""
+        if isinstance(exception, SIGTERMException) and trainer.state.fn == "fit" and self._whole:
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

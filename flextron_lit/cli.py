@@ -157,8 +157,9 @@ class StageCLI(LightningCLI):
         try:
             self.trainer.fit(model, datamodule=datamodule)
         except SIGTERMException as stop:
-            # Lightning's own exit code is 0, which a supervisor would take for success
-            raise SystemExit(TERMINATED) from stop
+            # Lightning's own exit code is 0, which a supervisor would take for success; the first rank speaks for all,
+            # since a launcher that sees another one fail kills it
+            raise SystemExit(TERMINATED if self.trainer.is_global_zero else 0) from stop
         if self.trainer.is_global_zero:
             self.folder.finish()
             print(f"finished: {self.folder.path} (tables, figure, tensorboard), checkpoint {self.folder.checkpoint}")

@@ -8,7 +8,13 @@ from typing import Literal
 from lightning.pytorch import Callback
 
 Moment = Literal[
-    "train_batch_end", "train_epoch_end", "validation_batch_start", "sanity_batch_start", "save_checkpoint", "fit_end"
+    "train_batch_start",
+    "train_batch_end",
+    "train_epoch_end",
+    "validation_batch_start",
+    "sanity_batch_start",
+    "save_checkpoint",
+    "fit_end",
 ]
 
 
@@ -28,6 +34,9 @@ class KillOnce(Callback):
                 self.marker.write_text(f"{moment} at step {trainer.global_step}")
             trainer.strategy.barrier()
             os.kill(os.getpid(), self.signal)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self._at("train_batch_start", trainer)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self._at("train_batch_end", trainer)

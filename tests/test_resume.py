@@ -24,7 +24,7 @@ ACCUMULATED = {**SHORT, "model": {"init_args": {"accumulate": 3}}}
 CASES = {
     "mid-epoch": (SHORT, "train_batch_end", 8, "SIGKILL"),
     "asked to stop": (SHORT, "train_batch_end", 8, "SIGTERM"),
-    "between accumulated batches": (ACCUMULATED, "train_batch_end", 7, "SIGTERM"),
+    "between accumulated batches": (ACCUMULATED, "train_batch_start", 7, "SIGTERM"),
     "end of an epoch": (BY_EPOCH, "train_epoch_end", 10, "SIGKILL"),
     "asked to stop at the end of an epoch": (BY_EPOCH, "train_epoch_end", 10, "SIGTERM"),
     "first table": (SHORT, "sanity_batch_start", 0, "SIGKILL"),
