@@ -88,7 +88,7 @@ def profile(
         seed: of their draw.
 
     Raises:
-        ValueError: if the workload does not fit in memory.
+        ValueError: if the workload does not fit in memory, or takes more positions than the model has.
     """
     phases = {}
     with _measuring(backbone, workload):
@@ -234,6 +234,12 @@ def _check(
 @contextmanager
 def _measuring(backbone: ElasticBackbone, workload: Workload) -> Iterator[None]:
     model = backbone.model
+    positions = model.config.max_position_embeddings
+    if workload.total_tokens > positions:
+        raise ValueError(
+            f"the workload takes {workload.total_tokens} positions, but the model has {positions}; "
+            "lower prompt_tokens or generated_tokens"
+        )
     training = model.training
     model.eval()
     try:

@@ -143,6 +143,12 @@ def test_what_does_not_fit_in_memory_is_one_clear_error(backbone, monkeypatch):
         profile(backbone, WORKLOAD)
 
 
+def test_a_workload_longer_than_the_model_is_refused(backbone):
+    profile(backbone, Workload(prompt_tokens=120, generated_tokens=9, threads=1), budget_seconds=0.05, held_out=0)
+    with pytest.raises(ValueError, match="takes 129 positions, but the model has 128; lower prompt_tokens"):
+        profile(backbone, Workload(prompt_tokens=120, generated_tokens=10, threads=1))
+
+
 # --- the file ---------------------------------------------------------------------------------------------------
 
 
