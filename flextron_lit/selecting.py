@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flextron_lit.budget import HELP, Limits, parse_budget
 from flextron_lit.costs import COUNTED, CostTable, Workload
-from flextron_lit.costs.latency import LatencyTable, read_all
+from flextron_lit.costs.latency import LatencyTable, device_description, read_all
 from flextron_lit.data import TextDataModule, text_blocks
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.inspection.location import FOLDER_HELP, locate
@@ -52,19 +52,32 @@ def known_tables(
         folder: the Flextron checkpoint.
         backbone: its network.
         workload: what FLOPs, cache and memory are counted for, where no latency table says so.
-        latency: name of the latency table to use; None means the only one there is.
+        latency: name of the latency table to use, of whatever device; None means the only one there is, of this one.
 
     Raises:
-        ValueError: if there are several latency tables to choose from, or none of that name.
+        ValueError: if there are several latency tables to choose from, none of that name, or only another device's.
     """
     measured = {path.stem: table for path, table in read_all(folder, backbone.space).items()}
-    if latency is None and len(measured) > 1:
-        raise ValueError(f"there are several latency tables; choose one with --latency: {', '.join(measured)}")
-    if latency is not None and latency not in measured:
-        raise ValueError(f"there is no latency table {latency!r}; there are {', '.join(measured) or 'none'}")
-    chosen = measured[latency] if latency else next(iter(measured.values()), None)
+    chosen = _chosen(measured, latency, {"device": device_description(backbone.model.device)})
     counted = {name: count(backbone, chosen.workload if chosen else workload) for name, count in COUNTED.items()}
     return {**(chosen.tables() if chosen else {}), **counted}, chosen
+
+
+def _chosen(measured: Mapping[str, LatencyTable], name: str | None, here: Mapping[str, Any]) -> LatencyTable | None:
+    if name is not None:
+        if name not in measured:
+            raise ValueError(f"there is no latency table {name!r}; there are {', '.join(measured) or 'none'}")
+        return measured[name]
+    fitting = {name: table for name, table in measured.items() if table.conditions["device"] == here["device"]}
+    if len(fitting) > 1:
+        raise ValueError(f"there are several latency tables; choose one with --latency: {', '.join(fitting)}")
+    if measured and not fitting:
+        name, table = next(iter(measured.items()))
+        try:
+            table.check(here)
+        except ValueError as error:
+            raise ValueError(f"{error}, or take it all the same with --latency {name}") from error
+    return next(iter(fitting.values()), None)
 
 
 def measured_loss(backbone: ElasticBackbone, batches: Sequence[Batch]) -> Score:

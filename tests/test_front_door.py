@@ -251,3 +251,17 @@ def test_the_pipeline_runs_its_stages_and_picks_up(tmp_path):
     again = run("pipeline", "-c", config)
     assert again.returncode == 0
     assert again.stdout.count("is finished") == 2
+
+
+def test_two_ranks_share_one_latency_table(tmp_path):
+    """Sampling goes by the measured table, so ranks with tables of their own would train different sub-networks."""
+    sampling = {"strategies": {"stratified": 1.0}, "cost": "latency"}
+    profiling = {"workload": {"prompt_tokens": 8, "generated_tokens": 3}, "seconds": 0.5, "held_out": 2}
+    callbacks = [
+        {"class_path": "callbacks.BudgetSampling", "init_args": sampling},
+        {"class_path": "callbacks.LatencyProfiling", "init_args": profiling},
+    ]
+    trainer = {"max_steps": 4, "val_check_interval": 4, "devices": 2, "strategy": "ddp", "callbacks": callbacks}
+    succeed("fit", *DEBUG, "-c", json.dumps({"trainer": trainer}), "--run_folder", tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run/flextron/costs").iterdir()] == ["latency-cpu-1x8+3-float32.json"]
+    assert "latency-cpu-1x8+3-float32.json" in succeed("info", tmp_path / "run").replace("\n", "")

@@ -5,6 +5,7 @@ import torch
 
 from flextron_lit.budget import parse_budget
 from flextron_lit.costs import COUNTED, Workload
+from flextron_lit.costs.latency import LatencyTable
 from flextron_lit.costs.profiler import profile
 from flextron_lit.loading import load_elastic
 from flextron_lit.selecting import known_tables
@@ -111,6 +112,17 @@ def test_a_mistake_is_one_clear_line(trained, options, message):
     assert "Traceback" not in printed
 
 
+def test_a_table_of_another_device_is_refused_unless_it_is_named(backbone, tmp_path):
+    measured = profile(backbone, Workload(prompt_tokens=8, generated_tokens=2), budget_seconds=0.05, held_out=0)
+    elsewhere = {**measured.conditions, "device": {"type": "cuda", "name": "NVIDIA H100"}}
+    LatencyTable(elsewhere, measured.phases).write(tmp_path)
+    with pytest.raises(ValueError, match=r"(?s)device.name: 'NVIDIA H100' -> .*--latency latency-cuda"):
+        known_tables(tmp_path, backbone, Workload(), None)
+    assert "latency" in known_tables(tmp_path, backbone, Workload(), "latency-cuda-1x8+2-float32")[0]
+    measured.write(tmp_path)
+    assert known_tables(tmp_path, backbone, Workload(), None)[1] == measured
+
+
 def test_several_latency_tables_want_a_choice(backbone, tmp_path):
     workloads = [Workload(prompt_tokens=n, generated_tokens=2, threads=1) for n in (8, 16)]
     assert known_tables(tmp_path, backbone, workloads[0], None)[1] is None
@@ -122,6 +134,9 @@ def test_several_latency_tables_want_a_choice(backbone, tmp_path):
         known_tables(tmp_path, backbone, workloads[0], None)
     tables, chosen = known_tables(tmp_path, backbone, workloads[0], "latency-cpu-1x16+2-float32")
     assert chosen == measured[1]
+    elsewhere = {**measured[0].conditions, "device": {"type": "cuda", "name": "NVIDIA H100"}}
+    LatencyTable(elsewhere, measured[0].phases).write(tmp_path)
+    assert known_tables(tmp_path, backbone, workloads[0], "latency-cuda-1x8+2-float32")[1].conditions == elsewhere
     # what is counted is counted for the workload that was measured
     assert tables["kv_bytes"] == COUNTED["kv_bytes"](backbone, workloads[1])
     assert torch.equal(tables["latency"].expected(torch.zeros(6, 4)), torch.tensor(tables["latency"].fixed))

@@ -81,10 +81,13 @@ class LatencyTable:
     def check(self, wanted: Mapping[str, Any]) -> None:
         """Refuse a table that was measured under other conditions.
 
+        Args:
+            wanted: the conditions that count, some or all of them.
+
         Raises:
             ValueError: naming what differs.
         """
-        found = list(differences(self.conditions, wanted))
+        found = list(differences({name: self.conditions[name] for name in wanted}, wanted))
         if found:
             raise ValueError(
                 f"the latency table {self.file_name} was measured under other conditions:\n  "
