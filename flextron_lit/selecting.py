@@ -128,7 +128,8 @@ def to_json(selection: Selection, space: ElasticSpace, tables: Mapping[str, Cost
 
 def shown(selection: Selection, space: ElasticSpace, tables: Mapping[str, CostTable]) -> Iterable[Table | str]:
     """An answer, for people."""
-    widths = Table(title=f"sub-network for {selection.budget} ({selection.how})", title_justify="left")
+    yield f"sub-network for {selection.budget}: {selection.how}"
+    widths = Table()
     for column in ("layer", "KV groups", "neurons"):
         widths.add_column(column, justify="right")
     chosen = space.widths(selection.sub_network)

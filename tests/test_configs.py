@@ -12,6 +12,7 @@ ELASTIC = ("stages/elastic.yaml", "models/smollm2-135m.yaml", "data/embedded.yam
 COMBINATIONS = [
     ("debug.yaml",),
     ("debug.yaml", "trainer/ddp.yaml"),
+    ("debug.yaml", "trainer/latency.yaml"),
     (*ELASTIC, "trainer/cpu.yaml"),
     ("stages/elastic.yaml", "models/gpt2.yaml", "data/embedded.yaml", "trainer/gpu.yaml"),
     (*ELASTIC, "trainer/gpu.yaml"),
@@ -36,6 +37,8 @@ def test_a_combination_of_configs_resolves(files, monkeypatch, capsys):
     assert config["model"]["class_path"] == "flextron_lit.stages.ElasticTraining"
     assert config["data"]["init_args"]["domains"]
     assert any(c["class_path"] == "callbacks.BudgetSampling" for c in config["trainer"]["callbacks"])
+    if "trainer/latency.yaml" in files:
+        assert config["trainer"]["callbacks"][-1]["class_path"] == "callbacks.LatencyProfiling"
     if "optimizer/adamw8bit.yaml" in files:
         assert config["model"]["init_args"]["optimizer"]["class_path"] == "bitsandbytes.optim.AdamW8bit"
 
