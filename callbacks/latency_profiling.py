@@ -44,15 +44,15 @@ class LatencyProfiling(Callback):
 
     def _table(self, trainer: Trainer, stage: Stage) -> LatencyTable:
         backbone = stage.backbone
-        dtype: torch.dtype = getattr(torch, self.workload.dtype)
-        blank = blank_elastic(backbone.model.config, backbone.space, dtype=dtype, device=stage.device)
-        wanted = conditions(blank, self.workload)
+        wanted = conditions(backbone, self.workload)
         run_folder = Path(trainer.default_root_dir)
         for folder in (run_folder, Path(stage.checkpoint)):
             known = find(folder, wanted)
             if known is not None:
                 rank_zero_info(f"latencies: {known[0]}")
                 return known[1]
+        dtype: torch.dtype = getattr(torch, self.workload.dtype)
+        blank = blank_elastic(backbone.model.config, backbone.space, dtype=dtype, device=stage.device)
         table = profile(blank, self.workload, budget_seconds=self.seconds, held_out=self.held_out)
         rank_zero_info(f"latencies: measured, wrote {table.write(run_folder)}")
         return table
