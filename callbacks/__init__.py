@@ -7,6 +7,8 @@ from callbacks.latency_profiling import LatencyProfiling
 from callbacks.pareto_report import ParetoReport
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import StepBar, StepLines, progress_bar
+from callbacks.router_report import RouterReport
+from callbacks.surrogate_guidance import SurrogateGuidance
 
 __all__ = [
     "BudgetSampling",
@@ -15,7 +17,9 @@ __all__ = [
     "LatencyProfiling",
     "ParetoReport",
     "PredictionWriter",
+    "RouterReport",
     "StepBar",
     "StepLines",
+    "SurrogateGuidance",
     "progress_bar",
 ]

@@ -5,49 +5,68 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from flextron_lit import sampling
 from flextron_lit.sampling import STRATEGIES, draw
-from flextron_lit.stages import Stage
+from flextron_lit.stages import Stage, StaticRouterTraining
 
 DEFAULT = {"independent": 0.75, "uniform": 0.25}
+COST = "parameters"
 
 
 class BudgetSampling(Callback):
-    """Which sub-networks a step trains beside the full network: sets `stage.plan` before every batch.
+    """Which sub-networks or budgets a step trains: sets `stage.plan` before every batch.
 
-    All ranks draw the same, and a resumed run draws what an uninterrupted one would.
+    Elastic training gets sub-networks, beside the full network; a router gets budgets, one from each of k equal ranges
+    between the smallest cost ratio and 1. All ranks draw the same, and a resumed run draws what an uninterrupted one
+    would.
 
     Args:
-        k: sub-networks a step.
-        strategies: how a step draws them, with the share of the steps that do so: `independent` (every block for
-            itself), `uniform` (all layers alike), `stratified` (evenly over cost), `sandwich` (the smallest, the others
-            independent). None means what our comparison found best (docs/experiments.md).
-        cost: what `stratified` is even over: `parameters`, or with LatencyProfiling `latency`, `prefill`, `decode`.
+        k: sub-networks or budgets a step.
+        strategies: how a step draws sub-networks, with the share of the steps that do so: `independent` (every block
+            for itself), `uniform` (all layers alike), `stratified` (evenly over cost), `sandwich` (the smallest, the
+            others independent). None means what our comparison found best (docs/experiments.md).
+        cost: what `stratified` is even over: a counted cost, or with LatencyProfiling `latency`, `prefill`, `decode`;
+            None means `parameters`. A router's budgets are of the router's own cost.
         seed: seed of the draws.
 
     Raises:
-        ValueError: if a number is out of range, or a strategy does not exist.
+        ValueError: if a number is out of range, a strategy does not exist, or an option has no effect on the stage.
     """
 
     def __init__(
-        self, k: int = 1, strategies: dict[str, float] | None = None, cost: str = "parameters", seed: int = 0
+        self, k: int = 1, strategies: dict[str, float] | None = None, cost: str | None = None, seed: int = 0
     ) -> None:
         if k < 1:
-            raise ValueError(f"k counts sub-networks a step and must be 1 or more, not {k}")
+            raise ValueError(f"k counts sub-networks or budgets a step and must be 1 or more, not {k}")
         self.k = k
+        self.given = strategies is not None or cost is not None
         self.strategies = dict(DEFAULT if strategies is None else strategies)
         unknown = sorted(set(self.strategies) - set(STRATEGIES))
         if unknown:
             raise ValueError(f"there is no strategy {unknown[0]!r}; there are {', '.join(STRATEGIES)}")
         if not self.strategies or min(self.strategies.values()) <= 0:
             raise ValueError(f"strategies need shares above 0, not {self.strategies}; leave a strategy out instead")
-        self.cost = cost
+        self.cost = COST if cost is None else cost
         self.generator = torch.Generator().manual_seed(seed)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Draw this step's sub-networks."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what would have no effect."""
         assert isinstance(pl_module, Stage)
-        table = pl_module.cost_table(self.cost)
-        pl_module.plan = draw(self.strategies, pl_module.backbone.space, table, self.k, self.generator)
+        if pl_module.plans == "budgets" and self.given:
+            raise ValueError(
+                "strategies and cost of callbacks.BudgetSampling draw sub-networks, but this stage trains on budgets "
+                "of its own cost; leave them out"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Draw this step's sub-networks or budgets."""
+        assert isinstance(pl_module, Stage)
+        if isinstance(pl_module, StaticRouterTraining):
+            smallest = pl_module.table.smallest / pl_module.table.full
+            pl_module.plan = sampling.budgets(smallest, self.k, self.generator)
+        else:
+            table = pl_module.cost_table(self.cost)
+            pl_module.plan = draw(self.strategies, pl_module.backbone.space, table, self.k, self.generator)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,9 +8,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit import checkpoint as flextron_checkpoint
+from flextron_lit.checkpoint import StageRecord
 from flextron_lit.costs.latency import FOLDER
 from flextron_lit.run_folder import RunFolder
-from flextron_lit.stages import ElasticTraining, Stage
+from flextron_lit.stages import Stage
 
 
 class FlextronCheckpointWriter(Callback):
@@ -29,11 +31,20 @@ class FlextronCheckpointWriter(Callback):
         self.keep = keep
         self.best = float("inf")
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse `best` where no validation loss says which state is best."""
+        assert isinstance(pl_module, Stage)
+        if self.keep == "best" and not pl_module.trains_backbone:
+            raise ValueError(
+                f"keep best goes by the losses of watched sub-networks, which {type(pl_module).__name__} does not "
+                "train; set it to last"
+            )
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With `best`: write when the validation loss has fallen."""
         if self.keep == "last" or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        assert isinstance(pl_module, ElasticTraining)
+        assert isinstance(pl_module, Stage)
         assert pl_module.result is not None
         loss = pl_module.result.mean_loss
         if loss < self.best:
@@ -59,14 +70,13 @@ class FlextronCheckpointWriter(Callback):
         if trainer.is_global_zero:
             run_folder = RunFolder(Path(trainer.default_root_dir))
             folder = run_folder.checkpoint
-            flextron_checkpoint.write(
-                folder,
-                stage.backbone,
-                stage.tokenizer,
-                order=stage.order,
-                history=[*stage.history, record],
-                files=cost_files(stage, run_folder.path),
-            )
+            history: list[Mapping[str, Any] | StageRecord] = [*stage.history, record]
+            files: dict[str, Path | bytes] = {**cost_files(stage, run_folder.path), **stage.files()}
+            if stage.trains_backbone:
+                backbone, tokenizer = stage.backbone, stage.tokenizer
+                flextron_checkpoint.write(folder, backbone, tokenizer, order=stage.order, history=history, files=files)
+            else:
+                flextron_checkpoint.extend(Path(stage.checkpoint), folder, history=history, files=files)
             rank_zero_info(f"wrote the Flextron checkpoint {folder}")
         trainer.strategy.barrier()
 

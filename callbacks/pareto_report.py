@@ -7,14 +7,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from flextron_lit.report import Report
-from flextron_lit.stages import ElasticTraining
+from flextron_lit.stages import Stage
 
 
 class ParetoReport(Callback):
     """Loss against cost over a run: a table at start and end, CSV and JSON in the run folder, a figure in TensorBoard.
 
     The first table is measured before training (Lightning's sanity check over the whole validation set), the last
-    one always at the last step.
+    one always at the last step. A stage that watches no losses, such as the surrogate's, has no table.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class ParetoReport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the first table beside the last."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and isinstance(pl_module, Stage) and pl_module.result is not None:
             self._reports(trainer).show_change()
 
     def _reports(self, trainer: Trainer) -> Report:
@@ -53,7 +53,7 @@ class ParetoReport(Callback):
         return self._report
 
     def _add(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ElasticTraining)
+        assert isinstance(pl_module, Stage)
         if not trainer.is_global_zero or pl_module.result is None:
             return
         report, result = self._reports(trainer), pl_module.result
@@ -66,6 +66,6 @@ class ParetoReport(Callback):
             if trainer.sanity_checking:
                 logger.log_metrics(result.metrics("val"), step=0)
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("val/loss against parameters", figure, trainer.global_step)
+                logger.experiment.add_figure(f"val/loss against {result.costs.name}", figure, trainer.global_step)
         if trainer.sanity_checking:
             report.show()

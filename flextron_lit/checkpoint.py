@@ -4,6 +4,7 @@
 config.json, model.safetensors, tokenizer files    a plain Hugging Face checkpoint of the full network
 flextron.json                                      format version, space, history, sha256 of every file
 order.safetensors                                  per block, where the units stood in the dense model
+costs/, routers/, surrogate.safetensors            what later stages and commands add
 ```
 """
 
@@ -15,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -203,7 +204,7 @@ def write(
     *,
     order: Sequence[Tensor],
     history: Sequence[Mapping[str, Any] | StageRecord],
-    files: Mapping[str, Path] | None = None,
+    files: Mapping[str, Path | bytes] | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the folder whole or not at all: a sibling is filled, then renamed into place.
@@ -214,12 +215,82 @@ def write(
         tokenizer: its tokenizer.
         order: per block, the unit of the dense model that now stands at each position.
         history: records of all stages so far.
-        files: further files, such as cost tables: path in the folder, and where it is copied from.
+        files: further files, such as cost tables: path in the folder, and its content or where it is copied from.
         state_dict: full weights, where the live parameters are sharded.
 
     Raises:
         ValueError: if the folder cannot be written, or the disk is full; an earlier checkpoint stays as it was.
     """
+
+    def fill(partial: Path) -> None:
+        _save_model(partial, backbone, tokenizer, state_dict)
+        named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
+        save_file(named, partial / ORDER)
+        _add(partial, files or {})
+        _write_record(partial, _record(backbone.space, history))
+
+    weights = state_dict.values() if state_dict else backbone.model.parameters()
+    _write_whole(folder, fill, size=sum(weight.nbytes for weight in weights))
+
+
+def extend(
+    source: Path,
+    folder: Path,
+    *,
+    files: Mapping[str, Path | bytes],
+    history: Sequence[Mapping[str, Any] | StageRecord] | None = None,
+) -> None:
+    """Write a checkpoint that differs from another by some files, whole or not at all.
+
+    What stays the same is hard-linked where the disk can, so it takes no room and no time.
+
+    Args:
+        source: a Flextron checkpoint.
+        folder: target, which may be the source itself.
+        files: further files, or ones to replace: path in the folder, and its content or where it is copied from.
+        history: records of all stages so far; None keeps those of the source.
+
+    Raises:
+        ValueError: if the source is damaged, or the folder cannot be written; an earlier checkpoint stays as it was.
+    """
+    known = read(source)
+
+    def fill(partial: Path) -> None:
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            name = str(path.relative_to(source))
+            if name != RECORD and name not in files:
+                _link(path, partial / name)
+        _add(partial, files)
+        _write_record(partial, _record(known.space, known.history if history is None else history))
+
+    _write_whole(folder, fill, size=0)
+
+
+def _record(space: ElasticSpace, history: Sequence[Mapping[str, Any] | StageRecord]) -> dict[str, Any]:
+    rows = [asdict(row) if isinstance(row, StageRecord) else dict(row) for row in history]
+    return {"format_version": FORMAT_VERSION, "space": space.to_json(), "history": rows}
+
+
+def _add(partial: Path, files: Mapping[str, Path | bytes]) -> None:
+    for name, content in files.items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            (partial / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, partial / name)
+
+
+def _link(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:
+        # another disk, or one without hard links
+        shutil.copyfile(path, target)
+
+
+def _write_whole(folder: Path, fill: Callable[[Path], None], *, size: int) -> None:
+    """Fill a sibling, then rename it into place; `size` is the room it needs at least, in bytes."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"cannot write the checkpoint {folder}: a file of that name exists; name another place")
     partial = _sibling(folder, "partial")
@@ -227,14 +298,7 @@ def write(
         recover(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _save_model(partial, backbone, tokenizer, state_dict)
-        named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
-        save_file(named, partial / ORDER)
-        for name, source in (files or {}).items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, partial / name)
-        rows = [asdict(r) if isinstance(r, StageRecord) else dict(r) for r in history]
-        _write_record(partial, {"format_version": FORMAT_VERSION, "space": backbone.space.to_json(), "history": rows})
+        fill(partial)
         _replace(folder, partial)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -243,8 +307,7 @@ def write(
         number = _error_number(error)
         if number is None:
             raise
-        weights = state_dict.values() if state_dict else backbone.model.parameters()
-        raise ValueError(_cannot_write(folder, number, sum(w.nbytes for w in weights))) from error
+        raise ValueError(_cannot_write(folder, number, size)) from error
 
 
 def recover(folder: Path) -> None:

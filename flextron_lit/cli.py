@@ -28,6 +28,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 ALWAYS: tuple[Callable[[], Callback], ...] = (
     callbacks.ParetoReport,
+    callbacks.RouterReport,
     callbacks.FlextronCheckpointWriter,
     callbacks.PredictionWriter,
     callbacks.ExactResume,
@@ -108,8 +109,8 @@ class StageCLI(LightningCLI):
 
     def _use_trained(self, config: Any) -> None:
         """Evaluate what the run folder holds, never by accident the untrained network that the config starts from."""
-        named = Path(str(config.model.init_args.checkpoint))
-        if flextron_checkpoint.is_flextron(named):
+        named = str(config.model.init_args.checkpoint)
+        if flextron_checkpoint.is_flextron(Path(named)) and named != self.folder.started_from:
             return
         if not flextron_checkpoint.is_flextron(self.folder.checkpoint):
             raise ValueError(
@@ -150,7 +151,12 @@ class StageCLI(LightningCLI):
     def _resume_from(self) -> Path | None:
         return self.folder.resume_state if self.resuming and self.folder.resume_state.is_file() else None
 
-    def fit(self, model: Stage, datamodule: LightningDataModule) -> None:
+    def instantiate_classes(self) -> None:
+        """As Lightning does, then hand the text to the stage: some stages make their own loaders."""
+        super().instantiate_classes()
+        self.datamodule = self.model.attach(self.datamodule)
+
+    def fit(self, model: Stage, datamodule: LightningDataModule | None = None) -> None:
         """Train, resuming an unfinished run."""
         # the setter, not the argument: the stage asks for it before Lightning hands the argument on
         self.trainer.ckpt_path = self._resume_from()

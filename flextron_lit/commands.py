@@ -24,6 +24,7 @@ commands
   predict    loss on every test block, as JSON lines
   profile    measure the latency of this device, with the table's own error
   select     the sub-network for a budget: widths, costs, loss
+  reroute    train a router for another device or cost, from the kept surrogate
   info       what a Flextron checkpoint holds and how it was made
   diff       how two Flextron checkpoints differ; exit code 0 if they do not
 
@@ -84,6 +85,13 @@ def _select() -> int:
     return 0
 
 
+def _reroute() -> int:
+    from flextron_lit.rerouting import command
+
+    command(sys.argv[2:])
+    return 0
+
+
 def _diff() -> int:
     from flextron_lit.inspection.difference import command
 
@@ -99,6 +107,7 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "predict": _stage,
     "profile": _profile,
     "select": _select,
+    "reroute": _reroute,
     "info": _info,
     "diff": _diff,
 }

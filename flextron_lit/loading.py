@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import FlextronCheckpoint
+from flextron_lit.costs import Workload
+from flextron_lit.costs.known import known_tables
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.routing import Answer, Routing
 from flextron_lit.sources import load_dense, load_tokenizer, resolve_model
 from flextron_lit.space import ElasticSpace, SpaceConfig
 
@@ -22,6 +27,34 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     record: FlextronCheckpoint | None
     """What a Flextron checkpoint says beside its weights; None for a dense model."""
+    folder: Path
+    """Where it was read from."""
+
+    @cached_property
+    def routing(self) -> Routing:
+        """What answers budgets: the routers and the surrogate of the checkpoint.
+
+        Raises:
+            ValueError: if a file is damaged.
+        """
+        tables, _ = known_tables(self.folder, self.backbone, Workload(), None)
+        return Routing.read(self.folder, self.backbone.space, tables)
+
+    def set_budget(self, budget: str | float) -> Answer:
+        """Switch to the sub-network for a budget, until the next call: a look-up, nothing is copied.
+
+        Args:
+            budget: a ratio of the full network's cost (0.6), or as on the command line: `decode=12ms`, `90M`,
+                `latency<=0.6,kv_bytes<=0.5`.
+
+        Raises:
+            ValueError: if it cannot be read or met, or the checkpoint has neither router nor surrogate.
+        """
+        answer = self.routing.answer(self.routing.parse(budget))
+        if answer is None:
+            raise ValueError(f"{self.folder} has neither a router nor a surrogate; train them, or search with `select`")
+        self.backbone.selection.set(answer.sub_network)
+        return answer
 
 
 def load_elastic(
@@ -51,7 +84,8 @@ def load_elastic(
         record = checkpoint.read(folder)
     model = load_dense(source, attn_implementation=attn_implementation, dtype=dtype)
     torch.nn.Module.to(model, device)
-    return Loaded(ElasticBackbone(model, space or (record.space if record else None)), load_tokenizer(source), record)
+    backbone = ElasticBackbone(model, space or (record.space if record else None))
+    return Loaded(backbone, load_tokenizer(source), record, folder)
 
 
 def blank_elastic(
@@ -62,3 +96,10 @@ def blank_elastic(
     with torch.random.fork_rng(), torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=config._attn_implementation)
     return ElasticBackbone(model.eval(), space)
+
+
+def shape_of(folder: Path, space: ElasticSpace) -> ElasticBackbone:
+    """The network of a Flextron checkpoint without its weights, for counting: nothing is loaded or allocated."""
+    config = AutoConfig.from_pretrained(folder)
+    config._attn_implementation = "sdpa"
+    return blank_elastic(config, space, dtype=torch.float32, device="meta")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import Path_fr
 
 from flextron_lit.cli import FRESH_HELP, StageCLI
@@ -79,11 +79,22 @@ def _fit(options: list[str]) -> None:
     gc.collect()
 
 
+def _plain(value: Any) -> Any:
+    """Settings as they were written; the parser makes namespaces of what looks like a class."""
+    if isinstance(value, Namespace):
+        return {name: _plain(inner) for name, inner in vars(value).items()}
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
 def command(args: Sequence[str]) -> None:
     """`python main.py pipeline`."""
     parser = ArgumentParser(prog="main.py pipeline", description="Example: main.py pipeline -c configs/quickstart.yaml")
     parser.add_argument("-c", "--config", action="config", help="The pipeline, in YAML.")
     parser.add_argument("--fresh", action="store_true", help=FRESH_HELP)
     parser.add_function_arguments(run, as_positional=False, skip={"fresh"})
-    options = parser.instantiate_classes(parser.parse_args(list(args)))
-    run(options.stages, options.run_folder, options.fresh)
+    options = parser.parse_args(list(args))
+    # not through instantiate_classes: it would make callbacks of what settings only describe
+    stages = {name: PipelineStage(configs=s.configs, settings=_plain(s.settings)) for name, s in options.stages.items()}
+    run(stages, options.run_folder, options.fresh)

@@ -8,13 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from rich.table import Table
 
+from flextron_lit.costs import CostTable
 from flextron_lit.tables import show
-from flextron_lit.validation import ValidationResult
-
-COST = "parameters"
+from flextron_lit.validation import ROUTED, ValidationResult
 
 Row = dict[str, Any]
 
@@ -31,12 +32,14 @@ class Report:
     def __init__(self, folder: Path, name: str, *, append: bool) -> None:
         self.stem = folder / name
         self.rows: list[Row] = []
+        self.table: CostTable | None = None
         path = self.stem.with_suffix(".json")
         if append and path.is_file():
             self.rows = json.loads(path.read_text(encoding="utf-8"))
 
     def add(self, step: int, result: ValidationResult) -> None:
         """Put in the table of a step, in place of one that is there, and write all files."""
+        self.table = result.costs
         self.rows = [row for row in self.rows if row["step"] != step] + result.rows(step)
         self.write()
 
@@ -74,26 +77,37 @@ class Report:
         return {name: {**losses, "mean": sum(losses.values()) / len(losses)} for name, losses in table.items()}
 
     def costs(self) -> dict[str, float]:
-        """Sub-network to cost."""
-        return {row["sub_network"]: row[COST] for row in self.rows}
+        """Sub-network to cost, as in the last table: what a router answers to a budget changes as it learns."""
+        assert self.table is not None
+        return {row["sub_network"]: row[self.table.name] for row in self.rows if row["step"] == self.steps[-1]}
 
     def figure(self) -> Figure:
-        """Mean loss against parameters, for the first and the last table."""
+        """Mean loss against cost, for the first and the last table; routed sub-networks on a line of their own."""
+        assert self.table is not None
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot()
-        costs = self.costs()
         for step, style in {self.steps[0]: "o--", self.steps[-1]: "s-"}.items():
-            losses = {name: by_domain["mean"] for name, by_domain in self.losses(step).items()}
-            names = sorted(losses, key=costs.__getitem__)
-            axes.plot([costs[n] / 1e6 for n in names], [losses[n] for n in names], style, label=f"step {step}")
-            if step == self.steps[-1]:
-                for name in names:
-                    axes.annotate(name, (costs[name] / 1e6, losses[name]), textcoords="offset points", xytext=(3, 5))
-        axes.set(xlabel="parameters (millions)", ylabel="loss (nats per token, mean over domains)")
-        axes.set_title("Loss of nested sub-networks against their size")
+            for routed, kind in ((False, ""), (True, "routed, ")):
+                self._line(axes, step, style, f"{kind}step {step}", routed=routed)
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.set(xlabel=f"{self.table.name} ({self.table.unit})", ylabel="loss (nats per token, mean over domains)")
+        axes.set_title("Loss of nested sub-networks against their cost")
         axes.grid(alpha=0.3)
         axes.legend()
         return figure
+
+    def _line(self, axes: Axes, step: int, style: str, label: str, *, routed: bool) -> None:
+        rows = [row for row in self.rows if row["step"] == step]
+        assert self.table is not None
+        costs = {row["sub_network"]: row[self.table.name] for row in rows}
+        means = {name: by_domain["mean"] for name, by_domain in self.losses(step).items()}
+        names = sorted((n for n in means if n.startswith(ROUTED) == routed), key=costs.__getitem__)
+        if not names:
+            return
+        axes.plot([costs[n] for n in names], [means[n] for n in names], style, label=label)
+        if step == self.steps[-1]:
+            for name in names:
+                axes.annotate(name, (costs[name], means[name]), textcoords="offset points", xytext=(3, 5))
 
     def show(self) -> None:
         """Print the last table."""
@@ -112,10 +126,11 @@ class Report:
         costs = self.costs()
         table = Table(title=title)
         table.add_column("sub-network", no_wrap=True)
-        table.add_column("parameters", justify="right", no_wrap=True)
+        assert self.table is not None
+        table.add_column(self.table.name, justify="right", no_wrap=True)
         for domain in next(iter(losses.values())):
             table.add_column(domain, justify="right", no_wrap=True)
         for name, by_domain in losses.items():
             cells = [cell(name, domain, loss) for domain, loss in by_domain.items()]
-            table.add_row(name, f"{costs[name] / 1e6:.1f}M" if costs[name] > 1e6 else f"{costs[name]:.0f}", *cells)
+            table.add_row(name, self.table.short(costs[name]), *cells)
         show(table)

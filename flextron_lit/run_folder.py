@@ -60,6 +60,15 @@ class RunFolder:
             raise ValueError(f"{self.path / 'status.json'} is damaged ({error}); start anew with --fresh") from error
         return "finished" if finished else "unfinished"
 
+    @property
+    def started_from(self) -> str | None:
+        """The checkpoint or dense model that the run here started from; None if there is no run."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            return None
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return str(config["model"]["init_args"]["checkpoint"])
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second process out while one is at work.

@@ -30,9 +30,7 @@ def uniform(space: ElasticSpace, table: CostTable, k: int, generator: torch.Gene
 
 def stratified(space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator) -> list[SubNetwork]:
     """One sub-network from each of k equal ranges of cost between the smallest and the full network (ours)."""
-    smallest = table.ratio(space.smallest())
-    draws = torch.rand(k, generator=generator, dtype=torch.float64).tolist()
-    ratios = [smallest + (1 - smallest) * (stratum + draw) / k for stratum, draw in enumerate(draws)]
+    ratios = budgets(table.ratio(space.smallest()), k, generator)
     return [nearest_to_cost(space, table, ratio, generator, tries=1) for ratio in ratios]
 
 
@@ -65,6 +63,12 @@ def draw(
     weights = torch.tensor([shares[name] for name in names], dtype=torch.float64)
     chosen = names[int(torch.multinomial(weights, 1, generator=generator))]
     return STRATEGIES[chosen](space, table, k, generator)
+
+
+def budgets(smallest: float, k: int, generator: torch.Generator) -> list[float]:
+    """One cost ratio from each of k equal ranges between the smallest one and 1 (ours)."""
+    draws = torch.rand(k, generator=generator, dtype=torch.float64).tolist()
+    return [smallest + (1 - smallest) * (stratum + draw) / k for stratum, draw in enumerate(draws)]
 
 
 def at_cost(

@@ -12,23 +12,23 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
-from torch import Tensor
 
+from flextron_lit import checkpoint
 from flextron_lit.budget import HELP, Limits, parse_budget
-from flextron_lit.costs import COUNTED, CostTable, Workload
-from flextron_lit.costs.latency import LatencyTable, device_description, read_all
+from flextron_lit.costs import CostTable
+from flextron_lit.costs.known import known_tables
 from flextron_lit.data import TextDataModule, text_blocks
-from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.inspection.location import FOLDER_HELP, locate
-from flextron_lit.loading import Loaded, load_elastic
-from flextron_lit.losses import cross_entropy
+from flextron_lit.loading import Loaded, load_elastic, shape_of
+from flextron_lit.measured_loss import Batch, MeasuredLoss
 from flextron_lit.profiling import add_workload, device_of, workload_of
+from flextron_lit.routing import Routing
 from flextron_lit.search import SEARCHES, Found, Score, best_random, best_uniform, evolution
 from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.tables import show
 
-Batch = Mapping[str, Tensor]
 BLOCK_SIZE = 512
+DEFAULT_SEARCH = "uniform"
 
 
 @dataclass(frozen=True)
@@ -40,62 +40,9 @@ class Selection:
     how: str
     """The search, and what it went by."""
     loss: float | None
-    """Measured, in nats per token; None where nothing had to be measured."""
-
-
-def known_tables(
-    folder: Path, backbone: ElasticBackbone, workload: Workload, latency: str | None
-) -> tuple[dict[str, CostTable], LatencyTable | None]:
-    """Every cost of a network by name: the counted ones, and the latencies that were measured.
-
-    Args:
-        folder: the Flextron checkpoint.
-        backbone: its network.
-        workload: what FLOPs, cache and memory are counted for, where no latency table says so.
-        latency: name of the latency table to use, of whatever device; None means the only one there is, of this one.
-
-    Raises:
-        ValueError: if there are several latency tables to choose from, none of that name, or only another device's.
-    """
-    measured = {path.stem: table for path, table in read_all(folder, backbone.space).items()}
-    chosen = _chosen(measured, latency, {"device": device_description(backbone.model.device)})
-    counted = {name: count(backbone, chosen.workload if chosen else workload) for name, count in COUNTED.items()}
-    return {**(chosen.tables() if chosen else {}), **counted}, chosen
-
-
-def _chosen(measured: Mapping[str, LatencyTable], name: str | None, here: Mapping[str, Any]) -> LatencyTable | None:
-    if name is not None:
-        if name not in measured:
-            raise ValueError(f"there is no latency table {name!r}; there are {', '.join(measured) or 'none'}")
-        return measured[name]
-    fitting = {name: table for name, table in measured.items() if table.conditions["device"] == here["device"]}
-    if len(fitting) > 1:
-        raise ValueError(f"there are several latency tables; choose one with --latency: {', '.join(fitting)}")
-    if measured and not fitting:
-        name, table = next(iter(measured.items()))
-        try:
-            table.check(here)
-        except ValueError as error:
-            raise ValueError(f"{error}, or take it all the same with --latency {name}") from error
-    return next(iter(fitting.values()), None)
-
-
-def measured_loss(backbone: ElasticBackbone, batches: Sequence[Batch]) -> Score:
-    """A score for searches: the loss on some text, in nats per token."""
-
-    @torch.no_grad()
-    def score(sub_network: SubNetwork) -> float:
-        total, count = 0.0, 0
-        with backbone.use(sub_network):
-            for batch in batches:
-                inputs = {k: v.to(backbone.model.device) for k, v in batch.items()}
-                labels = inputs.pop("labels")
-                loss, tokens = cross_entropy(backbone.model(**inputs, use_cache=False).logits, labels)
-                total, count = total + loss.item(), count + int(tokens)
-        rank_zero_info(f"  {total / count:.3f} nats per token")
-        return total / count
-
-    return score
+    """Measured, in nats per token; None where nothing was measured."""
+    predicted: float | None = None
+    """Predicted by the surrogate, in nats per token; None where it was not asked."""
 
 
 def select(
@@ -117,6 +64,7 @@ def to_json(selection: Selection, space: ElasticSpace, tables: Mapping[str, Cost
         "budget": selection.budget,
         "how": selection.how,
         "loss": selection.loss,
+        "predicted_loss": selection.predicted,
         "sub_network": sub_network.to_json(),
         "widths": {block.name: width for block, width in widths},
         "costs": {
@@ -146,6 +94,8 @@ def shown(selection: Selection, space: ElasticSpace, tables: Mapping[str, CostTa
     yield costs
     if selection.loss is not None:
         yield f"loss {selection.loss:.3f} nats per token"
+    if selection.predicted is not None:
+        yield f"predicted loss {selection.predicted:.3f} nats per token, on the text that the surrogate learned from"
 
 
 def text_of(loaded: Loaded, source: str, text: Path | None, tokens: int) -> tuple[list[Batch], str]:
@@ -167,28 +117,47 @@ def text_of(loaded: Loaded, source: str, text: Path | None, tokens: int) -> tupl
 
 
 def answer(options: Any, folder: Path) -> tuple[Selection, ElasticSpace, dict[str, CostTable]]:
-    """Find the sub-network that a command line asks for.
+    """Find the sub-network that a command line asks for: by router or surrogate if it may and can, else by measuring.
 
     Raises:
-        ValueError: for a budget that cannot be met or read, or a search that is not there.
+        ValueError: for a budget that cannot be met or read, or a router that is not there.
     """
-    loaded = load_elastic(str(folder), device=device_of(options.device))
-    backbone = loaded.backbone
-    space = backbone.space
-    tables, latency = known_tables(folder, backbone, workload_of(options), options.latency)
+    space = checkpoint.read(folder).space
+    device = device_of(options.device)
+    shape = shape_of(folder, space)
+    tables, latency = known_tables(folder, shape, workload_of(options), options.latency, device)
     limits = parse_budget(options.budget, tables)
     named = ", ".join(f"{limit.table.name} <= {limit.table.show(limit.value)}" for limit in limits)
     if all(limit.loose for limit in limits):
         how = f"no search: the full network meets {named}"
         return Selection(options.budget, space.full(), how, None), space, tables
-    device = f", measured on {latency.conditions['device']['name']}" if latency else ""
+    if options.search in (None, "router"):
+        found = Routing.read(folder, space, tables).answer(limits)
+        if found is not None:
+            return Selection(options.budget, found.sub_network, found.how, None, found.loss), space, tables
+        if options.search == "router":
+            raise ValueError(f"{folder} holds no router and no surrogate; take --search {', '.join(SEARCHES)}")
+    search = options.search or DEFAULT_SEARCH
+    loaded = load_elastic(str(folder), device=device)
+    where = f", measured on {latency.conditions['device']['name']}" if latency else ""
     batches, text = text_of(loaded, str(folder), options.text, options.tokens)
-    rank_zero_info(f"{options.search} search: {named}{device}; losses on {text}")
+    rank_zero_info(f"{search} search: {named}{where}; losses on {text}")
     generator = torch.Generator().manual_seed(options.seed)
-    score = measured_loss(backbone, batches)
-    found = select(space, limits, options.search, score, count=options.count, generator=generator)
-    how = f"{options.search} search, {found.evaluations} losses measured on {text}"
-    return Selection(options.budget, found.sub_network, how, found.score), space, tables
+    score = shown_loss(MeasuredLoss(loaded.backbone, batches))
+    result = select(space, limits, search, score, count=options.count, generator=generator)
+    how = f"{search} search, {result.evaluations} losses measured on {text}"
+    return Selection(options.budget, result.sub_network, how, result.score), space, tables
+
+
+def shown_loss(measured: Score) -> Score:
+    """A score that tells each loss as it comes."""
+
+    def score(sub_network: SubNetwork) -> float:
+        loss = measured(sub_network)
+        rank_zero_info(f"  {loss:.3f} nats per token")
+        return loss
+
+    return score
 
 
 def command(args: Sequence[str]) -> None:
@@ -202,10 +171,11 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--budget", type=str, required=True, help=HELP)
     parser.add_argument(
         "--search",
-        default="uniform",
+        default=None,
         choices=[*SEARCHES, "router"],
-        help="uniform: all layers alike; random: the best of --count; evolution: --count losses; router: a look-up, "
-        "once a router stage has run.",
+        help="router: a look-up, or a search by the surrogate where no router was trained for the budget; uniform: all "
+        "layers alike; random: the best of --count; evolution: --count losses. Default: router if the checkpoint has "
+        "one, else uniform.",
     )
     parser.add_argument("--count", type=int, default=24, help="Losses that random and evolution measure.")
     parser.add_argument("--text", type=Path, default=None, help="A text file to measure losses on.")
@@ -218,8 +188,6 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=None, help="Write the JSON to this file too.")
     options = parser.parse_args(list(args))
     folder = locate(options.checkpoint).checkpoint
-    if options.search == "router":
-        raise ValueError(f"{folder} holds no router; take --search {', '.join(SEARCHES)}")
     selection, space, tables = answer(options, folder)
     text = json.dumps(to_json(selection, space, tables), indent=1)
     if options.output is not None:

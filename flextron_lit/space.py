@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -140,6 +141,12 @@ class ElasticSpace:
         """The sub-network as choice probabilities, [2L, N]; blocks with fewer choices leave the last columns 0."""
         self.check(sub_network)
         return torch.nn.functional.one_hot(torch.tensor(sub_network.choices), self.num_choices).float()
+
+    @cached_property
+    def exists(self) -> Tensor:
+        """Which entries of a one-hot encoding stand for a choice that its block has: bool, [2L, N]."""
+        counts = torch.tensor([len(block.widths) for block in self.blocks])
+        return torch.arange(self.num_choices) < counts[:, None]
 
     def check(self, sub_network: SubNetwork) -> None:
         """Refuse a sub-network of another space.

@@ -15,6 +15,8 @@ from flextron_lit.costs import CostTable
 from flextron_lit.space import KINDS, ElasticSpace, SubNetwork
 
 MAX_LOSS = 700.0
+ROUTED = "routed"
+"""How the names of sub-networks that a router chose begin; the budget follows."""
 
 
 @dataclass(frozen=True, kw_only=True)

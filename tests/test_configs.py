@@ -18,7 +18,11 @@ COMBINATIONS = [
     (*ELASTIC, "trainer/gpu.yaml"),
     (*ELASTIC, "trainer/ddp.yaml", "optimizer/adamw8bit.yaml"),
 ]
-PIPELINES = ("quickstart.yaml",)
+ROUTER = [
+    ("stages/surrogate.yaml", "data/embedded.yaml", "trainer/cpu.yaml"),
+    ("stages/static_router.yaml", "data/generated.yaml", "trainer/cpu.yaml"),
+]
+PIPELINES = ("quickstart.yaml", "debug_pipeline.yaml")
 
 
 def resolved(monkeypatch, capsys, *arguments):
@@ -43,6 +47,14 @@ def test_a_combination_of_configs_resolves(files, monkeypatch, capsys):
         assert config["model"]["init_args"]["optimizer"]["class_path"] == "bitsandbytes.optim.AdamW8bit"
 
 
+@pytest.mark.parametrize("files", ROUTER, ids=lambda files: Path(files[0]).stem)
+def test_a_later_stage_resolves_on_the_checkpoint_of_the_one_before(files, monkeypatch, capsys):
+    options = [a for f in files for a in ("-c", f"configs/{f}")]
+    config = resolved(monkeypatch, capsys, *options, "--model.init_args.checkpoint", "runs/before/flextron")
+    assert config["model"]["init_args"]["checkpoint"] == "runs/before/flextron"
+    assert config["model"]["class_path"].endswith("Training")
+
+
 def test_a_typo_in_a_config_does_not_resolve(monkeypatch, capsys, tmp_path):
     (tmp_path / "typo.yaml").write_text("model:\n  init_args:\n    chekpoint: x\n")
     with pytest.raises(AssertionError, match="chekpoint"):
@@ -53,15 +65,19 @@ def test_a_typo_in_a_config_does_not_resolve(monkeypatch, capsys, tmp_path):
 def test_every_stage_of_a_pipeline_resolves(name, monkeypatch, capsys):
     pipeline = yaml.safe_load((ROOT / "configs" / name).read_text())
     assert pipeline["stages"]
-    for stage in pipeline["stages"].values():
+    for number, stage in enumerate(pipeline["stages"].values()):
         files = [a for f in stage["configs"] for a in ("-c", f"configs/{f}")]
-        config = resolved(monkeypatch, capsys, *files, "-c", yaml.safe_dump(stage["settings"], default_flow_style=True))
-        assert config["trainer"]["max_steps"] == stage["settings"]["trainer"]["max_steps"]
+        settings = stage.get("settings", {})
+        files += ["-c", yaml.safe_dump(settings, default_flow_style=True)] if settings else []
+        files += ["--model.init_args.checkpoint", "runs/before/flextron"] if number else []
+        config = resolved(monkeypatch, capsys, *files)
+        for name, value in settings.get("trainer", {}).items():
+            assert config["trainer"][name] == value or name == "callbacks"
 
 
 def test_every_config_is_covered_and_opens_with_its_command():
     configs = ROOT / "configs"
-    used = {f for files in COMBINATIONS for f in files} | set(PIPELINES)
+    used = {f for files in COMBINATIONS + ROUTER for f in files} | set(PIPELINES)
     found = {str(p.relative_to(configs)) for p in configs.rglob("*.yaml")}
     assert found <= used
     for name in found:

@@ -5,10 +5,10 @@ import torch
 
 from flextron_lit.budget import parse_budget
 from flextron_lit.costs import COUNTED, Workload
+from flextron_lit.costs.known import known_tables
 from flextron_lit.costs.latency import LatencyTable
 from flextron_lit.costs.profiler import profile
 from flextron_lit.loading import load_elastic
-from flextron_lit.selecting import known_tables
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, run, succeed
 
@@ -100,7 +100,7 @@ def test_people_see_tables(trained, tmp_path):
         (("--budget", "parameters<=0.001"), "the smallest parameters possible is"),
         (("--budget", "decode=3ms", "--latency", "none"), "no latency table 'none'; there are"),
         (("--budget", "quickly"), "cannot read the budget 'quickly'"),
-        (("--budget", "0.5", "--search", "router"), "holds no router"),
+        (("--budget", "0.9", "--search", "router"), "holds no router and no surrogate"),
         (("--budget", "0.5", "--workload", "talk"), "no workload 'talk'"),
         (("--budget", "0.5", "--device", "abacus"), "cannot use the device 'abacus'"),
         (("--budget", "flops<=0.8", "--text", "nowhere.txt"), "nowhere.txt"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,10 +44,17 @@ class CostTable:
 
     def show(self, cost: float) -> str:
         """A cost with its unit, at a glance: 94.7M parameters, 312 ms."""
+        short = self.short(cost)
+        return short if self.unit == "ms" else f"{short} {self.unit}"
+
+    def short(self, cost: float) -> str:
+        """The same for a column that names what is counted: 94.7M, 312 ms."""
+        if self.unit == "ms":
+            return f"{cost:.4g} ms"
         for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
-            if cost >= size and self.unit != "ms":
-                return f"{cost / size:.1f}{letter} {self.unit}"
-        return f"{cost:.4g} {self.unit}"
+            if cost >= size:
+                return f"{cost / size:.1f}{letter}"
+        return f"{cost:.4g}"
 
     def cost(self, sub_network: SubNetwork) -> float:
         """Cost of one sub-network, in `unit`."""
@@ -64,12 +73,18 @@ class CostTable:
         Returns:
             [...], in `unit`; gradients flow into `probabilities`.
         """
-        return self.fixed + (probabilities * self._padded.to(probabilities)).sum((-2, -1))
+        return self.fixed + (probabilities * self.padded.to(probabilities)).sum((-2, -1))
 
     @cached_property
-    def _padded(self) -> Tensor:
+    def padded(self) -> Tensor:
+        """Costs per block and choice, float64 [2L, N]; 0 where a block has no such choice."""
         width = max(len(row) for row in self.blocks)
         return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in self.blocks], dtype=torch.float64)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of all of it: a router belongs to one table."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """All of it, JSON-able."""

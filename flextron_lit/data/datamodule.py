@@ -128,12 +128,21 @@ class TextDataModule(LightningDataModule):
         """The test documents."""
         return self._evaluation("test")
 
-    def calibration_batches(self, tokens: int, domains: Sequence[str] | None = None) -> list[Block]:
-        """Training blocks to measure importance on, spread evenly over each domain; the same on every rank.
+    def calibration_batches(
+        self,
+        tokens: int,
+        domains: Sequence[str] | None = None,
+        *,
+        block_size: int | None = None,
+        batch_size: int | None = None,
+    ) -> list[Block]:
+        """Training blocks to measure on, spread evenly over each domain; the same on every rank.
 
         Args:
             tokens: how many, rounded up to whole blocks, which the domains share by weight.
             domains: names of the domains to take them from; None means all.
+            block_size: tokens of a block; None means that of training.
+            batch_size: blocks of a batch; None means that of training.
 
         Raises:
             ValueError: if a domain does not exist or has too little text, or no tokens are asked for.
@@ -144,8 +153,8 @@ class TextDataModule(LightningDataModule):
             raise ValueError(f"there is no domain {unknown[0]!r}; there are {', '.join(self.domains)}")
         if tokens < 1:
             raise ValueError(f"calibration needs 1 token or more, not {tokens}")
-        dataset = self._dataset("train", names)
-        counts = shares(-(-tokens // self.block_size), [self.domains[name].weight for name in names])
+        dataset = self._dataset("train", names, block_size)
+        counts = shares(-(-tokens // dataset.block_size), [self.domains[name].weight for name in names])
         chosen: list[int] = []
         offset = 0
         for name, size, count in zip(names, dataset.sizes, counts, strict=True):
@@ -153,7 +162,8 @@ class TextDataModule(LightningDataModule):
                 raise ValueError(f"calibration on {tokens} tokens needs {count} blocks of domain {name}; it has {size}")
             chosen += [offset + i for i in _evenly(size, count)]
             offset += size
-        batches = [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
+        size = batch_size or self.batch_size
+        batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
         return [default_collate([dataset[i] for i in batch]) for batch in batches]
 
     def _evaluation(self, split: Split) -> list[DataLoader[Block]]:
@@ -177,14 +187,14 @@ class TextDataModule(LightningDataModule):
         rank, world = self._rank_and_world()
         return DataLoader(Subset(dataset, chosen[rank::world]), batch_size=self.batch_size)
 
-    def _dataset(self, split: Split, names: Sequence[str]) -> BlockDataset:
+    def _dataset(self, split: Split, names: Sequence[str], block_size: int | None = None) -> BlockDataset:
         streams = [self._tokenized[name].streams[split] for name in names]
-        dataset = BlockDataset(streams, self.block_size)
+        dataset = BlockDataset(streams, block_size or self.block_size)
         for name, stream, size in zip(names, streams, dataset.sizes, strict=True):
             if not size:
                 raise ValueError(
                     f"domain {name} has {len(stream.tokens)} {split} tokens, fewer than one block of "
-                    f"{self.block_size}; add text, or lower block_size"
+                    f"{dataset.block_size}; add text, or lower block_size"
                 )
         return dataset
 

@@ -95,7 +95,7 @@ class EpochSampler(Sampler[int]):
         return iter(own[start:])
 
 
-class ResumableLoader(DataLoader[Block]):
+class ResumableLoader(DataLoader[Any]):
     """A DataLoader that Lightning saves and restores: it goes on at the batch after the last one delivered.
 
     What was delivered counts for its epoch only, so an epoch that is left early (`limit_train_batches`) does not move
@@ -106,7 +106,7 @@ class ResumableLoader(DataLoader[Block]):
 
     sampler: EpochSampler
 
-    def __init__(self, dataset: BlockDataset, *, sampler: EpochSampler, batch_size: int, num_workers: int) -> None:
+    def __init__(self, dataset: Dataset[Any], *, sampler: EpochSampler, batch_size: int, num_workers: int) -> None:
         super().__init__(
             dataset,
             batch_size=batch_size,

@@ -44,6 +44,16 @@ class ActiveSelection:
             choice = selection.choose(block, hidden_states)
         return self.space.blocks[block].widths[choice]
 
+    def set(self, selection: Selection) -> None:
+        """Make a selection active until another is set; `use` inside takes its turn and gives back.
+
+        Raises:
+            ValueError: if a sub-network belongs to another space.
+        """
+        if isinstance(selection, SubNetwork):
+            self.space.check(selection)
+        self.current = selection
+
     @contextmanager
     def use(self, selection: Selection) -> Iterator[None]:
         """Make a selection active; forward and backward of one pass both belong inside.

@@ -4,5 +4,19 @@ from flextron_lit.stages.calibration import Calibration
 from flextron_lit.stages.elastic_training import ElasticTraining
 from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.stage import NonFiniteError, Pass, Stage
+from flextron_lit.stages.static_router import StaticRouterTraining
+from flextron_lit.stages.surrogate_training import SurrogateTraining
+from flextron_lit.stages.watched import WatchedStage
 
-__all__ = ["Calibration", "Distillation", "ElasticTraining", "FullWeight", "NonFiniteError", "Pass", "Stage"]
+__all__ = [
+    "Calibration",
+    "Distillation",
+    "ElasticTraining",
+    "FullWeight",
+    "NonFiniteError",
+    "Pass",
+    "Stage",
+    "StaticRouterTraining",
+    "SurrogateTraining",
+    "WatchedStage",
+]

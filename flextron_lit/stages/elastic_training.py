@@ -16,19 +16,20 @@ from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_w
 from flextron_lit.checkpoint import StageRecord
 from flextron_lit.costs import parameter_table
 from flextron_lit.elastic import importance
-from flextron_lit.losses import cross_entropy, distillation
+from flextron_lit.losses import distillation
 from flextron_lit.sources import load_dense
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.calibration import Calibration, falling_importance
 from flextron_lit.stages.objective import Distillation, FullWeight
-from flextron_lit.stages.stage import Batch, LossParts, Pass, Stage
-from flextron_lit.validation import LossTable, ValidationResult, ValidationSet
+from flextron_lit.stages.stage import Batch, LossParts, Pass
+from flextron_lit.stages.watched import WatchedStage
+from flextron_lit.validation import ValidationSet
 
 WARMUP_SHARE = 0.1
 FINAL_LEARNING_RATE = 0.1
 
 
-class ElasticTraining(Stage):
+class ElasticTraining(WatchedStage):
     """Sort a dense network by importance, then train it together with sampled sub-networks of itself.
 
     Each step: the full network's forward, every sampled sub-network's forward and backward, the full network's
@@ -52,9 +53,6 @@ class ElasticTraining(Stage):
     Raises:
         ValueError: if a number is out of range.
     """
-
-    losses: LossTable
-    watched: dict[str, SubNetwork]
 
     def __init__(
         self,
@@ -85,7 +83,6 @@ class ElasticTraining(Stage):
         self.full_weight = full_weight
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.result: ValidationResult | None = None
         self._original: tuple[PreTrainedModel, ...] = ()
         self._calibrated: dict[str, Any] | None = None
         self._last_update = 0.0
@@ -97,13 +94,15 @@ class ElasticTraining(Stage):
         if hasattr(self, "backbone"):
             return
         self.load_backbone(self.space)
+        if self.activation_checkpointing:
+            self.backbone.enable_activation_checkpointing()
+        self.model = self.backbone.model.train()
         rank_zero_info(self.backbone.summary())
         # a resumed run has its sorted weights, and their order, in its state
         if not self.history and self.calibration.tokens and self.trainer.ckpt_path is None:
             self._sort()
         self.costs = parameter_table(self.backbone)
-        self.watched = self.validation.resolve(self.backbone.space, self.costs)
-        self.losses = LossTable(len(self.watched), len(self.domains))
+        self.watch(self.validation.resolve(self.backbone.space, self.costs), self.costs)
         if self.distillation.from_original and self.trainer.state.fn == "fit":
             # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
             original = load_dense(self.checkpoint, attn_implementation=self.attn_implementation)
@@ -112,17 +111,11 @@ class ElasticTraining(Stage):
     def _sort(self) -> None:
         rank_zero_info(f"sorting units by importance on {self.calibration.tokens} training tokens")
         self.model.to(self.trainer.strategy.root_device)
-        order = falling_importance(self.backbone, self.trainer.datamodule, self.calibration)  # type: ignore[attr-defined]
+        order = falling_importance(self.backbone, self.text, self.calibration)
         # ranks may sum in another order; they must not permute in one
         self.order = self.trainer.strategy.broadcast(order)
         importance.permute(self.backbone, self.order)
         self._calibrated = asdict(self.calibration)
-
-    @property
-    def domains(self) -> list[str]:
-        """Names of the text domains, in the order of the validation loaders."""
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        return list(datamodule.domain_names)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and schedule of the config.
@@ -233,46 +226,6 @@ class ElasticTraining(Stage):
         self.log_step({f"train/{name}": value for name, value in metrics.items()})
         self.log_dict({name: v for name, v in means.items() if name.endswith("/loss")}, prog_bar=True, logger=False)
 
-    # --- validation ---------------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add one batch of a domain (`dataloader_idx`) for every watched sub-network."""
-        for index, sub_network in enumerate(self.watched.values()):
-            with self.backbone.use(sub_network):
-                total, tokens = cross_entropy(self.logits(batch), batch["labels"])
-            self.losses.update(index, dataloader_idx, total, tokens)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the table under stable names, and keep it for callbacks."""
-        self._log_table("val")
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As `validation_step`, on the test documents."""
-        self.validation_step(batch, batch_idx, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """As `on_validation_epoch_end`."""
-        self._log_table("test")
-
-    def _log_table(self, prefix: str) -> None:
-        losses = self.losses.compute().cpu()
-        self.losses.reset()
-        self.result = ValidationResult(self.backbone.space, self.costs, self.watched, self.domains, losses)
-        self.log_dict(self.result.metrics(prefix) | {"step": float(self.trainer.global_step)})
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Loss of every watched sub-network on each block of a batch: what `predict` writes, a row a block."""
-        rows: dict[str, Any] = {"domain": self.domains[dataloader_idx], "batch": batch_idx, "loss": {}}
-        for name, sub_network in self.watched.items():
-            with self.backbone.use(sub_network):
-                logits = self.logits(batch)
-            pairs = [
-                cross_entropy(one[None], labels[None]) for one, labels in zip(logits, batch["labels"], strict=True)
-            ]
-            rows["loss"][name] = [(total / tokens).item() for total, tokens in pairs]
-            rows["tokens"] = [int(tokens) for _, tokens in pairs]
-        return rows
-
     # --- what is kept -------------------------------------------------------------------------------------------
 
     def record(self) -> StageRecord:
@@ -285,6 +238,8 @@ class ElasticTraining(Stage):
         assert not isinstance(optimizer, list)
         defaults = {k: v for k, v in optimizer.defaults.items() if isinstance(v, int | float | bool | str)}
         return super().settings() | {
+            "clip_norm": self.clip_norm,
+            "accumulate": self.accumulate,
             "full_weight": asdict(self.full_weight),
             "distillation": asdict(self.distillation),
             "optimizer": {"class": type(optimizer.optimizer).__name__, **defaults},

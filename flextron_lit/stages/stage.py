@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,13 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint as flextron_checkpoint
-from flextron_lit.costs import CostTable
+from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.costs.latency import LatencyTable
+from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.loading import load_elastic
 from flextron_lit.losses import mean_cross_entropy
 from flextron_lit.provenance import git_commit, versions
 from flextron_lit.space import SpaceConfig, SubNetwork
+from flextron_lit.validation import ValidationResult
 
 Batch = Mapping[str, Tensor]
 
@@ -37,7 +39,10 @@ class Pass:
     """[B, T, V], with gradients."""
 
 
-LossTerm = Callable[[Pass], Tensor]
+LossTerm = Callable[[Any], Tensor]
+"""From what a stage ran (a `Pass`, or what a router answered) to a loss."""
+Plan = Literal["sub-networks", "budgets"]
+"""What the steps of a stage train, and a callback draws."""
 
 
 class LossParts:
@@ -74,6 +79,8 @@ class Stage(LightningModule):
         accumulate: batches whose gradients add up to one update.
     """
 
+    plans: Plan = "sub-networks"
+    trains_backbone = True
     backbone: ElasticBackbone
     costs: CostTable
     tokenizer: PreTrainedTokenizerBase
@@ -102,9 +109,11 @@ class Stage(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.clip_norm = clip_norm
         self.accumulate = accumulate
+        self.workload = Workload()
         self.latency: LatencyTable | None = None
+        self.result: ValidationResult | None = None
         self.tokens_seen = 0
-        self.plan: Sequence[SubNetwork] = ()
+        self.plan: Sequence[Any] = ()
         self._loss_terms: dict[str, tuple[LossTerm, float]] = {}
 
     # --- contracts with callbacks -------------------------------------------------------------------------------
@@ -122,19 +131,35 @@ class Stage(LightningModule):
     # --- costs --------------------------------------------------------------------------------------------------
 
     def cost_table(self, name: str) -> CostTable:
-        """A cost of the network by name: `parameters`, and latencies where a callback has found them.
+        """A cost of the network by name: what is counted, and latencies where a callback has found them.
+
+        FLOPs, cache and memory are counted for the workload that was measured, else for `workload`.
 
         Raises:
             ValueError: if it is not known; the message says how it would be.
         """
         measured = self.latency.tables() if self.latency else {}
-        known = {**measured, self.costs.name: self.costs}
-        if name not in known:
+        if name in measured:
+            return measured[name]
+        if name not in COUNTED:
             raise ValueError(
-                f"there is no cost {name!r}; there are {', '.join(known)}. Latencies need callbacks.LatencyProfiling "
-                "in trainer.callbacks"
+                f"there is no cost {name!r}; there are {', '.join([*measured, *COUNTED])}. Latencies need "
+                "callbacks.LatencyProfiling in trainer.callbacks"
             )
-        return known[name]
+        return COUNTED[name](self.backbone, self.latency.workload if self.latency else self.workload)
+
+    # --- text ---------------------------------------------------------------------------------------------------
+
+    def attach(self, text: TextDataModule) -> TextDataModule | None:
+        """Take the text; returns what Lightning loads batches from, None where the stage makes its own loaders."""
+        return text
+
+    @property
+    def text(self) -> TextDataModule:
+        """The text of the run."""
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(datamodule, TextDataModule)
+        return datamodule
 
     # --- the backbone -------------------------------------------------------------------------------------------
 
@@ -148,14 +173,11 @@ class Stage(LightningModule):
         unsorted = [torch.arange(block.full) for block in self.backbone.space.blocks]
         self.order = loaded.record.order if loaded.record else unsorted
         self.history = loaded.record.history if loaded.record else []
-        if self.activation_checkpointing:
-            self.backbone.enable_activation_checkpointing()
-        self.model = self.backbone.model.train()
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, T, V] of the active sub-network; documents packed into a block do not see each other."""
         # a KV cache would switch the masking of packed documents off
-        output = self.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        output = self.backbone.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
         return output.logits
 
     # --- one optimizer step -------------------------------------------------------------------------------------
@@ -171,12 +193,16 @@ class Stage(LightningModule):
         """
         language = mean_cross_entropy(done.logits, done.batch["labels"])
         parts.add(f"{name}/loss", language)
-        loss = weight * language
-        for term_name, (function, term_weight) in self._loss_terms.items():
+        return weight * language + self.terms(done, parts)
+
+    def terms(self, done: Any, parts: LossParts) -> Tensor | float:
+        """Weighted sum of the callbacks' terms of what the stage ran."""
+        total: Tensor | float = 0.0
+        for name, (function, weight) in self._loss_terms.items():
             term = function(done)
-            parts.add(term_name, term)
-            loss = loss + term_weight * term
-        return loss
+            parts.add(name, term)
+            total = total + weight * term
+        return total
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Keep data-parallel ranks from reducing gradients in the backward passes inside."""
@@ -205,7 +231,7 @@ class Stage(LightningModule):
         for name, loss in losses.items():
             if not torch.isfinite(loss):
                 raise NonFiniteError(_not_finite(step, f"the loss of {name} is {loss.item()}"))
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.backbone.model.parameters(), self.clip_norm)
         if not torch.isfinite(norm):
             raise NonFiniteError(
                 _not_finite(step, f"the gradient norm is {norm.item()} (trained: {', '.join(losses)})")
@@ -233,26 +259,27 @@ class Stage(LightningModule):
 
     def record(self) -> flextron_checkpoint.StageRecord:
         """How this stage made the network that it holds now."""
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         return flextron_checkpoint.StageRecord(
             stage=type(self).__name__,
             steps=self.trainer.global_step,
             tokens=self.tokens_seen,
             seed=torch.initial_seed(),
             source=self.checkpoint,
-            data=datamodule.describe(),
+            data=self.text.describe(),
             settings=self.settings(),
             calibration=None,
             versions=versions(),
             git_commit=git_commit(),
         )
 
+    def files(self) -> dict[str, bytes]:
+        """What the checkpoint holds beside weights, tokenizer and cost tables: path in the folder, and content."""
+        return {}
+
     def settings(self) -> dict[str, Any]:
         """The arguments that shaped the result, JSON-able."""
         return {
             "attn_implementation": self.attn_implementation,
-            "clip_norm": self.clip_norm,
-            "accumulate": self.accumulate,
             "precision": str(self.trainer.precision),
             "world_size": self.trainer.world_size,
         }

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from flextron_lit import sampling
+from flextron_lit.routers.gate import Gate
+from flextron_lit.routers.objective import Routed
+from flextron_lit.stages import StaticRouterTraining
+
+
+class SurrogateGuidance(Callback):
+    """Trains a router through the surrogate, and only while the surrogate is good enough on what the router chooses.
+
+    Adds the surrogate's prediction to the router's loss. Every `every_n_steps` it measures losses of the router's own
+    choices for random budgets; the surrogate goes on learning from them. The gate compares each with what the surrogate
+    predicted before: while the error over the last `window` pairs is too large, the router stands still.
+
+    Args:
+        every_n_steps: steps between two measurements.
+        pairs: losses a measurement; 0 measures none but those that the gate needs to open.
+        threshold: squared error over variance below which the router moves.
+        hysteresis: it stops above `threshold * hysteresis`.
+        window: pairs that count.
+        weight: of the predicted loss, in standard deviations.
+        seed: of the budgets and choices that are measured.
+
+    Raises:
+        ValueError: if a number is out of range, or the stage is not a router's.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        pairs: int = 4,
+        threshold: float = 0.1,
+        hysteresis: float = 1.5,
+        window: int = 16,
+        weight: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        if every_n_steps < 1 or pairs < 0 or weight <= 0:
+            raise ValueError(
+                "every_n_steps must be 1 or more, pairs 0 or more and weight above 0, not "
+                f"{every_n_steps}, {pairs}, {weight}"
+            )
+        self.every_n_steps = every_n_steps
+        self.pairs = pairs
+        self.weight = weight
+        self.gate = Gate(threshold, hysteresis, window)
+        self.generator = torch.Generator().manual_seed(seed)
+        self._was_open: bool | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Add the loss term."""
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, StaticRouterTraining):
+            raise ValueError(f"SurrogateGuidance guides a router, but the stage is {type(pl_module).__name__}")
+        router = pl_module
+
+        def predicted(routed: Routed) -> Tensor:
+            return router.predicted(routed.probabilities).mean()
+
+        router.guide_by_surrogate()
+        router.add_loss_term("predicted_loss", predicted, self.weight)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Measure when due, then open or close the gate."""
+        assert isinstance(pl_module, StaticRouterTraining)
+        due = trainer.global_step % self.every_n_steps == 0
+        count = self.gate.wanted if self.gate.wanted else self.pairs * due
+        if count:
+            self._measure(pl_module, count)
+        pl_module.router_moves = self.gate.open
+        if self.gate.open != self._was_open:
+            self._was_open = self.gate.open
+            state = "open, the router moves" if self.gate.open else "closed, only the surrogate learns"
+            rank_zero_info(f"gate {state} (squared error over variance {self.gate.error:.3f})")
+
+    @torch.no_grad()
+    def _measure(self, stage: StaticRouterTraining, count: int) -> None:
+        smallest = stage.table.smallest / stage.table.full
+        budgets = torch.tensor(sampling.budgets(smallest, count, self.generator))
+        sub_networks = stage.route(budgets, self.generator).sub_networks
+        pairs = stage.measure(sub_networks)
+        predicted = stage.surrogate(pairs.one_hot(stage.backbone.space).to(stage.device)).tolist()
+        self.gate.observe(zip(predicted, stage.trained.targets(pairs.losses).tolist(), strict=True))
+        stage.add_pairs(pairs)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the gate."""
+        assert isinstance(pl_module, StaticRouterTraining)
+        assert self.gate.error is not None
+        pl_module.log_step(
+            {
+                "train/gate_open": float(self.gate.open),
+                "train/gate_error": self.gate.error,
+                "train/pairs": float(len(pl_module.pairs)),
+            }
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The gate, and the generator."""
+        return {"gate": self.gate.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.gate.load_state_dict(state_dict["gate"])
+        self.generator.set_state(state_dict["generator"])

@@ -1,0 +1,136 @@
+"""The language loss of sub-networks on fixed text, measured forward only, and never twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.losses import cross_entropy
+from flextron_lit.progress import progress
+from flextron_lit.sources.cache import cache_root
+from flextron_lit.space import SubNetwork
+
+Batch = Mapping[str, Tensor]
+INPUTS = ("input_ids", "position_ids")
+
+
+class LossFile:
+    """Losses by sub-network, a JSON line each: written as they come, so that a killed run has lost none.
+
+    A last line that a kill cut off is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.losses = dict(_read(path)) if path.is_file() else {}
+
+    def add(self, sub_network: SubNetwork, loss: float) -> None:
+        """Note a loss, and write it down.
+
+        Raises:
+            ValueError: if the file cannot be written.
+        """
+        self.losses[sub_network] = loss
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"sub_network": sub_network.to_json(), "loss": loss}) + "\n")
+        except OSError as error:
+            raise ValueError(f"cannot write measured losses to {self.path} ({error}); set FLEXTRON_CACHE") from error
+
+
+def _read(path: Path) -> Iterable[tuple[SubNetwork, float]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            yield SubNetwork.from_json(row["sub_network"]), float(row["loss"])
+        except (ValueError, LookupError, TypeError):
+            # two processes that write at once, or a kill, leave at worst a line that is measured again
+            continue
+
+
+def loss_file(backbone: ElasticBackbone, batches: Sequence[Batch], precision: str) -> LossFile:
+    """The cached losses of these weights on this text, under `<cache>/losses/`.
+
+    Args:
+        backbone: its weights, space, attention implementation and kind of device are part of the key.
+        batches: so are the tokens.
+        precision: and how the forward pass computes.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in backbone.model.named_parameters():
+        digest.update(name.encode())
+        # through bytes: numpy knows no bfloat16
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    for batch in batches:
+        for name, tensor in sorted(batch.items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().long().contiguous().numpy().data)
+    config = backbone.model.config
+    how = [precision, config._attn_implementation, backbone.model.device.type, backbone.space.to_json()]
+    digest.update(json.dumps(how).encode())
+    return LossFile(cache_root() / "losses" / f"{digest.hexdigest()}.jsonl")
+
+
+class MeasuredLoss:
+    """Loss of a sub-network in nats per token, token-weighted over some batches.
+
+    Args:
+        backbone: the elastic network; put it on its device and in its mode first.
+        batches: `input_ids`, `labels` and, for packed documents, `position_ids`: [B, T].
+        file: where losses are looked up first and kept; None measures always.
+        forward_context: around the forward passes, for example an autocast.
+    """
+
+    def __init__(
+        self,
+        backbone: ElasticBackbone,
+        batches: Sequence[Batch],
+        *,
+        file: LossFile | None = None,
+        forward_context: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        device = backbone.model.device
+        self.backbone = backbone
+        self.batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+        self.file = file
+        self.forward_context = forward_context
+
+    def __call__(self, sub_network: SubNetwork) -> float:
+        """Measure one, unless it is known."""
+        known = None if self.file is None else self.file.losses.get(sub_network)
+        if known is not None:
+            return known
+        loss = self._measure(sub_network)
+        if self.file is not None:
+            self.file.add(sub_network, loss)
+        return loss
+
+    def all(self, sub_networks: Sequence[SubNetwork], description: str | None = None) -> list[float]:
+        """Measure several, and show how far it is, if there is something to call it."""
+        if description is None:
+            return [self(sub_network) for sub_network in sub_networks]
+        missing = len(sub_networks) if self.file is None else len(set(sub_networks) - set(self.file.losses))
+        if missing < len(sub_networks):
+            rank_zero_info(f"{description}: {len(sub_networks) - missing} of {len(sub_networks)} are known already")
+        if not missing:
+            return [self(sub_network) for sub_network in sub_networks]
+        return [self(sub_network) for sub_network in progress(sub_networks, description)]
+
+    @torch.no_grad()
+    def _measure(self, sub_network: SubNetwork) -> float:
+        total, count = 0.0, 0
+        with self.backbone.use(sub_network), self.forward_context():
+            for batch in self.batches:
+                inputs = {name: batch[name] for name in INPUTS if name in batch}
+                loss, tokens = cross_entropy(self.backbone.model(**inputs, use_cache=False).logits, batch["labels"])
+                total, count = total + loss.item(), count + int(tokens)
+        return total / count

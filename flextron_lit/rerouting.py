@@ -1,0 +1,69 @@
+"""`python main.py reroute`: a router for another device or cost, from the kept surrogate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.table import Table
+
+from flextron_lit import checkpoint
+from flextron_lit.costs import COUNTED, CostTable
+from flextron_lit.costs.known import known_tables
+from flextron_lit.inspection.location import FOLDER_HELP, locate
+from flextron_lit.loading import shape_of
+from flextron_lit.profiling import add_workload, device_of, workload_of
+from flextron_lit.routers.ladder import Ladder
+from flextron_lit.routers.trained import TrainedSurrogate
+from flextron_lit.routers.training import train_router
+from flextron_lit.tables import show
+
+SHOWN = (0.9, 0.8, 0.7, 0.6, 0.5)
+
+
+def summary(ladder: Ladder, table: CostTable) -> Table:
+    """What a ladder answers to some budgets, for people."""
+    shown = Table(title=f"the router for {table.name}: {len(ladder.rungs)} sub-networks")
+    for column in ("budget", table.name, "of the full network", "predicted loss"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    smallest = ladder.rungs[0].cost / table.full
+    for budget in (1.0, *(b for b in SHOWN if b > smallest), smallest):
+        rung = ladder.at(budget * table.full)
+        shown.add_row(f"{budget:.3g}", table.short(rung.cost), f"{rung.cost / table.full:.3f}", f"{rung.loss:.3f}")
+    return shown
+
+
+def command(args: Sequence[str]) -> None:
+    """`python main.py reroute`."""
+    parser = ArgumentParser(
+        prog="main.py reroute",
+        description="Train a static router for the cost tables that a checkpoint holds now, from its kept surrogate "
+        "and without the LLM: after `profile` on another device, or for another cost. "
+        "Example: main.py reroute --checkpoint runs/quickstart/static_router",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
+    parser.add_argument("--cost", type=str, default="latency", help=f"latency, prefill, decode, {', '.join(COUNTED)}.")
+    parser.add_argument("--latency", type=str, default=None, help="Name of a latency table, where there are several.")
+    add_workload(parser)
+    parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+    parser.add_argument("--steps", type=int, default=1000, help="Updates of the router.")
+    parser.add_argument("--seed", type=int, default=0, help="Of first weights, noise and budgets.")
+    options = parser.parse_args(list(args))
+    if options.steps < 1:
+        raise ValueError(f"steps must be 1 or more, not {options.steps}")
+    folder = locate(options.checkpoint).checkpoint
+    space = checkpoint.read(folder).space
+    surrogate = TrainedSurrogate.read(folder, space)
+    if surrogate is None:
+        raise ValueError(f"{folder} holds no surrogate to train from: run the surrogate stage first")
+    device = device_of(options.device)
+    tables, _ = known_tables(folder, shape_of(folder, space), workload_of(options), options.latency, device)
+    if options.cost not in tables:
+        hint = "; measure latencies with `python main.py profile`" if options.cost not in COUNTED else ""
+        raise ValueError(f"there is no cost {options.cost!r}; there are {', '.join(tables)}{hint}")
+    torch.set_num_threads(1)
+    router = train_router(space, tables[options.cost], surrogate, steps=options.steps, seed=options.seed)
+    checkpoint.extend(folder, folder, files=router.files())
+    show(summary(router.ladder, router.table), f"wrote {folder / f'routers/{router.name}.json'}")

@@ -1,0 +1,59 @@
+"""What surrogates and routers learned, as figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from flextron_lit.costs.table import CostTable
+from flextron_lit.routers.ladder import Ladder
+from flextron_lit.space import KINDS, ElasticSpace
+
+
+def predicted_against_observed(predicted: Sequence[float], observed: Sequence[float], title: str) -> Figure:
+    """Losses of held-out sub-networks, in nats per token: perfect predictions lie on the diagonal."""
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(predicted, observed, "o", alpha=0.6)
+    axes.axline((min(observed), min(observed)), slope=1, linestyle="--", color="grey")
+    axes.set(xlabel="predicted loss (nats per token)", ylabel="observed loss (nats per token)", title=title)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def widths_against_budget(ladder: Ladder, space: ElasticSpace, table: CostTable) -> Figure:
+    """Heat maps of the width that every layer gets for each budget, a panel a kind of block."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    layers = sorted({block.layer for block in space.blocks})
+    ratios = [rung.cost / table.full for rung in ladder.rungs]
+    for kind, axes in zip(KINDS, figure.subplots(1, len(KINDS)), strict=True):
+        rows = [[0.0] * len(ladder.rungs) for _ in layers]
+        for column, rung in enumerate(ladder.rungs):
+            for block, width in zip(space.blocks, space.widths(rung.sub_network), strict=True):
+                if block.kind == kind:
+                    rows[layers.index(block.layer)][column] = width / block.full
+        # rungs are not evenly spaced in cost: each column ends where the next one begins
+        edges = [*ratios, ratios[-1] + 0.01]
+        drawn = axes.pcolormesh(edges, [*layers, layers[-1] + 1], rows, vmin=0, vmax=1, cmap="viridis")
+        axes.set(xlabel=f"budget (share of the full network's {table.name})", ylabel="layer", title=f"width of {kind}")
+        axes.invert_yaxis()
+    figure.colorbar(drawn, ax=figure.axes, label="share of the full width")
+    return figure
+
+
+def cost_against_budget(ladder: Ladder, table: CostTable) -> Figure:
+    """What each budget's answer costs, and the loss predicted for it."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    costs, losses = figure.subplots(1, 2)
+    ratios = [rung.cost / table.full for rung in ladder.rungs]
+    costs.step([*ratios, 1.0], [*ratios, ratios[-1]], where="post")
+    costs.axline((1, 1), slope=1, linestyle="--", color="grey")
+    costs.set(
+        xlabel="budget", ylabel=f"{table.name} of the answer", title="cost against budget (shares of the full network)"
+    )
+    losses.step(ratios, [rung.loss for rung in ladder.rungs], where="post")
+    losses.set(xlabel="budget", ylabel="predicted loss (nats per token)", title="predicted loss against budget")
+    for axes in (costs, losses):
+        axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,117 @@
+"""The ladder: what a router answers to about 200 budgets, kept, so that selecting is a look-up (ours)."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flextron_lit.costs import CostTable
+from flextron_lit.routers.decoding import Bound, Predict, decode
+from flextron_lit.routers.static import StaticRouter
+from flextron_lit.space import ElasticSpace, SubNetwork
+
+BUDGETS = 200
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One sub-network of a ladder."""
+
+    cost: float
+    """In the unit of the cost table."""
+    loss: float
+    """Predicted, in nats per token."""
+    sub_network: SubNetwork
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Sub-networks by rising cost and falling predicted loss: a budget's answer is the last that it pays for.
+
+    So every answer is feasible, more budget never predicts more loss, and any budget has one, not only trained ones.
+    """
+
+    rungs: tuple[Rung, ...]
+
+    def at(self, limit: float) -> Rung:
+        """The best rung that costs no more than a limit, in the table's unit.
+
+        Raises:
+            ValueError: if the limit is below the first rung's cost.
+        """
+        index = bisect_right(self._costs, limit)
+        if not index:
+            raise ValueError(f"no sub-network costs {limit:g} or less: the smallest costs {self._costs[0]:g}")
+        return self.rungs[index - 1]
+
+    @cached_property
+    def _costs(self) -> list[float]:
+        return [rung.cost for rung in self.rungs]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A row a rung, best first."""
+        rows = [{"cost": r.cost, "loss": r.loss, "sub_network": r.sub_network.to_json()} for r in self.rungs]
+        return rows[::-1]
+
+    @classmethod
+    def from_json(cls, rows: Sequence[dict[str, Any]]) -> Ladder:
+        """Inverse of `to_json`."""
+        rungs = [Rung(float(r["cost"]), float(r["loss"]), SubNetwork.from_json(r["sub_network"])) for r in rows]
+        return cls(tuple(rungs[::-1]))
+
+
+def climb(candidates: Sequence[Rung]) -> Ladder:
+    """Keep the running best: a candidate that costs more than another and predicts no less is left out."""
+    kept: list[Rung] = []
+    for rung in sorted(candidates, key=lambda rung: (rung.cost, rung.loss)):
+        if not kept or rung.loss < kept[-1].loss:
+            kept.append(rung)
+    return Ladder(tuple(kept))
+
+
+@torch.no_grad()
+def build_ladder(
+    router: StaticRouter,
+    space: ElasticSpace,
+    table: CostTable,
+    predict: Predict,
+    *,
+    to_nats: Predict,
+    full_loss: float,
+    budgets: int = BUDGETS,
+) -> Ladder:
+    """Decode a router's answers to evenly spaced budgets.
+
+    Args:
+        router: arg-max of its logits is where decoding starts.
+        space: the choices.
+        table: the cost that budgets are ratios of.
+        predict: the surrogate, on its own scale.
+        to_nats: from that scale to a loss in nats per token.
+        full_loss: the full network's, which needs no prediction.
+        budgets: how many.
+    """
+    ratios = torch.linspace(table.smallest / table.full, 1.0, budgets, dtype=torch.float64)
+    choices = router(ratios.float()).argmax(-1)
+    choices, feasible = decode(space, choices, [Bound(table, ratios * table.full)], predict)
+    assert feasible.all(), "one bound can always be met by narrowing"
+    one_hot = torch.nn.functional.one_hot(choices, space.num_choices).float()
+    losses: Tensor = to_nats(predict(one_hot))
+    just_above = math.nextafter(full_loss, math.inf)
+    candidates = [
+        Rung(table.cost(sub_network), max(loss, just_above), sub_network)
+        for sub_network, loss in zip(_sub_networks(choices), losses.tolist(), strict=True)
+        if sub_network != space.full()
+    ]
+    return climb([*candidates, Rung(table.full, full_loss, space.full())])
+
+
+def _sub_networks(choices: Tensor) -> list[SubNetwork]:
+    return [SubNetwork(tuple(row)) for row in choices.tolist()]

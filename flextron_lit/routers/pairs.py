@@ -1,0 +1,62 @@
+"""Pairs of a sub-network and its measured loss: what a surrogate learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flextron_lit import sampling
+from flextron_lit.costs.table import CostTable
+from flextron_lit.space import ElasticSpace, SubNetwork
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Measured pairs, in the order in which they were measured."""
+
+    choices: Tensor
+    """int64 [n, 2L]."""
+    losses: Tensor
+    """Nats per token, float32 [n]."""
+    held_out: Tensor
+    """Which of them are never trained on, bool [n]."""
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    @classmethod
+    def of(cls, sub_networks: Sequence[SubNetwork], losses: Sequence[float], *, held_out: bool = False) -> Pairs:
+        """From what was measured."""
+        choices = torch.tensor([sub_network.choices for sub_network in sub_networks])
+        return cls(choices, torch.tensor(losses), torch.full((len(losses),), held_out))
+
+    def __add__(self, other: Pairs) -> Pairs:
+        mine, theirs = self.tensors(), other.tensors()
+        return Pairs(**{name: torch.cat([mine[name], theirs[name]]) for name in mine})
+
+    def select(self, *, held_out: bool) -> Pairs:
+        """Those to train on, or those to check with."""
+        chosen = self.held_out == held_out
+        return Pairs(self.choices[chosen], self.losses[chosen], self.held_out[chosen])
+
+    def one_hot(self, space: ElasticSpace) -> Tensor:
+        """Choices as probabilities, [n, 2L, N]."""
+        return torch.nn.functional.one_hot(self.choices, space.num_choices).float()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for files."""
+        return {"choices": self.choices, "losses": self.losses, "held_out": self.held_out}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Pairs:
+        """Inverse of `tensors`."""
+        return cls(tensors["choices"].long(), tensors["losses"], tensors["held_out"])
+
+
+def draw(space: ElasticSpace, table: CostTable, count: int, generator: torch.Generator) -> list[SubNetwork]:
+    """Sub-networks to measure, spread evenly over cost, in random order: independent draws would cluster (ours)."""
+    spread = sampling.stratified(space, table, count, generator)
+    return [spread[i] for i in torch.randperm(count, generator=generator).tolist()]

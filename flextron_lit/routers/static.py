@@ -1,0 +1,53 @@
+"""The static router: from a budget to a choice for every block (paper, static routers)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from flextron_lit.space import ElasticSpace
+
+
+class StaticRouter(nn.Module):
+    """A small MLP from the budget to logits over the choices of all blocks.
+
+    Args:
+        space: the choices.
+        hidden: width of both hidden layers.
+        generator: source of the first weights.
+    """
+
+    smallest: Tensor
+    """The smallest cost ratio possible; budgets are scaled so that it and 1 are the ends. Set it before training."""
+    exists: Tensor
+
+    def __init__(self, space: ElasticSpace, hidden: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.shape = (len(space), space.num_choices)
+        widths = (1, hidden, hidden, self.shape[0] * self.shape[1])
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.register_buffer("smallest", torch.tensor(0.0))
+        self.register_buffer("exists", space.exists)
+        initialise(self.layers, generator)
+
+    def forward(self, budgets: Tensor) -> Tensor:
+        """Cost ratios [B] to logits [B, 2L, N]; -inf where a block has no such choice."""
+        hidden = ((budgets.float() - self.smallest) / (1 - self.smallest) * 2 - 1)[:, None]
+        with torch.autocast(hidden.device.type, enabled=False):
+            for layer in self.layers[:-1]:
+                hidden = nn.functional.silu(layer(hidden))
+            logits = self.layers[-1](hidden).unflatten(-1, self.shape)
+        return logits.masked_fill(~self.exists, -torch.inf)
+
+
+def initialise(layers: nn.ModuleList, generator: torch.Generator) -> None:
+    """First weights from a generator of their own: two routers of one seed start alike wherever they are made."""
+    for layer in layers:
+        assert isinstance(layer, nn.Linear)
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+        nn.init.uniform_(layer.bias, -1.0, 1.0, generator=generator)
+    last = layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.bias)

@@ -1,0 +1,163 @@
+"""A trained surrogate and trained routers, as a Flextron checkpoint holds them.
+
+```
+surrogate.safetensors     what predicts losses, the pairs it learned from, and the text they were measured on
+routers/static-<cost>-<hash of its cost table>.json             the cost table, the ladder, how it was trained
+routers/static-<cost>-<hash of its cost table>.safetensors      weights
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from flextron_lit.costs.table import CostTable
+from flextron_lit.routers.ladder import Ladder
+from flextron_lit.routers.pairs import Pairs
+from flextron_lit.routers.static import StaticRouter
+from flextron_lit.routers.surrogate import Surrogate, Target, decode, encode
+from flextron_lit.space import ElasticSpace
+
+SURROGATE = "surrogate.safetensors"
+FOLDER = "routers"
+STATIC = "static-"
+META = "flextron"
+
+
+@dataclass(frozen=True)
+class TrainedSurrogate:
+    """A surrogate with what it predicts, and what it learned from."""
+
+    network: Surrogate
+    target: Target
+    full_loss: float
+    """The full network's loss on the text, in nats per token."""
+    pairs: Pairs
+    text: dict[str, Tensor]
+    """`input_ids`, `position_ids`, `labels` of all blocks that losses were measured on, [blocks, T]."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How it was trained, and how well it predicts; JSON-able."""
+
+    @torch.no_grad()
+    def predict(self, one_hot: Tensor) -> Tensor:
+        """Choices [..., 2L, N] to the target [...], without gradients."""
+        return self.network(one_hot)
+
+    def targets(self, losses: Tensor) -> Tensor:
+        """What should be predicted for some losses."""
+        return encode(self.target, losses, self.full_loss)
+
+    def to_nats(self, predicted: Tensor) -> Tensor:
+        """Predicted targets as losses in nats per token."""
+        return decode(self.target, predicted, self.full_loss)
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"pairs.{name}": tensor for name, tensor in self.pairs.tensors().items()}
+        tensors |= {f"text.{name}": tensor.to(torch.int32) for name, tensor in self.text.items()}
+        about = {"target": self.target, "full_loss": self.full_loss, "settings": self.settings}
+        return save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {META: json.dumps(about)})
+
+    @classmethod
+    def read(cls, folder: Path, space: ElasticSpace) -> TrainedSurrogate | None:
+        """The surrogate of a Flextron checkpoint; None if it has none.
+
+        Raises:
+            ValueError: if the file is damaged, or belongs to another space.
+        """
+        path = folder / SURROGATE
+        if not path.is_file():
+            return None
+        try:
+            parts, about = _parts(path)
+            hidden = parts["network"]["residual.0.weight"].shape[0]
+            network = Surrogate(space, hidden, torch.Generator())
+            network.load_state_dict(parts["network"])
+            text = {name: tensor.long() for name, tensor in parts["text"].items()}
+            pairs = Pairs.from_tensors(parts["pairs"])
+            return cls(network, about["target"], about["full_loss"], pairs, text, about["settings"])
+        except (ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{path} is damaged, or of another space ({error}); train the surrogate again") from error
+
+
+@dataclass(frozen=True)
+class TrainedRouter:
+    """A static router, the cost table it belongs to, and its ladder."""
+
+    network: StaticRouter
+    table: CostTable
+    ladder: Ladder
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How it was trained; JSON-able."""
+
+    @property
+    def name(self) -> str:
+        """Stem of its files: a checkpoint may hold routers for several devices."""
+        return f"{STATIC}{self.table.name}-{self.table.sha256[:8]}"
+
+    def files(self) -> dict[str, bytes]:
+        """Its files by their path in a Flextron checkpoint."""
+        about = {
+            "kind": "static",
+            "table_sha256": self.table.sha256,
+            "settings": self.settings,
+            "table": self.table.to_json(),
+            "ladder": self.ladder.to_json(),
+        }
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        return {
+            f"{FOLDER}/{self.name}.json": (json.dumps(about, indent=1) + "\n").encode(),
+            f"{FOLDER}/{self.name}.safetensors": save(weights),
+        }
+
+    @classmethod
+    def read(cls, path: Path, space: ElasticSpace) -> TrainedRouter:
+        """Read its JSON file, and the weights beside it.
+
+        Raises:
+            ValueError: if a file is damaged, or belongs to another space.
+        """
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            table = CostTable.from_json(about["table"])
+            table.check(space)
+            if table.sha256 != about["table_sha256"]:
+                raise ValueError("its cost table is not the one that it was trained on")
+            ladder = Ladder.from_json(about["ladder"])
+            for rung in ladder.rungs:
+                space.check(rung.sub_network)
+            weights = load_file(path.with_suffix(".safetensors"))
+            hidden = weights["layers.0.weight"].shape[0]
+            network = StaticRouter(space, hidden, torch.Generator())
+            network.load_state_dict(weights)
+            return cls(network, table, ladder, about["settings"])
+        except (ValueError, LookupError, TypeError, RuntimeError, OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is damaged, or of another space ({error}); train the router again") from error
+
+
+def read_routers(folder: Path, space: ElasticSpace) -> list[TrainedRouter]:
+    """The static routers of a Flextron checkpoint, each for a cost table of its own.
+
+    Raises:
+        ValueError: if a file is damaged, or belongs to another space.
+    """
+    return [TrainedRouter.read(path, space) for path in sorted((folder / FOLDER).glob(f"{STATIC}*.json"))]
+
+
+def _parts(path: Path) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Any]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(path).items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    with safe_open(path, framework="pt") as file:
+        return parts, json.loads(file.metadata()[META])

@@ -1,0 +1,65 @@
+"""A router from a surrogate alone: seconds, and no LLM (ours; the stage does the same while it measures new pairs)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flextron_lit import sampling
+from flextron_lit.costs.table import CostTable
+from flextron_lit.progress import progress
+from flextron_lit.routers.ladder import build_ladder
+from flextron_lit.routers.noise import Temperature
+from flextron_lit.routers.objective import CostPenalty, route
+from flextron_lit.routers.static import StaticRouter
+from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate
+from flextron_lit.space import ElasticSpace
+
+BUDGETS_A_STEP = 64
+LEARNING_RATE = 3e-3
+HIDDEN = 128
+
+
+def train_router(
+    space: ElasticSpace,
+    table: CostTable,
+    surrogate: TrainedSurrogate,
+    *,
+    steps: int,
+    seed: int,
+    temperature: Temperature = Temperature(),
+    penalty: CostPenalty = CostPenalty(),
+) -> TrainedRouter:
+    """Train a static router through a frozen surrogate, and build its ladder.
+
+    Args:
+        space: the choices.
+        table: the cost that budgets are ratios of.
+        surrogate: what predicts losses; it does not change.
+        steps: updates.
+        seed: of first weights, noise and budgets.
+        temperature: of the Gumbel-softmax.
+        penalty: on the cost.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    router = StaticRouter(space, HIDDEN, generator)
+    smallest = table.smallest / table.full
+    router.smallest.fill_(smallest)
+    network = surrogate.network.requires_grad_(False)
+    optimizer = torch.optim.Adam(router.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+    def loss(step: int) -> Tensor:
+        budgets = torch.tensor(sampling.budgets(smallest, BUDGETS_A_STEP, generator))
+        routed = route(router, budgets, generator, temperature.at(step / steps))
+        predicted = (network(routed.probabilities) - network.centre) / network.scale
+        return predicted.mean() + penalty.of(routed.ratios(table), routed.budgets)
+
+    for step in progress(range(steps), f"training a router for {table.name} from the surrogate"):
+        optimizer.zero_grad()
+        loss(step).backward()
+        optimizer.step()
+        schedule.step()
+    predict, to_nats = surrogate.predict, surrogate.to_nats
+    ladder = build_ladder(router, space, table, predict, to_nats=to_nats, full_loss=surrogate.full_loss)
+    return TrainedRouter(router, table, ladder, {"steps": steps, "seed": seed, "from": "the kept surrogate"})

@@ -1,0 +1,103 @@
+"""Answers to budgets from what a Flextron checkpoint holds, without measuring anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flextron_lit.budget import Limit, Limits, meets, parse_budget
+from flextron_lit.costs.table import CostTable
+from flextron_lit.routers.decoding import Bound, decode
+from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
+from flextron_lit.search import fit
+from flextron_lit.space import ElasticSpace, SubNetwork
+
+STARTS = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a budget gets."""
+
+    sub_network: SubNetwork
+    how: str
+    """Where it comes from, in words."""
+    loss: float | None
+    """Predicted, in nats per token on the text that the surrogate learned from; None for the full network."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The routers and the surrogate of a checkpoint, with the cost tables that hold here."""
+
+    space: ElasticSpace
+    tables: Mapping[str, CostTable]
+    routers: Mapping[str, TrainedRouter]
+    """By the sha256 of the cost table that each belongs to."""
+    surrogate: TrainedSurrogate | None
+
+    @classmethod
+    def read(cls, folder: Path, space: ElasticSpace, tables: Mapping[str, CostTable]) -> Routing:
+        """What a Flextron checkpoint holds.
+
+        Raises:
+            ValueError: if a file is damaged, or belongs to another space.
+        """
+        routers = {router.table.sha256: router for router in read_routers(folder, space)}
+        return cls(space, tables, routers, TrainedSurrogate.read(folder, space))
+
+    def parse(self, budget: str | float) -> list[Limit]:
+        """Read a budget; see `parse_budget`."""
+        return parse_budget(str(budget), self.tables)
+
+    def answer(self, limits: Limits) -> Answer | None:
+        """The sub-network for some limits: a look-up if a router was trained for them, else a search by the surrogate.
+
+        Returns:
+            None if the checkpoint has nothing to answer with.
+
+        Raises:
+            ValueError: if no sub-network that was tried meets all limits at once.
+        """
+        if all(limit.loose for limit in limits):
+            return Answer(self.space.full(), "the full network meets it", None)
+        router = self.routers.get(limits[0].table.sha256) if len(limits) == 1 else None
+        if router is not None:
+            rung = router.ladder.at(limits[0].value)
+            return Answer(rung.sub_network, f"a look-up in the ladder of the router for {router.table.name}", rung.loss)
+        return None if self.surrogate is None else self._searched(limits, self.surrogate)
+
+    def _searched(self, limits: Limits, surrogate: TrainedSurrogate) -> Answer:
+        """The best of several starts, each narrowed to the limits and widened again where the surrogate says so."""
+        starts = list(self._starts(limits))
+        choices = torch.tensor([start.choices for start in starts])
+        bounds = [Bound(limit.table, torch.full((len(starts),), limit.value).double()) for limit in limits]
+        choices, _ = decode(self.space, choices, bounds, surrogate.predict)
+        found = [sub for row in choices.tolist() if meets(sub := SubNetwork(tuple(row)), limits)]
+        if not found:
+            raise ValueError("no sub-network that was tried meets all limits of the budget at once; loosen one")
+        one_hot = torch.stack([self.space.one_hot(sub_network) for sub_network in found])
+        losses = surrogate.to_nats(surrogate.predict(one_hot))
+        best = int(losses.argmin())
+        return Answer(found[best], f"a search by the surrogate, since {self._why(limits)}", float(losses[best]))
+
+    def _starts(self, limits: Limits) -> Sequence[SubNetwork]:
+        """The full network, what routers say to each limit alone, and random ones that meet them all."""
+        generator = torch.Generator().manual_seed(0)
+        known = [(self.routers.get(limit.table.sha256), limit.value) for limit in limits]
+        routed = [router.ladder.at(value) for router, value in known if router is not None]
+        drawn = [fit(self.space, self.space.random(generator), limits, generator) for _ in range(STARTS)]
+        return [self.space.full(), *(rung.sub_network for rung in routed), *(sub for sub in drawn if sub is not None)]
+
+    def _why(self, limits: Limits) -> str:
+        if len(limits) > 1:
+            return "a router knows one limit, not several"
+        name = limits[0].table.name
+        if any(router.table.name == name for router in self.routers.values()):
+            return (
+                f"the router for {name} was trained on another cost table; `python main.py reroute` trains one for this"
+            )
+        return f"no router was trained for {name}"

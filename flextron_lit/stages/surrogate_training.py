@@ -1,0 +1,252 @@
+"""Stage 2: the surrogate learns the language loss from choices (paper, surrogate model)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics.functional.regression import mean_absolute_error, spearman_corrcoef
+
+from flextron_lit.costs import Workload
+from flextron_lit.data.loader import ResumableLoader
+from flextron_lit.routers.pairs import Pairs, draw
+from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, encode, ridge
+from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
+from flextron_lit.stages.frozen import FrozenStage, Positions
+
+
+class SurrogateTraining(FrozenStage):
+    """Measure losses of sub-networks spread over cost, then train a surrogate to predict them.
+
+    All losses are of the same tokens of training text, so they differ by the sub-network alone. Every loss is kept in
+    the cache as it is measured, and never measured twice. An epoch is one pass over the pairs; the held-out pairs,
+    which nothing is trained on, give its error.
+
+    Args:
+        checkpoint: the Flextron checkpoint that the elastic stage wrote.
+        pairs: sub-networks to learn from.
+        held_out: further ones to check with.
+        tokens: training tokens that each loss is measured on.
+        block_size: tokens of a block: short ones show more documents.
+        measure_batch_size: blocks that run at once.
+        cost: what the sub-networks are spread over: `parameters`, `flops`, or with LatencyProfiling `latency`.
+        target: `log_excess` (ours) or `loss` (paper) is predicted.
+        hidden: width of the surrogate's MLP.
+        batch_size: pairs of a step.
+        optimizer: any torch optimizer.
+        seed: of the draws and the first weights.
+        workload: what FLOPs, KV cache and memory are counted for, where no latency table says so.
+        attn_implementation: `sdpa` or `eager`.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        pairs: int = 200,
+        held_out: int = 40,
+        tokens: int = 1536,
+        block_size: int = 256,
+        measure_batch_size: int = 4,
+        cost: str = "parameters",
+        target: Target = "log_excess",
+        hidden: int = 64,
+        batch_size: int = 32,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-3, weight_decay=1.0),
+        seed: int = 0,
+        workload: Workload = Workload(),
+        attn_implementation: str = "sdpa",
+    ) -> None:
+        super().__init__(checkpoint, workload=workload, attn_implementation=attn_implementation)
+        if target not in TARGETS:
+            raise ValueError(f"target is one of {', '.join(TARGETS)}, not {target!r}")
+        if pairs < batch_size or held_out < 2 or batch_size < 1:
+            raise ValueError(
+                f"a surrogate needs at least one batch of pairs and 2 held-out ones, not {pairs} pairs in batches of "
+                f"{batch_size} and {held_out} held out"
+            )
+        if min(tokens, block_size, measure_batch_size, hidden) < 1:
+            raise ValueError("tokens, block_size, measure_batch_size and hidden must be 1 or more")
+        self.automatic_optimization = True
+        self.num_pairs, self.num_held_out = pairs, held_out
+        self.tokens, self.block_size, self.measure_batch_size = tokens, block_size, measure_batch_size
+        self.cost, self.target, self.hidden = cost, target, hidden
+        self.batch_size, self.optimizer, self.seed = batch_size, optimizer, seed
+        self._restored: dict[str, Any] | None = None
+
+    # --- set-up -------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the frozen backbone, make the surrogate; idempotent."""
+        if hasattr(self, "backbone"):
+            return
+        folder = self.load_frozen()
+        space = self.backbone.space
+        self.surrogate = Surrogate(space, self.hidden, torch.Generator().manual_seed(self.seed))
+        self.trained: TrainedSurrogate | None = None
+        if self.trainer.state.fn != "fit":
+            trained = TrainedSurrogate.read(folder, space)
+            if trained is None:
+                raise ValueError(f"{folder} holds no surrogate: run `fit` of the surrogate stage first")
+            self.surrogate = trained.network
+            self.trained = trained
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer of the config."""
+        return self.optimizer(self.surrogate.parameters())
+
+    def on_fit_start(self) -> None:
+        """Measure the pairs, and start from the ridge solution; a resumed run has both."""
+        super().on_fit_start()
+        self.to_device()
+        if self._restored is not None:
+            pairs = Pairs.from_tensors(self._restored["pairs"])
+            full_loss, text = self._restored["full_loss"], self._restored["text"]
+        else:
+            text = self._text_to_measure_on()
+            self.measure_on(text, self.measure_batch_size)
+            full_loss, pairs = self._measured_pairs()
+        self.trained = TrainedSurrogate(self.surrogate, self.target, full_loss, pairs, text)
+        if self._restored is None:
+            learned = pairs.select(held_out=False)
+            one_hot = learned.one_hot(self.backbone.space)
+            self.surrogate.start(one_hot.to(self.device), self.trained.targets(learned.losses).to(self.device))
+        self._report_ridge()
+
+    def _text_to_measure_on(self) -> dict[str, Tensor]:
+        batches = self.text.calibration_batches(self.tokens, block_size=self.block_size, batch_size=1)
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+    def _measured_pairs(self) -> tuple[float, Pairs]:
+        space, table = self.backbone.space, self.cost_table(self.cost)
+        learned, checked = (
+            draw(space, table, count, torch.Generator().manual_seed(2 * self.seed + part))
+            for part, count in enumerate((self.num_pairs, self.num_held_out))
+        )
+        full = self.measure([space.full()]).losses
+        pairs = self.measure(learned, f"measuring losses of {len(learned)} sub-networks")
+        held_out = self.measure(checked, f"measuring losses of {len(checked)} held-out sub-networks", held_out=True)
+        return float(full), pairs + held_out
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Which pairs make a batch."""
+        return self.positions(self.num_pairs, self.batch_size, self.seed)
+
+    def on_train_start(self) -> None:
+        """Take the pairs to the device once."""
+        assert self.trained is not None
+        learned = self.trained.pairs.select(held_out=False)
+        self._inputs = learned.one_hot(self.backbone.space).to(self.device)
+        self._targets = self.trained.targets(learned.losses).to(self.device)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Squared error over the targets' variance."""
+        return self.surrogate.error(self._inputs[batch], self._targets[batch])
+
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        """Log the step that was just made."""
+        self.log_step({"train/surrogate_error": outputs["loss"]})
+        self.log("surrogate_error", outputs["loss"], prog_bar=True, logger=False)
+
+    # --- how well it predicts -----------------------------------------------------------------------------------
+
+    def val_dataloader(self) -> DataLoader[int]:
+        """The held-out pairs, in one batch."""
+        return DataLoader(Positions(1))
+
+    def test_dataloader(self) -> DataLoader[int]:
+        """The held-out pairs: nothing is chosen by them, so they test as well as validate."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[int]:
+        """The held-out pairs."""
+        return self.val_dataloader()
+
+    def held_out(self) -> tuple[Pairs, Tensor]:
+        """Held-out pairs, and the loss that the surrogate predicts for each, [n] nats per token."""
+        assert self.trained is not None
+        pairs = self.trained.pairs.select(held_out=True)
+        predicted = self.trained.predict(pairs.one_hot(self.backbone.space).to(self.device))
+        return pairs, self.trained.to_nats(predicted).cpu()
+
+    def metrics(self) -> dict[str, float]:
+        """How well the surrogate predicts the held-out pairs now."""
+        pairs, predicted = self.held_out()
+        return quality(predicted, pairs.losses)
+
+    def validation_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare predicted with observed losses."""
+        self.log_dict({f"val/surrogate/{name}": value for name, value in self.metrics().items()}, batch_size=1)
+
+    def test_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As `validation_step`."""
+        self.log_dict({f"test/surrogate/{name}": value for name, value in self.metrics().items()}, batch_size=1)
+
+    def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Choices, observed and predicted loss of every held-out pair."""
+        pairs, predicted = self.held_out()
+        rows = zip(pairs.choices.tolist(), pairs.losses.tolist(), predicted.tolist(), strict=True)
+        return [{"sub_network": choices, "loss": loss, "predicted": value} for choices, loss, value in rows]
+
+    def _report_ridge(self) -> None:
+        """The additive baseline's error, once: the surrogate has to beat it."""
+        assert self.trained is not None
+        space, trained = self.backbone.space, self.trained
+        learned, checked = (trained.pairs.select(held_out=held_out) for held_out in (False, True))
+        weight, bias = ridge(learned.one_hot(space).flatten(1), encode(self.target, learned.losses, trained.full_loss))
+        predicted = trained.to_nats(checked.one_hot(space).flatten(1) @ weight + bias)
+        self.ridge_metrics = quality(predicted, checked.losses)
+        rank_zero_info(f"ridge fit on {len(learned)} pairs: {shown(self.ridge_metrics)}")
+
+    # --- what is kept -------------------------------------------------------------------------------------------
+
+    def files(self) -> dict[str, bytes]:
+        """The surrogate."""
+        assert self.trained is not None
+        about = {"held_out_quality": self.metrics(), "ridge_quality": self.ridge_metrics, **self.settings()}
+        return {SURROGATE: replace(self.trained, settings=about).to_bytes()}
+
+    def settings(self) -> dict[str, Any]:
+        """As for every stage, with this one's own."""
+        names = ("tokens", "block_size", "measure_batch_size", "cost", "target", "hidden", "batch_size", "seed")
+        own = {name: getattr(self, name) for name in names}
+        return super().settings() | own | {"pairs": self.num_pairs, "held_out": self.num_held_out}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As for every stage, with the pairs."""
+        super().on_save_checkpoint(checkpoint)
+        assert self.trained is not None
+        pairs, full_loss, text = self.trained.pairs.tensors(), self.trained.full_loss, self.trained.text
+        checkpoint["surrogate"] = {"pairs": pairs, "full_loss": full_loss, "text": text}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Inverse of `on_save_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        self._restored = checkpoint["surrogate"]
+
+
+def quality(predicted: Tensor, observed: Tensor) -> dict[str, float]:
+    """How well losses are predicted: mean absolute error in nats and over the standard deviation, rank correlation."""
+    error = mean_absolute_error(predicted, observed)
+    return {
+        "mean_absolute_error": float(error),
+        "error_over_std": float(error / observed.std()),
+        "rank_correlation": float(spearman_corrcoef(predicted, observed)),
+    }
+
+
+def shown(metrics: dict[str, float]) -> str:
+    """Figures of `quality` in one line."""
+    return (
+        f"rank correlation {metrics['rank_correlation']:.4f}, mean absolute error "
+        f"{metrics['mean_absolute_error']:.3f} nats ({metrics['error_over_std']:.1%} of the standard deviation)"
+    )

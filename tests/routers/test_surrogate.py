@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from flextron_lit.costs import CostTable
+from flextron_lit.routers.pairs import Pairs, draw
+from flextron_lit.routers.surrogate import OFFSET, Surrogate, decode, encode, ridge
+from flextron_lit.space import SpaceConfig, resolve
+
+SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]), num_layers=4, neurons=64, kv_groups=4)
+TABLE = CostTable("units", "units", 20.0, tuple(tuple(float(w) for w in block.widths) for block in SPACE.blocks))
+
+
+def measured(count, seed, *, coupled):
+    """Pairs with losses that are additive in the blocks, plus a product of two blocks where `coupled`."""
+    generator = torch.Generator().manual_seed(seed)
+    sub_networks = draw(SPACE, TABLE, count, generator)
+    effects = (
+        torch.rand(len(SPACE), SPACE.num_choices, generator=torch.Generator().manual_seed(0)).sort(-1, True).values
+    )
+    one_hot = torch.stack([SPACE.one_hot(sub_network) for sub_network in sub_networks])
+    each = (one_hot * effects).sum(-1)
+    losses = 3.0 + each.sum(-1) + (4 * each[:, 1] * each[:, 3] * each[:, 5] if coupled else 0)
+    return Pairs.of(sub_networks, losses.tolist())
+
+
+def trained(pairs, steps=600):
+    targets = encode("loss", pairs.losses, 3.0)
+    network = Surrogate(SPACE, 32, torch.Generator().manual_seed(0))
+    network.start(pairs.one_hot(SPACE), targets)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        network.error(pairs.one_hot(SPACE), targets).backward()
+        optimizer.step()
+    return network
+
+
+def rms(predicted, pairs):
+    return (predicted - pairs.losses).square().mean().sqrt().item()
+
+
+def test_ridge_recovers_additive_losses_and_not_coupled_ones():
+    for coupled in (False, True):
+        learned, checked = measured(200, 1, coupled=coupled), measured(50, 2, coupled=coupled)
+        weight, bias = ridge(learned.one_hot(SPACE).flatten(1), learned.losses)
+        error = rms(checked.one_hot(SPACE).flatten(1) @ weight + bias, checked)
+        assert error < 0.01 if not coupled else error > 0.1
+
+
+def test_the_surrogate_starts_from_ridge_and_learns_what_blocks_do_together():
+    learned, checked = measured(300, 1, coupled=True), measured(60, 2, coupled=True)
+    started = Surrogate(SPACE, 32, torch.Generator().manual_seed(0))
+    started.start(learned.one_hot(SPACE), learned.losses)
+    weight, bias = ridge(learned.one_hot(SPACE).flatten(1), learned.losses)
+    by_ridge = checked.one_hot(SPACE).flatten(1) @ weight + bias
+    assert torch.allclose(started(checked.one_hot(SPACE)), by_ridge, atol=1e-2)
+    after = rms(trained(learned)(checked.one_hot(SPACE)), checked)
+    assert after < 0.6 * rms(by_ridge, checked)
+
+
+def test_autocast_does_not_round_its_answers():
+    network = Surrogate(SPACE, 32, torch.Generator().manual_seed(0))
+    one_hot = measured(8, 1, coupled=False).one_hot(SPACE)
+    network.start(one_hot, torch.randn(8))
+    exact = network(one_hot)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network(one_hot), exact)
+        # what it would be otherwise
+        assert torch.nn.functional.linear(one_hot.flatten(1), network.main.weight).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("target", ["log_excess", "loss"])
+def test_decode_undoes_encode(target):
+    losses = torch.tensor([3.0, 3.5, 9.0])
+    assert torch.allclose(decode(target, encode(target, losses, 3.0), 3.0), losses, atol=1e-6)
+
+
+def test_no_loss_below_the_full_networks_is_predicted():
+    assert encode("log_excess", torch.tensor([2.9]), 3.0).item() == pytest.approx(torch.tensor(OFFSET).log().item())
+    assert decode("log_excess", torch.tensor([-5.0]), 3.0).item() == 3.0
+    assert decode("loss", torch.tensor([2.9]), 3.0).item() == pytest.approx(2.9)
+
+
+def test_pairs_are_spread_over_cost_and_not_in_its_order():
+    sub_networks = draw(SPACE, TABLE, 40, torch.Generator().manual_seed(0))
+    ratios = [TABLE.ratio(sub_network) for sub_network in sub_networks]
+    smallest = TABLE.ratio(SPACE.smallest())
+    strata = {int((ratio - smallest) / (1 - smallest) * 8 - 1e-9) for ratio in ratios}
+    assert strata == set(range(8))
+    assert ratios != sorted(ratios)
+    assert sub_networks == draw(SPACE, TABLE, 40, torch.Generator().manual_seed(0))
+
+
+def test_held_out_pairs_are_kept_apart():
+    learned, checked = (
+        measured(5, 1, coupled=False),
+        Pairs.of(draw(SPACE, TABLE, 3, torch.Generator()), [1, 2, 3.0], held_out=True),
+    )
+    both = Pairs.from_tensors((learned + checked).tensors())
+    assert torch.equal(both.select(held_out=False).losses, learned.losses)
+    assert torch.equal(both.select(held_out=True).choices, checked.choices)
+    assert len(both) == 8

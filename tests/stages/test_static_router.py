@@ -1,0 +1,201 @@
+"""The router stage in process: the gate, the guide, the two optimizers."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+import callbacks
+from flextron_lit import checkpoint
+from flextron_lit.routers.surrogate import Surrogate
+from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
+from flextron_lit.stages import StaticRouterTraining, SurrogateTraining
+from tests.front_door import succeed
+from tests.stages.training import text
+
+
+@pytest.fixture(scope="module")
+def elastic(tmp_path_factory):
+    """The checkpoint of an elastic run that is long enough for widths to matter."""
+    folder = tmp_path_factory.mktemp("elastic") / "run"
+    settings = ("--trainer.max_steps", 200, "--trainer.val_check_interval", 200)
+    succeed("fit", "-c", "configs/debug.yaml", *settings, "--run_folder", folder)
+    return folder / "flextron"
+
+
+@pytest.fixture(scope="module")
+def surrogate(elastic, tmp_path_factory):
+    """A checkpoint with a surrogate."""
+    folder = tmp_path_factory.mktemp("surrogate")
+    stage = SurrogateTraining(str(elastic), pairs=128, held_out=8, tokens=512, block_size=64, batch_size=16)
+    fit(stage, folder, max_epochs=40)
+    checkpoint.extend(elastic, folder / "flextron", files=stage.files())
+    return folder / "flextron"
+
+
+@pytest.fixture(scope="module")
+def bad(surrogate, tmp_path_factory):
+    """The same with a surrogate that knows nothing: random weights, no pairs but one batch."""
+    folder = tmp_path_factory.mktemp("bad") / "flextron"
+    space = checkpoint.read(surrogate).space
+    trained = TrainedSurrogate.read(surrogate, space)
+    network = Surrogate(space, 64, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        network.centre.copy_(trained.network.centre)
+        network.scale.copy_(trained.network.scale)
+        network.main.weight.normal_(generator=torch.Generator().manual_seed(2))
+    checkpoint.extend(surrogate, folder, files={SURROGATE: dataclasses.replace(trained, network=network).to_bytes()})
+    return folder
+
+
+def fit(stage, folder, *others, **settings):
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=settings.pop("limit_val_batches", 0),
+        default_root_dir=folder,
+        callbacks=list(others),
+        **settings,
+    )
+    stage.attach(text(tokenizer=stage.checkpoint))
+    trainer.fit(stage)
+    return trainer
+
+
+class Watch(Callback):
+    """The router's weights and whether the gate was open, step by step."""
+
+    def __init__(self):
+        self.open, self.router, self.surrogate = [], [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.open.append(pl_module.router_moves)
+        self.router.append(torch.cat([p.detach().flatten() for p in pl_module.router.parameters()]))
+        self.surrogate.append(torch.cat([p.detach().flatten() for p in pl_module.surrogate.parameters()]))
+
+
+def guided(folder, tmp_path, steps=40, **guidance):
+    watch = Watch()
+    stage = StaticRouterTraining(str(folder), cost="parameters", hidden=16)
+    guide = callbacks.SurrogateGuidance(**({"every_n_steps": 5, "pairs": 8, "window": 16} | guidance))
+    trainer = fit(stage, tmp_path, callbacks.BudgetSampling(k=8), guide, watch, max_steps=steps)
+    assert trainer.global_step == steps
+    return stage, watch
+
+
+def moved(values):
+    return [not torch.equal(before, after) for before, after in pairwise(values)]
+
+
+def test_with_a_bad_surrogate_the_router_stands_still_until_it_is_good(bad, tmp_path):
+    _, watch = guided(bad, tmp_path, steps=200)
+    first = watch.open.index(True)
+    assert first > 5
+    assert moved(watch.router)[: first - 1] == [False] * (first - 1)
+    # each step of the router follows the gate, each step of the surrogate does not
+    assert moved(watch.router) == watch.open[1:]
+    assert all(moved(watch.surrogate))
+    assert any(watch.open[first:])
+
+
+def test_without_a_threshold_the_router_would_have_moved_at_once(bad, tmp_path):
+    _, watch = guided(bad, tmp_path, steps=6, threshold=1e9)
+    assert watch.open == [True] * 6
+    assert all(moved(watch.router))
+
+
+def test_a_good_surrogate_opens_the_gate_at_once_and_learns_from_the_routers_own_choices(surrogate, tmp_path):
+    stage, watch = guided(surrogate, tmp_path)
+    assert watch.open[0]
+    before = TrainedSurrogate.read(surrogate, stage.backbone.space).pairs
+    # half a window first, then 8 at every fifth step but the first
+    assert len(stage.pairs) == len(before) + 8 + 7 * 8
+    assert torch.equal(stage.pairs.choices[: len(before)], before.choices)
+
+
+def test_the_guides_loss_reaches_the_router_and_not_the_surrogate(surrogate, tmp_path):
+    stage, _ = guided(surrogate, tmp_path, steps=1)
+    routed = stage.route(torch.tensor([0.4, 0.8]), torch.Generator().manual_seed(0))
+    stage.zero_grad()
+    stage.predicted(routed.probabilities).mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.router.parameters())
+    assert all(p.grad is None for p in stage.surrogate.parameters())
+
+
+def test_training_brings_the_answers_to_their_budgets_and_lowers_their_loss(surrogate, tmp_path):
+    budgets = torch.linspace(0.3, 0.95, 12)
+    gaps = []
+    for steps in (1, 300):
+        stage, _ = guided(surrogate, tmp_path, steps=steps, pairs=1)
+        with torch.no_grad():
+            choices = torch.nn.functional.one_hot(stage.router(budgets).argmax(-1), 4).float()
+            exceeded = (stage.table.expected(choices) / stage.table.full - budgets).clamp(min=0)
+            gaps.append((exceeded.mean().item(), stage.predicted(choices).mean().item()))
+    assert gaps[1][0] < 0.05
+    weight = stage.penalty.weight
+    assert weight * gaps[1][0] + gaps[1][1] < weight * gaps[0][0] + gaps[0][1] - 0.5
+
+
+def test_through_the_backbone_the_text_guides(surrogate, tmp_path):
+    watch = Watch()
+    stage = StaticRouterTraining(str(surrogate), cost="parameters", hidden=16, through_backbone=True)
+    trainer = fit(stage, tmp_path, callbacks.BudgetSampling(k=2), watch, max_steps=4)
+    assert trainer.global_step == 4
+    assert all(moved(watch.router))
+    assert not any(moved(watch.surrogate))
+    assert stage.tokens_seen == 4 * 64
+    assert all(p.grad is None for p in stage.backbone.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "extra", "message"),
+    [
+        ({}, [callbacks.BudgetSampling(k=2)], "nothing guides the router"),
+        ({}, [callbacks.SurrogateGuidance()], "no budgets to train for"),
+        (
+            {"through_backbone": True},
+            [callbacks.BudgetSampling(), callbacks.SurrogateGuidance()],
+            "take callbacks.SurrogateGuidance out",
+        ),
+        ({}, [callbacks.BudgetSampling(cost="flops"), callbacks.SurrogateGuidance()], "leave them out"),
+        ({"cost": "latency"}, [callbacks.BudgetSampling(), callbacks.SurrogateGuidance()], "no cost 'latency'"),
+        (
+            {"budgets": [0.01]},
+            [callbacks.BudgetSampling(), callbacks.SurrogateGuidance()],
+            "no sub-network meets the budget 0.01",
+        ),
+        ({}, [callbacks.BudgetSampling(), callbacks.FlextronCheckpointWriter(keep="best")], "set it to last"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_clear_error(surrogate, tmp_path, settings, extra, message):
+    stage = StaticRouterTraining(str(surrogate), **({"cost": "parameters", "hidden": 16} | settings))
+    with pytest.raises(ValueError, match=message):
+        fit(stage, tmp_path, *extra, max_steps=2, limit_val_batches=1)
+
+
+def test_stages_start_where_the_one_before_ended(elastic, tmp_path):
+    with pytest.raises(ValueError, match=r"holds no surrogate.safetensors: run the surrogate stage first"):
+        fit(StaticRouterTraining(str(elastic)), tmp_path, max_steps=1)
+    with pytest.raises(ValueError, match="is no Flextron checkpoint"):
+        fit(SurrogateTraining("random:configs/models/tiny-llama"), tmp_path, max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StaticRouterTraining("x", budgets=[0.5, 1.5]), "above 0 and at most 1, not 1.5"),
+        (lambda: StaticRouterTraining("x", hidden=0), "must be 1 or more"),
+        (lambda: SurrogateTraining("x", pairs=3), "at least one batch of pairs"),
+        (lambda: SurrogateTraining("x", target="perplexity"), "target is one of log_excess, loss"),
+        (lambda: SurrogateTraining("x", tokens=0), "must be 1 or more"),
+        (lambda: callbacks.SurrogateGuidance(pairs=-1), "pairs 0 or more"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

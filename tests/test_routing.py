@@ -1,0 +1,258 @@
+"""From a budget to a sub-network: the pipeline of all stages, and what its checkpoint answers."""
+
+import dataclasses
+import json
+import signal
+
+import pytest
+import torch
+
+from flextron_lit import checkpoint
+from flextron_lit.budget import Limit
+from flextron_lit.costs import COUNTED, CostTable, Workload
+from flextron_lit.loading import load_elastic
+from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
+from flextron_lit.routing import Routing
+from flextron_lit.space import SubNetwork
+from tests.front_door import fail, run, succeed
+from tests.runs import equal, logged, table, weights
+
+PIPELINE = ("pipeline", "-c", "configs/debug_pipeline.yaml")
+
+
+@pytest.fixture(scope="module")
+def piped(tmp_path_factory):
+    """The folder of the debug pipeline, and what it printed."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    done = run(*PIPELINE, "--run_folder", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def routed(piped):
+    return piped[0] / "static_router"
+
+
+@pytest.fixture(scope="module")
+def loaded(routed):
+    return load_elastic(str(routed / "flextron"))
+
+
+def answer(folder, budget, *options):
+    done = run("select", "--checkpoint", folder, "--budget", budget, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_stage_says_what_it_found(piped):
+    _, printed = piped
+    for said in (
+        "ridge fit, held out: rank correlation",
+        "surrogate, held out: rank correlation",
+        "gate open, the router moves",
+        "routed0.70",
+        "the ladder has",
+        "pipeline finished: 3 of 3 stages",
+    ):
+        assert said in printed
+    assert "3 of 3" in succeed(*PIPELINE, "--run_folder", piped[0])
+
+
+def test_the_surrogate_beats_the_ridge_fit(piped):
+    space = checkpoint.read(piped[0] / "surrogate/flextron").space
+    about = TrainedSurrogate.read(piped[0] / "surrogate/flextron", space).settings
+    assert about["held_out_quality"]["error_over_std"] < about["ridge_quality"]["error_over_std"]
+    assert about["held_out_quality"]["rank_correlation"] > 0.95
+    rows = (piped[0] / "surrogate/surrogate.csv").read_text().splitlines()
+    assert len(rows) == 1 + 40
+
+
+def test_tensorboard_has_what_the_router_did(piped):
+    folder, _ = piped
+    surrogate, router = logged(folder / "surrogate"), logged(folder / "static_router")
+    names = ("mean_absolute_error", "error_over_std", "rank_correlation")
+    assert {f"val/surrogate/{name}" for name in names} <= surrogate.keys()
+    names = ("predicted_loss", "cost_penalty", "surrogate_error", "entropy", "temperature", "gate_open", "gate_error")
+    for name in (*names, "pairs", "cost_gap"):
+        assert [step for step, _ in router[f"train/{name}"]] == list(range(1, 201)), name
+    temperatures = [value for _, value in router["train/temperature"]]
+    assert temperatures == sorted(temperatures, reverse=True)
+    for name in ("widths.png", "ladder.png", "training.png"):
+        assert (folder / "static_router" / name).stat().st_size > 10_000
+    header, *rungs = (folder / "static_router/ladder.csv").read_text().splitlines()
+    assert header == "ratio,parameters,predicted_loss,sub_network"
+    ratios = [float(rung.split(",")[0]) for rung in rungs]
+    assert ratios == sorted(ratios)
+    assert ratios[-1] == 1.0
+
+
+def test_the_network_stays_what_it_was_and_takes_no_room_twice(piped):
+    folder, _ = piped
+    one, two, three = (folder / name for name in ("elastic", "surrogate", "static_router"))
+    assert equal(weights(one), weights(three))
+    inodes = {(stage / "flextron/model.safetensors").stat().st_ino for stage in (one, two, three)}
+    assert len(inodes) == 1
+    assert checkpoint.verify(three / "flextron")
+    history = checkpoint.read(three / "flextron").history
+    assert [row["stage"] for row in history] == ["ElasticTraining", "SurrogateTraining", "StaticRouterTraining"]
+
+
+def test_select_looks_up_what_the_router_was_trained_for(routed, loaded):
+    found = answer(routed, "parameters<=0.5")
+    assert found["how"] == "a look-up in the ladder of the router for parameters"
+    assert found["costs"]["parameters"]["ratio"] <= 0.5
+    assert found["loss"] is None
+    rung = read_routers(routed / "flextron", loaded.backbone.space)[0].ladder.at(
+        0.5 * found["costs"]["parameters"]["cost"] / found["costs"]["parameters"]["ratio"]
+    )
+    assert (rung.loss, rung.sub_network.to_json()) == (found["predicted_loss"], found["sub_network"])
+
+
+def test_select_searches_by_the_surrogate_where_no_router_was_trained(routed):
+    found = answer(routed, "parameters<=0.5,kv_bytes<=0.4")
+    assert found["how"] == "a search by the surrogate, since a router knows one limit, not several"
+    assert found["costs"]["parameters"]["ratio"] <= 0.5
+    assert found["costs"]["kv_bytes"]["ratio"] <= 0.4
+    assert found["predicted_loss"] > answer(routed, "parameters<=0.5")["predicted_loss"]
+    assert answer(routed, "flops<=0.5")["how"].endswith("since no router was trained for flops")
+    assert answer(routed, "parameters<=0.5", "--search", "uniform", "--tokens", 128)["how"].startswith("uniform search")
+    assert "holds no router and no surrogate" in fail(
+        "select", "--checkpoint", routed.parent / "elastic", "--budget", "0.5", "--search", "router"
+    )
+
+
+def test_limits_that_no_sub_network_meets_at_once_are_an_error(loaded):
+    space = loaded.backbone.space
+    rising = COUNTED["parameters"](loaded.backbone, Workload())
+    rows = [tuple(1.0 - i / len(row) for i in range(len(row))) for row in rising.blocks]
+    falling = CostTable("idle", "units", 1.0, tuple(rows))
+    routing = Routing(space, {"parameters": rising, "idle": falling}, {}, loaded.routing.surrogate)
+    found = routing.answer([Limit(rising, 0.8 * rising.full, "a"), Limit(falling, 0.8 * falling.full * 2, "b")])
+    assert rising.ratio(found.sub_network) <= 0.8
+    with pytest.raises(ValueError, match="meets all limits of the budget at once"):
+        routing.answer([Limit(rising, rising.smallest, "a"), Limit(falling, falling.smallest, "b")])
+
+
+def test_set_budget_switches_a_loaded_model(loaded, routed):
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        full = loaded.backbone.model(tokens).logits
+        for budget in ("parameters<=0.4", "0.5"):
+            chosen = loaded.set_budget(budget)
+            switched = loaded.backbone.model(tokens).logits
+            with loaded.backbone.use(chosen.sub_network):
+                assert torch.equal(loaded.backbone.model(tokens).logits, switched)
+            assert not torch.equal(switched, full)
+        assert loaded.set_budget(1.0).sub_network == loaded.backbone.space.full()
+        assert torch.equal(loaded.backbone.model(tokens).logits, full)
+    with pytest.raises(ValueError, match="the smallest flops possible"):
+        loaded.set_budget(0.001)
+    with pytest.raises(ValueError, match="neither a router nor a surrogate"):
+        load_elastic(str(routed.parent / "elastic/flextron")).set_budget(0.5)
+
+
+def test_a_router_of_another_cost_table_is_not_used(loaded):
+    space = loaded.backbone.space
+    other = COUNTED["parameters"](loaded.backbone, Workload())
+    other = CostTable(other.name, other.unit, other.fixed + 1, other.blocks)
+    routing = Routing.read(loaded.folder, space, {"parameters": other})
+    found = routing.answer(routing.parse("parameters<=0.5"))
+    assert found.how.endswith("`python main.py reroute` trains one for this")
+    assert other.ratio(found.sub_network) <= 0.5
+    own = Routing.read(loaded.folder, space, loaded.routing.tables)
+    assert own.answer(own.parse("parameters<=0.5")).how.startswith("a look-up")
+
+
+def test_reroute_trains_for_another_cost_without_the_network(routed, tmp_path):
+    folder = tmp_path / "flextron"
+    checkpoint.extend(routed / "flextron", folder, files={})
+    # without its weights nothing could be measured; only their headers are looked at
+    printed = succeed("reroute", "--checkpoint", folder, "--cost", "flops", "--steps", 100)
+    assert "the router for flops" in printed
+    assert checkpoint.verify(folder)
+    assert answer(folder, "flops<=0.5")["how"] == "a look-up in the ladder of the router for flops"
+    assert answer(folder, "parameters<=0.5") == answer(routed, "parameters<=0.5")
+    assert "no cost 'latency'; there are parameters" in fail("reroute", "--checkpoint", folder)
+    assert "holds no surrogate" in fail("reroute", "--checkpoint", routed.parent / "elastic", "--cost", "flops")
+
+
+def test_validate_uses_the_router_of_the_run(routed):
+    config = routed / "config.yaml"
+    succeed("validate", "-c", config, "--run_folder", routed)
+    trained = [row for row in table(routed) if row["step"] == 200]
+    validated = json.loads((routed / "validate.json").read_text())
+    assert [{**row, "step": 0} for row in trained] == [{**row, "step": 0} for row in validated]
+    assert any(row["sub_network"] == "routed0.70" for row in validated)
+
+
+def test_the_surrogate_stage_validates_and_predicts(piped):
+    folder = piped[0] / "surrogate"
+    config = ("-c", folder / "config.yaml", "--run_folder", folder)
+    assert "val/surrogate/rank_correlation" in succeed("validate", *config)
+    succeed("predict", *config)
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 40
+    assert all(abs(row["loss"] - row["predicted"]) < 0.5 for row in rows)
+
+
+def test_damage_is_one_clear_line(routed, tmp_path):
+    folder = tmp_path / "flextron"
+    checkpoint.extend(routed / "flextron", folder, files={})
+    space = checkpoint.read(folder).space
+    path = next(folder.glob("routers/*.json"))
+    about = json.loads(path.read_text())
+    about["table"]["fixed"] += 1
+    path.unlink()
+    path.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="not the one that it was trained on"):
+        TrainedRouter.read(path, space)
+    (folder / "surrogate.safetensors").unlink()
+    (folder / "surrogate.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"surrogate.safetensors is damaged"):
+        TrainedSurrogate.read(folder, space)
+    assert "is damaged" in fail("select", "--checkpoint", folder, "--budget", "0.5")
+    # the other checkpoints share no file that was touched
+    assert checkpoint.verify(routed / "flextron")
+
+
+def test_what_is_stored_comes_back(loaded):
+    space = loaded.backbone.space
+    surrogate = loaded.routing.surrogate
+    one_hot = torch.stack([space.one_hot(SubNetwork((0, 1, 2, 3, 1, 0))), space.one_hot(space.full())])
+    folder = loaded.folder.parent / "again"
+    folder.mkdir(exist_ok=True)
+    (folder / "surrogate.safetensors").write_bytes(surrogate.to_bytes())
+    again = TrainedSurrogate.read(folder, space)
+    assert torch.equal(again.predict(one_hot), surrogate.predict(one_hot))
+    assert {k: v for k, v in dataclasses.asdict(again).items() if k in ("target", "full_loss", "settings")} == {
+        k: v for k, v in dataclasses.asdict(surrogate).items() if k in ("target", "full_loss", "settings")
+    }
+    assert all(torch.equal(again.text[name], tensor) for name, tensor in surrogate.text.items())
+
+
+@pytest.mark.parametrize(
+    ("stage", "moment", "step", "signal_name"),
+    [
+        ("surrogate", "train_batch_end", 100, "SIGKILL"),
+        ("surrogate", "validation_batch_start", 60, "SIGTERM"),
+        ("static_router", "train_batch_end", 93, "SIGKILL"),
+        ("static_router", "train_batch_end", 130, "SIGTERM"),
+        ("static_router", "fit_end", 200, "SIGKILL"),
+    ],
+)
+def test_a_killed_stage_ends_like_an_undisturbed_one(piped, tmp_path, stage, moment, step, signal_name):
+    reference = piped[0] / stage
+    folder, marker = tmp_path / "run", tmp_path / "marker"
+    kill = {"marker": str(marker), "moment": moment, "step": step, "signal_name": signal_name}
+    callback = json.dumps({"class_path": "tests.kills.KillOnce", "init_args": kill})
+    command = ("fit", "-c", reference / "config.yaml", "--run_folder", folder, "--trainer.callbacks+", callback)
+    killed = run(*command)
+    assert killed.returncode == (-signal.SIGKILL if signal_name == "SIGKILL" else 143), killed.stdout + killed.stderr
+    succeed(*command)
+    for name in (
+        "surrogate.safetensors",
+        *(p.relative_to(reference / "flextron") for p in reference.glob("flextron/routers/*")),
+    ):
+        assert (folder / "flextron" / name).read_bytes() == (reference / "flextron" / name).read_bytes(), name
+    assert logged(folder) == logged(reference)
