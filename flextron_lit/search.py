@@ -64,7 +64,7 @@ def best_uniform(space: ElasticSpace, limits: Limits, score: Score) -> Found:
     Raises:
         ValueError: if none is feasible.
     """
-    pairs = [pair for pair in _uniform_pairs(space) if meets(pair[1], limits)]
+    pairs = [pair for pair in uniform_pairs(space) if meets(pair[1], limits)]
     scores = Scores(score)
     for ratios, sub_network in pairs:
         contained = any(other != ratios and _contains(other, ratios) for other, _ in pairs)
@@ -73,7 +73,8 @@ def best_uniform(space: ElasticSpace, limits: Limits, score: Score) -> Found:
     return scores.best()
 
 
-def _uniform_pairs(space: ElasticSpace) -> Iterator[tuple[tuple[float, float], SubNetwork]]:
+def uniform_pairs(space: ElasticSpace) -> Iterator[tuple[tuple[float, float], SubNetwork]]:
+    """Sub-networks that are alike in all layers, each with its MLP and its attention ratio."""
     ratios = {
         kind: sorted({width / b.full for b in space.blocks if b.kind == kind for width in b.widths}) for kind in KINDS
     }
@@ -129,7 +130,7 @@ def evolution(
         ValueError: if no feasible sub-network was found.
     """
     scores = Scores(score)
-    uniform = [sub for _, sub in _uniform_pairs(space) if meets(sub, limits)]
+    uniform = [sub for _, sub in uniform_pairs(space) if meets(sub, limits)]
     starts = [*(fit(space, sub, limits, generator) for sub in uniform[-population // 2 :])]
     starts += [fit(space, space.random(generator), limits, generator) for _ in range(population - len(starts))]
     alive = [start for start in starts if start is not None][: max(1, count)]

@@ -1,0 +1,48 @@
+"""Losses of sub-networks on the held-out test documents of the text that a checkpoint was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from flextron_lit.data import TextDataModule
+from flextron_lit.loading import Loaded
+from flextron_lit.measured_loss import Batch, MeasuredLoss, loss_file
+from flextron_lit.routers.trained import TrainedSurrogate
+
+PRECISION = "bf16-mixed"
+
+
+def measured_on(loaded: Loaded, batches: list[Batch]) -> MeasuredLoss:
+    """Losses on some batches, kept in the cache; computed as the stages compute them on a CPU with bf16."""
+    loaded.backbone.model.eval()
+    context = partial(torch.autocast, "cpu", torch.bfloat16)
+    return MeasuredLoss(
+        loaded.backbone, batches, file=loss_file(loaded.backbone, batches, PRECISION), forward_context=context
+    )
+
+
+def on_test_documents(loaded: Loaded, tokens: int) -> MeasuredLoss:
+    """On so many tokens of each domain, which nothing was trained, sorted or routed by."""
+    assert loaded.record is not None
+    described = next(row["data"] for row in reversed(loaded.record.history) if row.get("data"))
+    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder), test_tokens=tokens)
+    data.prepare_data()
+    return measured_on(loaded, [batch for loader in data.test_dataloader() for batch in loader])
+
+
+def on_surrogate_text(loaded: Loaded, surrogate: TrainedSurrogate) -> MeasuredLoss:
+    """On the tokens that the surrogate's pairs were measured on."""
+    size = surrogate.settings["measure_batch_size"]
+    blocks = len(surrogate.text["input_ids"])
+    return measured_on(
+        loaded, [{k: v[i : i + size] for k, v in surrogate.text.items()} for i in range(0, blocks, size)]
+    )
+
+
+def flextron_folders(folders: Iterable[Path]) -> list[Path]:
+    """Run folders or checkpoints to checkpoints."""
+    return [folder / "flextron" if (folder / "flextron").is_dir() else folder for folder in folders]
