@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 
 from flextron_lit.routers import figures
@@ -62,10 +62,16 @@ def report_router(trainer: Trainer, stage: StaticRouterTraining) -> None:
         for rung in stage.ladder.rungs:
             choices = " ".join(map(str, rung.sub_network.choices))
             writer.writerow([rung.cost / stage.table.full, rung.cost, rung.loss, choices])
-    count = len(stage.ladder.rungs)
+    rungs = stage.ladder.rungs
     rank_zero_info(
-        f"the ladder has {count} sub-networks, from {stage.ladder.rungs[0].cost / stage.table.full:.3f} to 1"
+        f"the ladder has {len(rungs)} sub-networks, from {rungs[0].cost / stage.table.full:.3f} to 1; the router moved in "
+        f"{stage.moves} of {trainer.global_step} steps"
     )
+    if not stage.moves:
+        rank_zero_warn(
+            "the gate never opened, so the router is untrained and the ladder is the surrogate's own search: train the "
+            "surrogate on more pairs, or raise the threshold of callbacks.SurrogateGuidance"
+        )
 
 
 def router_figures(stage: StaticRouterTraining) -> dict[str, Figure]:

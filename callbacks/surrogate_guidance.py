@@ -22,7 +22,7 @@ class SurrogateGuidance(Callback):
 
     Args:
         every_n_steps: steps between two measurements.
-        pairs: losses a measurement; 0 measures none but those that the gate needs to open.
+        pairs: losses a measurement.
         threshold: squared error over variance below which the router moves.
         hysteresis: it stops above `threshold * hysteresis`.
         window: pairs that count.
@@ -43,10 +43,10 @@ class SurrogateGuidance(Callback):
         weight: float = 1.0,
         seed: int = 0,
     ) -> None:
-        if every_n_steps < 1 or pairs < 0 or weight <= 0:
+        if every_n_steps < 1 or pairs < 1 or weight <= 0:
             raise ValueError(
-                "every_n_steps must be 1 or more, pairs 0 or more and weight above 0, not "
-                f"{every_n_steps}, {pairs}, {weight}"
+                "every_n_steps and pairs must be 1 or more (without pairs a closed gate stays closed) and weight above "
+                f"0, not {every_n_steps}, {pairs}, {weight}"
             )
         self.every_n_steps = every_n_steps
         self.pairs = pairs

@@ -53,6 +53,7 @@ def test_every_stage_says_what_it_found(piped):
         "gate open, the router moves",
         "routed0.70",
         "the ladder has",
+        "the router moved in 200 of 200 steps",
         "pipeline finished: 3 of 3 stages",
     ):
         assert said in printed
@@ -256,3 +257,24 @@ def test_a_killed_stage_ends_like_an_undisturbed_one(piped, tmp_path, stage, mom
     ):
         assert (folder / "flextron" / name).read_bytes() == (reference / "flextron" / name).read_bytes(), name
     assert logged(folder) == logged(reference)
+
+
+def test_two_ranks_share_the_measuring_and_end_like_one(piped, tmp_path):
+    reference = piped[0] / "static_router"
+    steps = ("--trainer.max_steps", 60, "--trainer.val_check_interval", 60)
+    config = ("fit", "-c", reference / "config.yaml", *steps)
+    ranks = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
+    # a cache of its own, or nothing would be measured
+    cache = {"FLEXTRON_CACHE": str(tmp_path / "cache")}
+    for folder, options, environment in ((tmp_path / "one", (), {}), (tmp_path / "two", ranks, cache)):
+        succeed(*config, *options, "--run_folder", folder, **environment)
+    space = checkpoint.read(reference / "flextron").space
+    one, two = (TrainedSurrogate.read(tmp_path / name / "flextron", space).pairs for name in ("one", "two"))
+    assert torch.equal(one.choices, two.choices)
+    assert torch.allclose(one.losses, two.losses, atol=1e-5)
+    routers = [read_routers(tmp_path / name / "flextron", space)[0] for name in ("one", "two")]
+    budgets = torch.linspace(0.2, 1, 9)
+    logits = [router.network(budgets).nan_to_num(neginf=0) for router in routers]
+    assert torch.allclose(*logits, atol=1e-3)
+    untrained = read_routers(reference / "flextron", space)[0].network(budgets).nan_to_num(neginf=0)
+    assert not torch.allclose(logits[0], untrained, atol=1e-1)

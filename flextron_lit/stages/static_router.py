@@ -91,6 +91,7 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         self.surrogate_batch_size, self.seed = surrogate_batch_size, seed
         self.generator = torch.Generator().manual_seed(seed)
         self.router_moves = True
+        self.moves = 0
         self.surrogate_learns = False
 
     # --- contracts with callbacks -------------------------------------------------------------------------------
@@ -217,6 +218,7 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         if not self.router_moves:
             # all parameters take part in every backward pass, or data-parallel ranks would wait for them
             loss = 0.0 * torch.stack([parameter.sum() for parameter in self.router.parameters()]).sum()
+        self.moves += self.router_moves
         if self.surrogate_learns:
             error = self._surrogate_error()
             parts.add("surrogate_error", error)
@@ -272,7 +274,10 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         router, *others = optimizers if isinstance(optimizers, list) else [optimizers]
         # Lightning counts every step of every optimizer; a step of the run is one step of all of them
         counted = others[0] if others else router
-        if router is not counted and self.router_moves:
+        if not self.router_moves:
+            # without gradients an optimizer leaves parameters and momenta as they are
+            router.zero_grad()
+        if router is not counted:
             router.optimizer.step()
         counted.step()
         for optimizer in (router, *others):
@@ -354,20 +359,25 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
             "temperature": asdict(self.temperature),
             "penalty": asdict(self.penalty),
             "through_backbone": self.through_backbone,
-            "steps": self.trainer.global_step,
+            "router_moves": self.moves,
             "pairs": len(self.pairs),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As for every stage, with the pairs and the generator."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["router"] = {"pairs": self.pairs.tensors(), "generator": self.generator.get_state()}
+        checkpoint["router"] = {
+            "pairs": self.pairs.tensors(),
+            "generator": self.generator.get_state(),
+            "moves": self.moves,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Inverse of `on_save_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         self.pairs = Pairs.from_tensors(checkpoint["router"]["pairs"])
         self.generator.set_state(checkpoint["router"]["generator"])
+        self.moves = checkpoint["router"]["moves"]
 
 
 def _tenths(smallest: float) -> list[float]:

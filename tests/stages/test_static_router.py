@@ -93,10 +93,11 @@ def moved(values):
 
 
 def test_with_a_bad_surrogate_the_router_stands_still_until_it_is_good(bad, tmp_path):
-    _, watch = guided(bad, tmp_path, steps=200)
+    stage, watch = guided(bad, tmp_path, steps=200)
     first = watch.open.index(True)
     assert first > 5
     assert moved(watch.router)[: first - 1] == [False] * (first - 1)
+    assert stage.moves == sum(watch.open)
     # each step of the router follows the gate, each step of the surrogate does not
     assert moved(watch.router) == watch.open[1:]
     assert all(moved(watch.surrogate))
@@ -193,7 +194,7 @@ def test_stages_start_where_the_one_before_ended(elastic, tmp_path):
         (lambda: SurrogateTraining("x", pairs=3), "at least one batch of pairs"),
         (lambda: SurrogateTraining("x", target="perplexity"), "target is one of log_excess, loss"),
         (lambda: SurrogateTraining("x", tokens=0), "must be 1 or more"),
-        (lambda: callbacks.SurrogateGuidance(pairs=-1), "pairs 0 or more"),
+        (lambda: callbacks.SurrogateGuidance(pairs=0), "a closed gate stays closed"),
     ],
 )
 def test_a_number_out_of_range_is_refused(make, message):
