@@ -64,8 +64,8 @@ def report_router(trainer: Trainer, stage: StaticRouterTraining) -> None:
             writer.writerow([rung.cost / stage.table.full, rung.cost, rung.loss, choices])
     rungs = stage.ladder.rungs
     rank_zero_info(
-        f"the ladder has {len(rungs)} sub-networks, from {rungs[0].cost / stage.table.full:.3f} to 1; the router moved in "
-        f"{stage.moves} of {trainer.global_step} steps"
+        f"the ladder has {len(rungs)} sub-networks, from {rungs[0].cost / stage.table.full:.3f} to 1; the router moved "
+        f"in {stage.moves} of {trainer.global_step} steps"
     )
     if not stage.moves:
         rank_zero_warn(
