@@ -11,6 +11,7 @@ from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint import StageRecord
 from flextron_lit.costs.latency import FOLDER
 from flextron_lit.run_folder import RunFolder
+from flextron_lit.sources import resolve_model
 from flextron_lit.stages import Stage
 
 
@@ -76,7 +77,8 @@ class FlextronCheckpointWriter(Callback):
                 backbone, tokenizer = stage.backbone, stage.tokenizer
                 flextron_checkpoint.write(folder, backbone, tokenizer, order=stage.order, history=history, files=files)
             else:
-                flextron_checkpoint.extend(Path(stage.checkpoint), folder, history=history, files=files)
+                source = resolve_model(stage.checkpoint)
+                flextron_checkpoint.extend(source, folder, history=history, files=files, without=stage.drops)
             rank_zero_info(f"wrote the Flextron checkpoint {folder}")
         trainer.strategy.barrier()
 

@@ -32,9 +32,9 @@ MEANT = {"ms": "latency", "parameters": "parameters", "bytes": "memory", "FLOPs"
 ALIASES = {"request": "latency"}
 TERM = re.compile(r"(?:(?P<name>[a-z_]+)\s*(?:<=|=)\s*)?(?P<number>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?P<unit>[A-Za-z]*)")
 HELP = (
-    "A ratio of the full network's latency (0.6), or of its FLOPs where no latency was measured; a target with a unit "
-    "(2s, prefill=300ms, decode=12ms, 90M parameters, 400MB of weights and KV cache); or several, separated by commas "
-    "(latency<=0.6,kv_bytes<=0.5)."
+    "A ratio of the full network's cost (0.6): of the one that the checkpoint's router is for, else latency, or FLOPs "
+    "where no latency was measured; a target with a unit (2s, prefill=300ms, decode=12ms, 90M parameters, 400MB of "
+    "weights and KV cache); or several, separated by commas (latency<=0.6,kv_bytes<=0.5)."
 )
 
 
@@ -66,19 +66,20 @@ def meets(sub_network: SubNetwork, limits: Limits) -> bool:
     return all(limit.allows(sub_network) for limit in limits)
 
 
-def parse_budget(budget: str, tables: Mapping[str, CostTable]) -> list[Limit]:
+def parse_budget(budget: str, tables: Mapping[str, CostTable], ratio_of: str | None = None) -> list[Limit]:
     """Read a budget.
 
     Args:
         budget: see `HELP`.
-        tables: every cost that is known, by name; a ratio without a name is of `latency`, or of `flops` without it.
+        tables: every cost that is known, by name.
+        ratio_of: the cost that a ratio without a name is of; None means `latency`, or `flops` where it is not known.
 
     Raises:
         ValueError: if it cannot be read, names a cost that is not known, or is below the smallest cost possible; the
             message says what there is, or how small that is.
     """
     terms = [term.strip() for term in budget.split(",")]
-    limits = [_limit(term, tables) for term in terms]
+    limits = [_limit(term, tables, ratio_of) for term in terms]
     for limit in limits:
         smallest = limit.table.smallest
         if limit.value < smallest:
@@ -90,7 +91,7 @@ def parse_budget(budget: str, tables: Mapping[str, CostTable]) -> list[Limit]:
     return limits
 
 
-def _limit(term: str, tables: Mapping[str, CostTable]) -> Limit:
+def _limit(term: str, tables: Mapping[str, CostTable], ratio_of: str | None) -> Limit:
     found = TERM.fullmatch(term)
     if not found:
         raise ValueError(f"cannot read the budget {term!r}. {HELP}")
@@ -100,7 +101,7 @@ def _limit(term: str, tables: Mapping[str, CostTable]) -> Limit:
     if not number:
         raise ValueError(f"the budget {term!r} must be above 0")
     meant, factor = UNITS[unit] if unit else (None, 1.0)
-    table = _table(term, ALIASES.get(name, name), meant, tables)
+    table = _table(term, ALIASES.get(name, name) or (None if meant else ratio_of), meant, tables)
     if meant is None:
         return Limit(table, number * table.full, term)
     if meant != table.unit:

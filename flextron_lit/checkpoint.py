@@ -239,31 +239,37 @@ def extend(
     *,
     files: Mapping[str, Path | bytes],
     history: Sequence[Mapping[str, Any] | StageRecord] | None = None,
+    without: tuple[str, ...] = (),
 ) -> None:
     """Write a checkpoint that differs from another by some files, whole or not at all.
 
-    What stays the same is hard-linked where the disk can, so it takes no room and no time.
+    What stays the same is hard-linked where the disk can, so it takes no room, and keeps the sha256 that was noted.
 
     Args:
         source: a Flextron checkpoint.
         folder: target, which may be the source itself.
         files: further files, or ones to replace: path in the folder, and its content or where it is copied from.
         history: records of all stages so far; None keeps those of the source.
+        without: beginnings of paths to leave out.
 
     Raises:
         ValueError: if the source is damaged, or the folder cannot be written; an earlier checkpoint stays as it was.
     """
     known = read(source)
+    noted = dict(_read_record(source).get("sha256", {}))
+    there = {str(path.relative_to(source)): path for path in sorted(source.rglob("*")) if path.is_file()}
+    replaced = (RECORD, *files)
+    kept = {name: path for name, path in there.items() if name not in replaced and not name.startswith(without)}
 
     def fill(partial: Path) -> None:
-        for path in sorted(p for p in source.rglob("*") if p.is_file()):
-            name = str(path.relative_to(source))
-            if name != RECORD and name not in files:
-                _link(path, partial / name)
+        for name, path in kept.items():
+            _link(path, partial / name)
         _add(partial, files)
-        _write_record(partial, _record(known.space, known.history if history is None else history))
+        record = _record(known.space, known.history if history is None else history)
+        # what was noted before, so that damage since then is still noticed
+        _write_record(partial, record, {name: digest for name, digest in noted.items() if name in kept})
 
-    _write_whole(folder, fill, size=0)
+    _write_whole(folder, fill, size=sum(path.stat().st_size for path in kept.values()))
 
 
 def _record(space: ElasticSpace, history: Sequence[Mapping[str, Any] | StageRecord]) -> dict[str, Any]:
@@ -283,7 +289,8 @@ def _add(partial: Path, files: Mapping[str, Path | bytes]) -> None:
 def _link(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(path, target)
+        # the file itself, where the Hub's cache has a symbolic link to it
+        os.link(path.resolve(), target)
     except OSError:
         # another disk, or one without hard links
         shutil.copyfile(path, target)
@@ -331,14 +338,16 @@ def _save_model(
     tokenizer.save_pretrained(folder)
 
 
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    digests = {str(path.relative_to(folder)): sha256_of(path) for path in files}
+def _write_record(folder: Path, record: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:
+    """Seal the folder; `known` digests are of files that another checkpoint shares."""
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    digests = {name: (known or {}).get(name) or sha256_of(path) for name, path in files.items()}
     sealed = {**record, "sha256": {**digests, RECORD: _record_digest(record)}}
     (folder / RECORD).write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
-    for path in files:
+    for path in files.values():
         # safetensors makes its files readable by their owner alone, which a checkpoint to share is not
-        path.chmod((folder / RECORD).stat().st_mode)
+        if path.stat().st_nlink == 1:
+            path.chmod((folder / RECORD).stat().st_mode)
 
 
 def _replace(folder: Path, partial: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,28 +28,37 @@ class Loaded:
     """What a Flextron checkpoint says beside its weights; None for a dense model."""
     folder: Path
     """Where it was read from."""
+    _routings: dict[tuple[str | None, Workload], Routing] = field(default_factory=dict, repr=False)
 
-    @cached_property
-    def routing(self) -> Routing:
-        """What answers budgets: the routers and the surrogate of the checkpoint.
+    def routing(self, latency: str | None = None, workload: Workload = Workload()) -> Routing:
+        """What answers budgets: the routers and the surrogate of the checkpoint, read once.
+
+        Args:
+            latency: name of the latency table to use, of whatever device; None means the only one of this device.
+            workload: what FLOPs, cache and memory are counted for, where no latency table says so.
 
         Raises:
-            ValueError: if a file is damaged.
+            ValueError: if a file is damaged, or there are several latency tables or only another device's.
         """
-        tables, _ = known_tables(self.folder, self.backbone, Workload(), None)
-        return Routing.read(self.folder, self.backbone.space, tables)
+        if (latency, workload) not in self._routings:
+            tables, _ = known_tables(self.folder, self.backbone, workload, latency)
+            self._routings[latency, workload] = Routing.read(self.folder, self.backbone.space, tables)
+        return self._routings[latency, workload]
 
-    def set_budget(self, budget: str | float) -> Answer:
+    def set_budget(self, budget: str | float, latency: str | None = None, workload: Workload = Workload()) -> Answer:
         """Switch to the sub-network for a budget, until the next call: a look-up, nothing is copied.
 
         Args:
             budget: a ratio of the full network's cost (0.6), or as on the command line: `decode=12ms`, `90M`,
                 `latency<=0.6,kv_bytes<=0.5`.
+            latency: as in `routing`.
+            workload: as in `routing`.
 
         Raises:
             ValueError: if it cannot be read or met, or the checkpoint has neither router nor surrogate.
         """
-        answer = self.routing.answer(self.routing.parse(budget))
+        routing = self.routing(latency, workload)
+        answer = routing.answer(routing.parse(budget))
         if answer is None:
             raise ValueError(f"{self.folder} has neither a router nor a surrogate; train them, or search with `select`")
         self.backbone.selection.set(answer.sub_network)

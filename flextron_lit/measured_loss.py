@@ -61,7 +61,7 @@ def loss_file(backbone: ElasticBackbone, batches: Sequence[Batch], precision: st
     """The cached losses of these weights on this text, under `<cache>/losses/`.
 
     Args:
-        backbone: its weights, space, attention implementation and kind of device are part of the key.
+        backbone: its weights, config, space, attention implementation and kind of device are part of the key.
         batches: so are the tokens.
         precision: and how the forward pass computes.
     """
@@ -74,9 +74,10 @@ def loss_file(backbone: ElasticBackbone, batches: Sequence[Batch], precision: st
         for name, tensor in sorted(batch.items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().long().contiguous().numpy().data)
-    config = backbone.model.config
-    how = [precision, config._attn_implementation, backbone.model.device.type, backbone.space.to_json()]
-    digest.update(json.dumps(how).encode())
+    config = {name: value for name, value in backbone.model.config.to_dict().items() if name != "_name_or_path"}
+    attention, device = backbone.model.config._attn_implementation, backbone.model.device.type
+    how = [precision, attention, device, torch.__version__, backbone.space.to_json(), config]
+    digest.update(json.dumps(how, default=str, sort_keys=True).encode())
     return LossFile(cache_root() / "losses" / f"{digest.hexdigest()}.jsonl")
 
 

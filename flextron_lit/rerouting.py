@@ -16,11 +16,11 @@ from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.loading import shape_of
 from flextron_lit.profiling import add_workload, device_of, workload_of
 from flextron_lit.routers.ladder import Ladder
-from flextron_lit.routers.trained import TrainedSurrogate
+from flextron_lit.routers.trained import FOLDER, TrainedSurrogate, name_of
 from flextron_lit.routers.training import train_router
 from flextron_lit.tables import show
 
-SHOWN = (0.9, 0.8, 0.7, 0.6, 0.5)
+SHOWN = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 
 def summary(ladder: Ladder, table: CostTable) -> Table:
@@ -28,9 +28,9 @@ def summary(ladder: Ladder, table: CostTable) -> Table:
     shown = Table(title=f"the router for {table.name}: {len(ladder.rungs)} sub-networks")
     for column in ("budget", table.name, "of the full network", "predicted loss"):
         shown.add_column(column, justify="right", no_wrap=True)
-    smallest = ladder.rungs[0].cost / table.full
-    for budget in (1.0, *(b for b in SHOWN if b > smallest), smallest):
-        rung = ladder.at(budget * table.full)
+    smallest = ladder.rungs[0]
+    rows = {budget: ladder.at(budget * table.full) for budget in SHOWN if budget * table.full > smallest.cost}
+    for budget, rung in {**rows, smallest.cost / table.full: smallest}.items():
         shown.add_row(f"{budget:.3g}", table.short(rung.cost), f"{rung.cost / table.full:.3f}", f"{rung.loss:.3f}")
     return shown
 
@@ -50,6 +50,7 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one.")
     parser.add_argument("--steps", type=int, default=1000, help="Updates of the router.")
     parser.add_argument("--seed", type=int, default=0, help="Of first weights, noise and budgets.")
+    parser.add_argument("--fresh", action="store_true", help="Replace a router that is there for the same cost table.")
     options = parser.parse_args(list(args))
     if options.steps < 1:
         raise ValueError(f"steps must be 1 or more, not {options.steps}")
@@ -63,6 +64,9 @@ def command(args: Sequence[str]) -> None:
     if options.cost not in tables:
         hint = "; measure latencies with `python main.py profile`" if options.cost not in COUNTED else ""
         raise ValueError(f"there is no cost {options.cost!r}; there are {', '.join(tables)}{hint}")
+    name = name_of(tables[options.cost])
+    if (folder / FOLDER / f"{name}.json").is_file() and not options.fresh:
+        raise ValueError(f"{folder} has a router for this cost table, {name}; --fresh trains another in its place")
     torch.set_num_threads(1)
     router = train_router(space, tables[options.cost], surrogate, steps=options.steps, seed=options.seed)
     checkpoint.extend(folder, folder, files=router.files())

@@ -50,8 +50,13 @@ class Routing:
         return cls(space, tables, routers, TrainedSurrogate.read(folder, space))
 
     def parse(self, budget: str | float) -> list[Limit]:
-        """Read a budget; see `parse_budget`."""
-        return parse_budget(str(budget), self.tables)
+        """Read a budget; a ratio without a name is of the one cost that there is a router for.
+
+        Raises:
+            ValueError: as `parse_budget`.
+        """
+        usable = {router.table.name for router in self.routers.values() if router.table.name in self.tables}
+        return parse_budget(str(budget), self.tables, usable.pop() if len(usable) == 1 else None)
 
     def answer(self, limits: Limits) -> Answer | None:
         """The sub-network for some limits: a look-up if a router was trained for them, else a search by the surrogate.
@@ -80,9 +85,10 @@ class Routing:
         if not found:
             raise ValueError("no sub-network that was tried meets all limits of the budget at once; loosen one")
         one_hot = torch.stack([self.space.one_hot(sub_network) for sub_network in found])
-        losses = surrogate.to_nats(surrogate.predict(one_hot))
-        best = int(losses.argmin())
-        return Answer(found[best], f"a search by the surrogate, since {self._why(limits)}", float(losses[best]))
+        predicted = surrogate.predict(one_hot)
+        best = int(predicted.argmin())
+        loss = float(surrogate.to_nats(predicted[best]))
+        return Answer(found[best], f"a search by the surrogate, since {self._why(limits)}", loss)
 
     def _starts(self, limits: Limits) -> Sequence[SubNetwork]:
         """The full network, what routers say to each limit alone, and random ones that meet them all."""

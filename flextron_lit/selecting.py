@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
 
 from flextron_lit import checkpoint
-from flextron_lit.budget import HELP, Limits, parse_budget
+from flextron_lit.budget import HELP, Limits
 from flextron_lit.costs import CostTable
 from flextron_lit.costs.known import known_tables
 from flextron_lit.data import TextDataModule, text_blocks
@@ -29,6 +29,8 @@ from flextron_lit.tables import show
 
 BLOCK_SIZE = 512
 DEFAULT_SEARCH = "uniform"
+COUNT = 24
+TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -126,27 +128,51 @@ def answer(options: Any, folder: Path) -> tuple[Selection, ElasticSpace, dict[st
     device = device_of(options.device)
     shape = shape_of(folder, space)
     tables, latency = known_tables(folder, shape, workload_of(options), options.latency, device)
-    limits = parse_budget(options.budget, tables)
+    routing = Routing.read(folder, space, tables)
+    limits = routing.parse(options.budget)
     named = ", ".join(f"{limit.table.name} <= {limit.table.show(limit.value)}" for limit in limits)
     if all(limit.loose for limit in limits):
         how = f"no search: the full network meets {named}"
         return Selection(options.budget, space.full(), how, None), space, tables
     if options.search in (None, "router"):
-        found = Routing.read(folder, space, tables).answer(limits)
+        found = routing.answer(limits)
         if found is not None:
-            return Selection(options.budget, found.sub_network, found.how, None, found.loss), space, tables
+            refuse_without_effect(options, found.how)
+            loss = loss_on(options, folder, found.sub_network) if options.text else None
+            return Selection(options.budget, found.sub_network, found.how, loss, found.loss), space, tables
         if options.search == "router":
             raise ValueError(f"{folder} holds no router and no surrogate; take --search {', '.join(SEARCHES)}")
     search = options.search or DEFAULT_SEARCH
     loaded = load_elastic(str(folder), device=device)
     where = f", measured on {latency.conditions['device']['name']}" if latency else ""
-    batches, text = text_of(loaded, str(folder), options.text, options.tokens)
+    batches, text = text_of(loaded, str(folder), options.text, options.tokens or TOKENS)
     rank_zero_info(f"{search} search: {named}{where}; losses on {text}")
-    generator = torch.Generator().manual_seed(options.seed)
+    generator = torch.Generator().manual_seed(options.seed or 0)
     score = shown_loss(MeasuredLoss(loaded.backbone, batches))
-    result = select(space, limits, search, score, count=options.count, generator=generator)
+    result = select(space, limits, search, score, count=options.count or COUNT, generator=generator)
     how = f"{search} search, {result.evaluations} losses measured on {text}"
     return Selection(options.budget, result.sub_network, how, result.score), space, tables
+
+
+def refuse_without_effect(options: Any, how: str) -> None:
+    """Options of measured searches have no effect where nothing is searched by measuring.
+
+    Raises:
+        ValueError: naming one that was given.
+    """
+    given = [name for name in ("count", "seed") if options[name] is not None]
+    given += ["tokens"] if options.tokens is not None and options.text is None else []
+    if given:
+        raise ValueError(
+            f"--{given[0]} has no effect on {how}; choose a search that measures with --search {', '.join(SEARCHES)}"
+        )
+
+
+def loss_on(options: Any, folder: Path, sub_network: SubNetwork) -> float:
+    """Loss of an answer on the text that a command line names."""
+    loaded = load_elastic(str(folder), device=device_of(options.device))
+    batches, _ = text_of(loaded, str(folder), options.text, options.tokens or TOKENS)
+    return MeasuredLoss(loaded.backbone, batches)(sub_network)
 
 
 def shown_loss(measured: Score) -> Score:
@@ -175,15 +201,17 @@ def command(args: Sequence[str]) -> None:
         choices=[*SEARCHES, "router"],
         help="router: a look-up, or a search by the surrogate where no router was trained for the budget; uniform: all "
         "layers alike; random: the best of --count; evolution: --count losses. Default: router if the checkpoint has "
-        "one, else uniform.",
+        "one or a surrogate, else uniform.",
     )
-    parser.add_argument("--count", type=int, default=24, help="Losses that random and evolution measure.")
+    parser.add_argument("--count", type=int, default=None, help=f"Losses that random and evolution measure ({COUNT}).")
     parser.add_argument("--text", type=Path, default=None, help="A text file to measure losses on.")
-    parser.add_argument("--tokens", type=int, default=1024, help="Tokens of it, or of each validation domain.")
+    parser.add_argument(
+        "--tokens", type=int, default=None, help=f"Tokens of it, or of each validation domain ({TOKENS})."
+    )
     parser.add_argument("--latency", type=str, default=None, help="Name of a latency table, where there are several.")
     add_workload(parser)
     parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one.")
-    parser.add_argument("--seed", type=int, default=0, help="Of random and evolution.")
+    parser.add_argument("--seed", type=int, default=None, help="Of random and evolution (0).")
     parser.add_argument("--json", action="store_true", help="Print JSON alone, for scripts.")
     parser.add_argument("--output", type=Path, default=None, help="Write the JSON to this file too.")
     options = parser.parse_args(list(args))

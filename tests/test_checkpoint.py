@@ -295,3 +295,58 @@ def test_weights_in_shards_are_found_and_missed(tmp_path, backbone):
     shards[1].unlink()
     with pytest.raises(ValueError, match=f"it has no {shards[1].name}"):
         checkpoint.read(folder)
+
+
+def test_extending_shares_what_stays_and_adds_what_is_new(tmp_path, backbone):
+    write(tmp_path / "one", backbone, [{"stage": "ElasticTraining"}])
+    (tmp_path / "table.json").write_text("{}")
+    files = {"routers/a.json": b"a", "costs/table.json": tmp_path / "table.json"}
+    history = [{"stage": "ElasticTraining"}, {"stage": "Router"}]
+    checkpoint.extend(tmp_path / "one", tmp_path / "two", files=files, history=history)
+    assert {"routers/a.json", "costs/table.json", "model.safetensors"} <= set(checkpoint.verify(tmp_path / "two"))
+    assert checkpoint.read(tmp_path / "two").history == history
+    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert one.stat().st_ino == two.stat().st_ino
+    # in place, with a file replaced and another left out
+    checkpoint.extend(tmp_path / "two", tmp_path / "two", files={"routers/a.json": b"b"}, without=("costs/",))
+    assert (tmp_path / "two/routers/a.json").read_bytes() == b"b"
+    assert not (tmp_path / "two/costs").exists()
+    assert checkpoint.verify(tmp_path / "two")
+    assert not (tmp_path / "one/routers").exists()
+
+
+def test_extending_does_not_hide_damage(tmp_path, backbone):
+    write(tmp_path / "one", backbone)
+    weights = tmp_path / "one/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    checkpoint.extend(tmp_path / "one", tmp_path / "two", files={"routers/a.json": b"a"})
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        checkpoint.verify(tmp_path / "two")
+
+
+def test_extending_follows_links_and_changes_no_permission_of_the_source(tmp_path, backbone):
+    write(tmp_path / "blobs", backbone)
+    (tmp_path / "snapshot").mkdir()
+    for path in (tmp_path / "blobs").iterdir():
+        path.chmod(0o444)
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    checkpoint.extend(tmp_path / "snapshot", tmp_path / "two", files={})
+    assert not any(path.is_symlink() for path in (tmp_path / "two").iterdir())
+    assert "model.safetensors" in checkpoint.verify(tmp_path / "two")
+    assert all(path.stat().st_mode & 0o777 == 0o444 for path in (tmp_path / "blobs").iterdir())
+
+
+def test_a_disk_without_hard_links_gets_copies(tmp_path, backbone, monkeypatch):
+    write(tmp_path / "one", backbone)
+
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", refuse)
+    checkpoint.extend(tmp_path / "one", tmp_path / "two", files={})
+    assert checkpoint.verify(tmp_path / "two")
+    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert one.stat().st_ino != two.stat().st_ino

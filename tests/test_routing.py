@@ -116,6 +116,13 @@ def test_select_searches_by_the_surrogate_where_no_router_was_trained(routed):
     assert found["costs"]["parameters"]["ratio"] <= 0.5
     assert found["costs"]["kv_bytes"]["ratio"] <= 0.4
     assert found["predicted_loss"] > answer(routed, "parameters<=0.5")["predicted_loss"]
+    (routed.parent / "text.txt").write_text("Ada feeds the owl at the mill. " * 40)
+    on_text = answer(routed, "parameters<=0.5", "--text", routed.parent / "text.txt", "--tokens", 128)
+    assert on_text["how"].startswith("a look-up")
+    assert 0 < on_text["loss"] < 10
+    assert "--count has no effect on a look-up" in fail(
+        "select", "--checkpoint", routed, "--budget", "parameters<=0.5", "--count", 5
+    )
     assert answer(routed, "flops<=0.5")["how"].endswith("since no router was trained for flops")
     assert answer(routed, "parameters<=0.5", "--search", "uniform", "--tokens", 128)["how"].startswith("uniform search")
     assert "holds no router and no surrogate" in fail(
@@ -128,7 +135,7 @@ def test_limits_that_no_sub_network_meets_at_once_are_an_error(loaded):
     rising = COUNTED["parameters"](loaded.backbone, Workload())
     rows = [tuple(1.0 - i / len(row) for i in range(len(row))) for row in rising.blocks]
     falling = CostTable("idle", "units", 1.0, tuple(rows))
-    routing = Routing(space, {"parameters": rising, "idle": falling}, {}, loaded.routing.surrogate)
+    routing = Routing(space, {"parameters": rising, "idle": falling}, {}, loaded.routing().surrogate)
     found = routing.answer([Limit(rising, 0.8 * rising.full, "a"), Limit(falling, 0.8 * falling.full * 2, "b")])
     assert rising.ratio(found.sub_network) <= 0.8
     with pytest.raises(ValueError, match="meets all limits of the budget at once"):
@@ -139,7 +146,7 @@ def test_set_budget_switches_a_loaded_model(loaded, routed):
     tokens = torch.arange(20)[None]
     with torch.no_grad():
         full = loaded.backbone.model(tokens).logits
-        for budget in ("parameters<=0.4", "0.5"):
+        for budget in ("parameters<=0.4", "kv_bytes<=0.5"):
             chosen = loaded.set_budget(budget)
             switched = loaded.backbone.model(tokens).logits
             with loaded.backbone.use(chosen.sub_network):
@@ -147,7 +154,10 @@ def test_set_budget_switches_a_loaded_model(loaded, routed):
             assert not torch.equal(switched, full)
         assert loaded.set_budget(1.0).sub_network == loaded.backbone.space.full()
         assert torch.equal(loaded.backbone.model(tokens).logits, full)
-    with pytest.raises(ValueError, match="the smallest flops possible"):
+        # a bare ratio is of what the router is for
+        assert loaded.set_budget(0.4) == loaded.set_budget("parameters<=0.4")
+        loaded.set_budget(1.0)
+    with pytest.raises(ValueError, match="the smallest parameters possible"):
         loaded.set_budget(0.001)
     with pytest.raises(ValueError, match="neither a router nor a surrogate"):
         load_elastic(str(routed.parent / "elastic/flextron")).set_budget(0.5)
@@ -161,7 +171,7 @@ def test_a_router_of_another_cost_table_is_not_used(loaded):
     found = routing.answer(routing.parse("parameters<=0.5"))
     assert found.how.endswith("`python main.py reroute` trains one for this")
     assert other.ratio(found.sub_network) <= 0.5
-    own = Routing.read(loaded.folder, space, loaded.routing.tables)
+    own = Routing.read(loaded.folder, space, loaded.routing().tables)
     assert own.answer(own.parse("parameters<=0.5")).how.startswith("a look-up")
 
 
@@ -174,6 +184,8 @@ def test_reroute_trains_for_another_cost_without_the_network(routed, tmp_path):
     assert checkpoint.verify(folder)
     assert answer(folder, "flops<=0.5")["how"] == "a look-up in the ladder of the router for flops"
     assert answer(folder, "parameters<=0.5") == answer(routed, "parameters<=0.5")
+    assert "--fresh trains another" in fail("reroute", "--checkpoint", folder, "--cost", "flops")
+    succeed("reroute", "--checkpoint", folder, "--cost", "flops", "--steps", 50, "--fresh")
     assert "no cost 'latency'; there are parameters" in fail("reroute", "--checkpoint", folder)
     assert "holds no surrogate" in fail("reroute", "--checkpoint", routed.parent / "elastic", "--cost", "flops")
 
@@ -219,7 +231,7 @@ def test_damage_is_one_clear_line(routed, tmp_path):
 
 def test_what_is_stored_comes_back(loaded):
     space = loaded.backbone.space
-    surrogate = loaded.routing.surrogate
+    surrogate = loaded.routing().surrogate
     one_hot = torch.stack([space.one_hot(SubNetwork((0, 1, 2, 3, 1, 0))), space.one_hot(space.full())])
     folder = loaded.folder.parent / "again"
     folder.mkdir(exist_ok=True)

@@ -21,6 +21,8 @@ Predict = Callable[[Tensor], Tensor]
 """One-hot choices [..., 2L, N] to what is to be small, [...]."""
 ROWS_AT_ONCE = 2**14
 PAIRS_AT_ONCE = 2**22
+PROMISING = 256
+"""Changes that are paired with each other: all of them in spaces of up to 256 choices in all blocks together."""
 LEAST_GAIN = 1e-6
 ROUNDING = 1e-12
 
@@ -112,7 +114,7 @@ def _exchange(
     if not len(rows):
         return active, rows
     num_choices = gains.shape[-1]
-    at_once = max(1, PAIRS_AT_ONCE // gains[0].numel() ** 2)
+    at_once = max(1, PAIRS_AT_ONCE // min(PROMISING, gains[0].numel()) ** 2)
     chunks = torch.arange(len(rows)).split(at_once)
     both = torch.cat([_best_pair(rows[c], gains[c].flatten(1), _rows(bounds, c)) for c in chunks])  # [R, 2]
     moved = rows.scatter(1, both // num_choices, both % num_choices)
@@ -122,17 +124,25 @@ def _exchange(
 
 
 def _best_pair(rows: Tensor, gains: Tensor, bounds: Sequence[Bound]) -> Tensor:
-    """Two changes of different blocks, as positions in [2L x N]: the largest sum of gains within the bounds; [R, 2]."""
+    """Two changes of different blocks, as positions in [2L x N]: the largest sum of gains within the bounds; [R, 2].
+
+    The first is one of those that gain most, the second one of those that free most cost for what they lose.
+    """
     size = gains.shape[1]
+    changes = [bound.changes(rows).flatten(1) for bound in bounds]
+    freed = -torch.stack(changes).sum(0)
+    price = torch.where(freed > 0, -gains / freed.clamp(min=ROUNDING), torch.inf)
+    first = gains.topk(min(PROMISING, size)).indices
+    second = price.topk(min(PROMISING, size), largest=False).indices
     block = torch.arange(size) * rows.shape[1] // size
-    allowed = (block[:, None] != block).expand(len(rows), -1, -1).clone()
-    for bound in bounds:
-        change = bound.changes(rows).flatten(1)
+    allowed = block[first][:, :, None] != block[second][:, None]
+    for bound, change in zip(bounds, changes, strict=True):
         room = 1 + ROUNDING - bound.costs(rows) / bound.values
-        allowed &= change[:, :, None] + change[:, None] <= room[:, None, None]
-    total = torch.where(allowed, gains[:, :, None] + gains[:, None], -torch.inf)
-    best = total.flatten(1).argmax(-1)
-    return torch.stack([best // size, best % size], dim=1)
+        allowed &= change.gather(1, first)[:, :, None] + change.gather(1, second)[:, None] <= room[:, None, None]
+    total = gains.gather(1, first)[:, :, None] + gains.gather(1, second)[:, None]
+    best = torch.where(allowed, total, -torch.inf).flatten(1).argmax(-1)
+    of_first, of_second = best // second.shape[1], best % second.shape[1]
+    return torch.cat([first.gather(1, of_first[:, None]), second.gather(1, of_second[:, None])], dim=1)
 
 
 def _apply(active: Tensor, rows: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:

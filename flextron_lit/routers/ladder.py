@@ -33,7 +33,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Sub-networks by rising cost and falling predicted loss: a budget's answer is the last that it pays for.
+    """Sub-networks by rising cost and never rising predicted loss: a budget's answer is the last that it pays for.
 
     So every answer is feasible, more budget never predicts more loss, and any budget has one, not only trained ones.
     """
@@ -67,11 +67,18 @@ class Ladder:
         return cls(tuple(rungs[::-1]))
 
 
-def climb(candidates: Sequence[Rung]) -> Ladder:
-    """Keep the running best: a candidate that costs more than another and predicts no less is left out."""
+def climb(candidates: Sequence[tuple[float, Rung]]) -> Ladder:
+    """Keep the running best: a candidate that costs more than another and is predicted no better is left out.
+
+    Args:
+        candidates: what the surrogate predicts for each, on its own scale: as losses in nats, those that it predicts to
+            be no worse than the full network would all be alike.
+    """
     kept: list[Rung] = []
-    for rung in sorted(candidates, key=lambda rung: (rung.cost, rung.loss)):
-        if not kept or rung.loss < kept[-1].loss:
+    best = math.inf
+    for predicted, rung in sorted(candidates, key=lambda candidate: (candidate[1].cost, candidate[0])):
+        if predicted < best:
+            best = predicted
             kept.append(rung)
     return Ladder(tuple(kept))
 
@@ -102,15 +109,12 @@ def build_ladder(
     choices = router(ratios.float()).argmax(-1)
     choices, feasible = decode(space, choices, [Bound(table, ratios * table.full)], predict)
     assert feasible.all(), "one bound can always be met by narrowing"
-    one_hot = torch.nn.functional.one_hot(choices, space.num_choices).float()
-    losses: Tensor = to_nats(predict(one_hot))
-    just_above = math.nextafter(full_loss, math.inf)
-    candidates = [
-        Rung(table.cost(sub_network), max(loss, just_above), sub_network)
-        for sub_network, loss in zip(_sub_networks(choices), losses.tolist(), strict=True)
-        if sub_network != space.full()
-    ]
-    return climb([*candidates, Rung(table.full, full_loss, space.full())])
+    predicted = predict(torch.nn.functional.one_hot(choices, space.num_choices).float())
+    losses: Tensor = to_nats(predicted).clamp(min=full_loss)
+    rows = zip(predicted.tolist(), losses.tolist(), _sub_networks(choices), strict=True)
+    candidates = [(p, Rung(table.cost(s), loss, s)) for p, loss, s in rows if s != space.full()]
+    # nothing is better than the full network by definition, whatever the surrogate says
+    return climb([*candidates, (-math.inf, Rung(table.full, full_loss, space.full()))])
 
 
 def _sub_networks(choices: Tensor) -> list[SubNetwork]:

@@ -18,7 +18,8 @@ class CostPenalty:
     """`weight x |cost - budget|`, both as ratios of the full network's cost."""
 
     weight: float = 20.0
-    """Lambda. Against a loss in standard deviations: 20 means that a hundredth of the cost is worth a fifth of one."""
+    """Lambda. Against a predicted loss in standard deviations (through the backbone: in nats), so 20 means that a
+    hundredth of the cost is worth a fifth of one."""
     one_sided: bool = True
     """Only what exceeds the budget counts (ours: the loss asks for more cost by itself); False: the paper's."""
 

@@ -12,6 +12,8 @@ from flextron_lit import sampling
 from flextron_lit.costs.table import CostTable
 from flextron_lit.space import ElasticSpace, SubNetwork
 
+TRIES = 200
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -56,7 +58,38 @@ class Pairs:
         return cls(tensors["choices"].long(), tensors["losses"], tensors["held_out"])
 
 
-def draw(space: ElasticSpace, table: CostTable, count: int, generator: torch.Generator) -> list[SubNetwork]:
-    """Sub-networks to measure, spread evenly over cost, in random order: independent draws would cluster (ours)."""
-    spread = sampling.stratified(space, table, count, generator)
-    return [spread[i] for i in torch.randperm(count, generator=generator).tolist()]
+def draw(
+    space: ElasticSpace, table: CostTable, counts: Sequence[int], generator: torch.Generator
+) -> list[list[SubNetwork]]:
+    """Sets of sub-networks to measure, each spread evenly over cost and in random order; none is in two places (ours).
+
+    Independent draws would cluster at middling costs.
+
+    Raises:
+        ValueError: if the space has too few sub-networks.
+    """
+    known: set[SubNetwork] = set()
+    sets = []
+    for count in counts:
+        spread = sampling.stratified(space, table, count, generator)
+        fresh = [_fresh(drawn, known, space, table, generator) for drawn in spread]
+        sets.append([fresh[i] for i in torch.randperm(count, generator=generator).tolist()])
+    return sets
+
+
+def _fresh(
+    drawn: SubNetwork, known: set[SubNetwork], space: ElasticSpace, table: CostTable, generator: torch.Generator
+) -> SubNetwork:
+    """The sub-network, or another near its cost that is not known yet; notes it as known."""
+    ratio = table.ratio(drawn)
+    for attempt in range(TRIES):
+        if drawn not in known:
+            known.add(drawn)
+            return drawn
+        # near the ends few sub-networks have just that cost, so look further and further away
+        wanted = ratio + (0.5 - float(torch.rand((), generator=generator))) * attempt / TRIES
+        drawn = sampling.nearest_to_cost(space, table, min(max(wanted, 0.0), 1.0), generator, tries=1)
+    raise ValueError(
+        f"the space has {space.num_sub_networks} sub-networks, too few for so many different pairs; "
+        f"measure fewer than the {len(known)} found"
+    )

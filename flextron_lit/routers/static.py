@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from flextron_lit.costs.table import CostTable
 from flextron_lit.space import ElasticSpace
 
 
@@ -20,7 +21,7 @@ class StaticRouter(nn.Module):
     """
 
     smallest: Tensor
-    """The smallest cost ratio possible; budgets are scaled so that it and 1 are the ends. Set it before training."""
+    """The smallest cost ratio possible; budgets are scaled so that it and 1 are the ends. `scale_to` sets it."""
     exists: Tensor
 
     def __init__(self, space: ElasticSpace, hidden: int, generator: torch.Generator) -> None:
@@ -31,6 +32,19 @@ class StaticRouter(nn.Module):
         self.register_buffer("smallest", torch.tensor(0.0))
         self.register_buffer("exists", space.exists)
         initialise(self.layers, generator)
+
+    def scale_to(self, table: CostTable) -> None:
+        """Take the range of budgets from a cost table.
+
+        Raises:
+            ValueError: if all sub-networks cost the same, so that there is nothing to choose by.
+        """
+        if table.smallest >= table.full:
+            raise ValueError(
+                f"every sub-network has the same {table.name}, {table.show(table.full)}: a router for it has nothing "
+                "to choose; take another cost"
+            )
+        self.smallest.fill_(table.smallest / table.full)
 
     def forward(self, budgets: Tensor) -> Tensor:
         """Cost ratios [B] to logits [B, 2L, N]; -inf where a block has no such choice."""

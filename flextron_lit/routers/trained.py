@@ -103,7 +103,7 @@ class TrainedRouter:
     @property
     def name(self) -> str:
         """Stem of its files: a checkpoint may hold routers for several devices."""
-        return f"{STATIC}{self.table.name}-{self.table.sha256[:8]}"
+        return name_of(self.table)
 
     def files(self) -> dict[str, bytes]:
         """Its files by their path in a Flextron checkpoint."""
@@ -143,6 +143,11 @@ class TrainedRouter:
             return cls(network, table, ladder, about["settings"])
         except (ValueError, LookupError, TypeError, RuntimeError, OSError, SafetensorError) as error:
             raise ValueError(f"{path} is damaged, or of another space ({error}); train the router again") from error
+
+
+def name_of(table: CostTable) -> str:
+    """Stem of the files of the static router for a cost table."""
+    return f"{STATIC}{table.name}-{table.sha256[:8]}"
 
 
 def read_routers(folder: Path, space: ElasticSpace) -> list[TrainedRouter]:

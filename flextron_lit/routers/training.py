@@ -40,11 +40,14 @@ def train_router(
         seed: of first weights, noise and budgets.
         temperature: of the Gumbel-softmax.
         penalty: on the cost.
+
+    Raises:
+        ValueError: if all sub-networks cost the same.
     """
     generator = torch.Generator().manual_seed(seed)
     router = StaticRouter(space, HIDDEN, generator)
     smallest = table.smallest / table.full
-    router.smallest.fill_(smallest)
+    router.scale_to(table)
     network = surrogate.network.requires_grad_(False)
     optimizer = torch.optim.Adam(router.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -17,6 +17,7 @@ from flextron_lit.data import TextDataModule
 from flextron_lit.data.loader import EpochSampler, ResumableLoader
 from flextron_lit.measured_loss import MeasuredLoss, loss_file
 from flextron_lit.routers.pairs import Pairs
+from flextron_lit.sources import resolve_model
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.stage import Stage
 
@@ -80,7 +81,7 @@ class FrozenStage(Stage):
         Raises:
             ValueError: if the checkpoint is a dense model.
         """
-        folder = Path(self.checkpoint)
+        folder = resolve_model(self.checkpoint)
         if not flextron_checkpoint.is_flextron(folder):
             raise ValueError(
                 f"{self.checkpoint} is no Flextron checkpoint, and {type(self).__name__} starts from one: run the "
@@ -88,11 +89,9 @@ class FrozenStage(Stage):
             )
         self.load_backbone(None)
         self.backbone.model.eval().requires_grad_(False)
+        # Lightning does not know of it, and callbacks look at its device before the stage's own hooks run
+        torch.nn.Module.to(self.backbone.model, self.trainer.strategy.root_device)
         return folder
-
-    def to_device(self) -> None:
-        """Bring the backbone to where the stage is; Lightning does not know of it."""
-        torch.nn.Module.to(self.backbone.model, self.device)
 
     # --- measuring ----------------------------------------------------------------------------------------------
 

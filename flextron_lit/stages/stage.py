@@ -81,6 +81,8 @@ class Stage(LightningModule):
 
     plans: Plan = "sub-networks"
     trains_backbone = True
+    drops: tuple[str, ...] = ()
+    """Beginnings of files of the checkpoint that this stage makes stale."""
     backbone: ElasticBackbone
     costs: CostTable
     tokenizer: PreTrainedTokenizerBase

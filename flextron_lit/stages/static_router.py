@@ -136,7 +136,7 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
                 f"{folder} holds no {SURROGATE}: run the surrogate stage first (configs/stages/surrogate.yaml)"
             )
         self.trained = trained
-        self.surrogate: Surrogate = trained.network.requires_grad_(True)
+        self.surrogate: Surrogate = trained.network.requires_grad_(self.surrogate_learns)
         self.pairs = trained.pairs
         self.router = StaticRouter(self.backbone.space, self.hidden, torch.Generator().manual_seed(self.seed))
         if self.trainer.state.fn != "fit":
@@ -190,9 +190,8 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
                 "nothing guides the router: add callbacks.SurrogateGuidance to trainer.callbacks, or set "
                 "through_backbone to true"
             )
-        self.to_device()
         self.table = self.cost_table(self.cost)
-        self.router.smallest.fill_(self.table.smallest / self.table.full)
+        self.router.scale_to(self.table)
         self.measure_on(self.trained.text, self.trained.settings["measure_batch_size"])
 
     # --- training -----------------------------------------------------------------------------------------------
@@ -241,15 +240,18 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         return loss + self._language_loss(routed, batch, parts) if self.through_backbone else loss
 
     def _language_loss(self, routed: Routed, batch: Batch, parts: LossParts) -> Tensor:
-        """Mean over the budgets, straight through the backbone; in the same unit as the surrogate's term."""
-        losses = []
-        for probabilities in routed.probabilities:
-            with gated(self.backbone, probabilities):
-                losses.append(mean_cross_entropy(self.logits(batch), batch["labels"]))
-        loss = torch.stack(losses).mean()
-        parts.add("language", loss)
+        """Mean over the budgets in nats, straight through the backbone; the graph of one budget in memory at a time."""
+        choices = routed.probabilities.detach().requires_grad_()
+        losses, gradients = [], []
+        for index in range(len(choices)):
+            with gated(self.backbone, choices[index]):
+                loss = mean_cross_entropy(self.logits(batch), batch["labels"])
+            gradients.append(torch.autograd.grad(loss, choices)[0][index])
+            losses.append(loss.detach())
+        parts.add("language", torch.stack(losses).mean())
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
-        return loss
+        # a number whose gradient is that of the mean loss
+        return (routed.probabilities * torch.stack(gradients)).sum() / len(losses)
 
     def predicted(self, probabilities: Tensor) -> Tensor:
         """The surrogate's answer to choices [B, 2L, N] in standard deviations, [B]; gradients flow into those alone."""

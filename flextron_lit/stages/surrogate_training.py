@@ -27,6 +27,8 @@ class SurrogateTraining(FrozenStage):
     the cache as it is measured, and never measured twice. An epoch is one pass over the pairs; the held-out pairs,
     which nothing is trained on, give its error.
 
+    Routers of the checkpoint are left out of what this stage writes: another surrogate predicted their losses.
+
     Args:
         checkpoint: the Flextron checkpoint that the elastic stage wrote.
         pairs: sub-networks to learn from.
@@ -46,6 +48,8 @@ class SurrogateTraining(FrozenStage):
     Raises:
         ValueError: if a number is out of range.
     """
+
+    drops = ("routers/",)
 
     def __init__(
         self,
@@ -105,7 +109,6 @@ class SurrogateTraining(FrozenStage):
     def on_fit_start(self) -> None:
         """Measure the pairs, and start from the ridge solution; a resumed run has both."""
         super().on_fit_start()
-        self.to_device()
         if self._restored is not None:
             pairs = Pairs.from_tensors(self._restored["pairs"])
             full_loss, text = self._restored["full_loss"], self._restored["text"]
@@ -126,10 +129,8 @@ class SurrogateTraining(FrozenStage):
 
     def _measured_pairs(self) -> tuple[float, Pairs]:
         space, table = self.backbone.space, self.cost_table(self.cost)
-        learned, checked = (
-            draw(space, table, count, torch.Generator().manual_seed(2 * self.seed + part))
-            for part, count in enumerate((self.num_pairs, self.num_held_out))
-        )
+        generator = torch.Generator().manual_seed(self.seed)
+        learned, checked = draw(space, table, (self.num_pairs, self.num_held_out), generator)
         full = self.measure([space.full()]).losses
         pairs = self.measure(learned, f"measuring losses of {len(learned)} sub-networks")
         held_out = self.measure(checked, f"measuring losses of {len(checked)} held-out sub-networks", held_out=True)

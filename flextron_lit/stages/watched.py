@@ -23,7 +23,8 @@ class WatchedStage(Stage):
         """Name the sub-networks to watch, and the cost to show them by; what a name stands for may change later."""
         self.watched, self.watched_costs = dict(sub_networks), costs
         if not hasattr(self, "losses"):
-            self.losses = LossTable(len(self.watched), len(self.domains))
+            # made during a run by stages that know what to watch only then
+            self.losses = LossTable(len(self.watched), len(self.domains)).to(self.device)
 
     @property
     def domains(self) -> list[str]:

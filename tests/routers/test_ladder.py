@@ -39,7 +39,7 @@ def every_sub_network():
 
 def ladder_of(costs, seed=0):
     router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(seed))
-    router.smallest.fill_(costs.smallest / costs.full)
+    router.scale_to(costs)
     return build_ladder(router, SPACE, costs, predict, to_nats=lambda p: FULL_LOSS + p, full_loss=FULL_LOSS)
 
 
@@ -124,8 +124,26 @@ def test_several_bounds_hold_at_once():
 
 def test_climbing_drops_what_costs_more_and_predicts_no_less():
     each = zip([(1, 5), (2, 6), (3, 4), (3, 4.5)], every_sub_network(), strict=False)
-    rungs = [Rung(cost, loss, sub_network) for (cost, loss), sub_network in each]
-    assert climb(rungs).rungs == (rungs[0], rungs[2])
+    # the losses shown may be alike; what counts is what was predicted
+    candidates = [(predicted, Rung(cost, FULL_LOSS, sub_network)) for (cost, predicted), sub_network in each]
+    assert climb(candidates).rungs == (candidates[0][1], candidates[2][1])
+
+
+def test_predictions_below_the_full_network_still_order_the_ladder():
+    costs = table(0)
+    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(0))
+    router.scale_to(costs)
+    # everything is predicted to be better than the full network, wide ones most of all
+    ladder = build_ladder(router, SPACE, costs, predict, to_nats=lambda p: FULL_LOSS - 9 + 0 * p, full_loss=FULL_LOSS)
+    assert {rung.loss for rung in ladder.rungs} == {FULL_LOSS}
+    assert len(ladder.rungs) > 20
+    assert loss_of(ladder.rungs[-2].sub_network) < loss_of(ladder.rungs[0].sub_network)
+
+
+def test_a_cost_that_is_the_same_for_all_is_refused():
+    flat = CostTable("flat", "units", 1.0, tuple((1.0,) * len(block.widths) for block in SPACE.blocks))
+    with pytest.raises(ValueError, match="every sub-network has the same flat"):
+        StaticRouter(SPACE, 16, torch.Generator()).scale_to(flat)
 
 
 def test_a_ladder_comes_back_from_json():

@@ -4,6 +4,7 @@ import torch
 from flextron_lit.costs import CostTable
 from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.surrogate import OFFSET, Surrogate, decode, encode, ridge
+from flextron_lit.sampling import stratified
 from flextron_lit.space import SpaceConfig, resolve
 
 SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]), num_layers=4, neurons=64, kv_groups=4)
@@ -13,7 +14,7 @@ TABLE = CostTable("units", "units", 20.0, tuple(tuple(float(w) for w in block.wi
 def measured(count, seed, *, coupled):
     """Pairs with losses that are additive in the blocks, plus a product of two blocks where `coupled`."""
     generator = torch.Generator().manual_seed(seed)
-    sub_networks = draw(SPACE, TABLE, count, generator)
+    (sub_networks,) = draw(SPACE, TABLE, (count,), generator)
     effects = (
         torch.rand(len(SPACE), SPACE.num_choices, generator=torch.Generator().manual_seed(0)).sort(-1, True).values
     )
@@ -82,20 +83,32 @@ def test_no_loss_below_the_full_networks_is_predicted():
 
 
 def test_pairs_are_spread_over_cost_and_not_in_its_order():
-    sub_networks = draw(SPACE, TABLE, 40, torch.Generator().manual_seed(0))
+    (sub_networks,) = draw(SPACE, TABLE, (40,), torch.Generator().manual_seed(0))
     ratios = [TABLE.ratio(sub_network) for sub_network in sub_networks]
     smallest = TABLE.ratio(SPACE.smallest())
     strata = {int((ratio - smallest) / (1 - smallest) * 8 - 1e-9) for ratio in ratios}
     assert strata == set(range(8))
     assert ratios != sorted(ratios)
-    assert sub_networks == draw(SPACE, TABLE, 40, torch.Generator().manual_seed(0))
+    assert [sub_networks] == draw(SPACE, TABLE, (40,), torch.Generator().manual_seed(0))
+
+
+def test_held_out_pairs_are_never_learned_from():
+    small = resolve(SpaceConfig(mlp=[16, 64], attention=[1, 4]), num_layers=3, neurons=64, kv_groups=4)
+    table = CostTable("units", "units", 5.0, tuple(tuple(float(w) for w in block.widths) for block in small.blocks))
+    learned, checked = draw(small, table, (40, 16), torch.Generator().manual_seed(0))
+    assert len(set(learned)) == 40
+    assert len(set(checked)) == 16
+    assert not set(learned) & set(checked)
+    # a stratified draw alone repeats itself
+    assert len(set(stratified(small, table, 40, torch.Generator().manual_seed(0)))) < 40
+    with pytest.raises(ValueError, match="the space has 64 sub-networks, too few"):
+        draw(small, table, (50, 30), torch.Generator().manual_seed(0))
 
 
 def test_held_out_pairs_are_kept_apart():
-    learned, checked = (
-        measured(5, 1, coupled=False),
-        Pairs.of(draw(SPACE, TABLE, 3, torch.Generator()), [1, 2, 3.0], held_out=True),
-    )
+    learned = measured(5, 1, coupled=False)
+    (drawn,) = draw(SPACE, TABLE, (3,), torch.Generator())
+    checked = Pairs.of(drawn, [1.0, 2.0, 3.0], held_out=True)
     both = Pairs.from_tensors((learned + checked).tensors())
     assert torch.equal(both.select(held_out=False).losses, learned.losses)
     assert torch.equal(both.select(held_out=True).choices, checked.choices)

@@ -179,6 +179,22 @@ def test_what_does_not_fit_together_is_one_clear_error(surrogate, tmp_path, sett
         fit(stage, tmp_path, *extra, max_steps=2, limit_val_batches=1)
 
 
+def test_the_loss_itself_can_be_the_target(elastic, tmp_path):
+    stage = SurrogateTraining(
+        str(elastic), target="loss", pairs=128, held_out=8, tokens=512, block_size=64, batch_size=16
+    )
+    fit(stage, tmp_path, max_epochs=10)
+    pairs, predicted = stage.held_out()
+    assert (predicted - pairs.losses).abs().mean() < pairs.losses.std()
+    checkpoint.extend(elastic, tmp_path / "flextron", files=stage.files())
+    router = StaticRouterTraining(str(tmp_path / "flextron"), cost="parameters", hidden=16)
+    guide = callbacks.SurrogateGuidance(threshold=1e9)
+    fit(router, tmp_path, callbacks.BudgetSampling(k=4), guide, max_steps=2)
+    assert router.trained.target == "loss"
+    assert torch.equal(router.trained.targets(pairs.losses), pairs.losses)
+    assert router.ladder.rungs[-1].sub_network == router.backbone.space.full()
+
+
 def test_stages_start_where_the_one_before_ended(elastic, tmp_path):
     with pytest.raises(ValueError, match=r"holds no surrogate.safetensors: run the surrogate stage first"):
         fit(StaticRouterTraining(str(elastic)), tmp_path, max_steps=1)
