@@ -87,3 +87,12 @@ def test_a_budget_above_the_full_network_is_loose():
     assert parse_budget("1", TABLES)[0].loose
     assert not parse_budget("0.99", TABLES)[0].loose
     assert meets(FULL, parse_budget("2s", TABLES))
+
+
+def test_a_bare_ratio_is_of_the_cost_that_it_is_told():
+    assert [limit.table.name for limit in parse_budget("0.6", TABLES, "flops")] == ["flops"]
+    # what names its cost or unit keeps it
+    assert [limit.table.name for limit in parse_budget("prefill<=0.8,90M", TABLES, "flops")] == [
+        "prefill",
+        "parameters",
+    ]
