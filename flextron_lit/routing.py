@@ -80,7 +80,7 @@ class Routing:
         starts = list(self._starts(limits))
         choices = torch.tensor([start.choices for start in starts])
         bounds = [Bound(limit.table, torch.full((len(starts),), limit.value).double()) for limit in limits]
-        choices, _ = decode(self.space, choices, bounds, surrogate.predict)
+        choices, _ = decode(self.space, choices, bounds, surrogate.network)
         found = [sub for row in choices.tolist() if meets(sub := SubNetwork(tuple(row)), limits)]
         if not found:
             raise ValueError("no sub-network that was tried meets all limits of the budget at once; loosen one")

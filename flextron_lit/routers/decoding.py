@@ -15,15 +15,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flextron_lit.costs import CostTable
+from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.space import ElasticSpace
 
 Predict = Callable[[Tensor], Tensor]
-"""One-hot choices [..., 2L, N] to what is to be small, [...]."""
+"""One-hot choices [..., 2L, N] to what is to be small, [...]; a `Surrogate` is asked for single changes directly."""
 ROWS_AT_ONCE = 2**14
 PAIRS_AT_ONCE = 2**22
 PROMISING = 256
 """Changes that are paired with each other: all of them in spaces of up to 256 choices in all blocks together."""
-LEAST_GAIN = 1e-6
+LEAST_GAIN = 1e-4
+"""Below it a predicted gain may be rounding, and two changes could take turns for ever."""
 ROUNDING = 1e-12
 
 
@@ -173,8 +175,14 @@ def _gains(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:
     """By how much every single change lowers what is predicted, [R, 2L, N]; choices that do not exist mean nothing."""
     at_once = max(1, ROWS_AT_ONCE // (choices.shape[1] * num_choices))
     now = predict(F.one_hot(choices, num_choices).float()).double()
-    after = [_changed(part, num_choices, predict) for part in choices.split(at_once)]
+    after = [_after_changes(part, num_choices, predict) for part in choices.split(at_once)]
     return now[:, None, None] - torch.cat(after)
+
+
+def _after_changes(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:
+    if isinstance(predict, Surrogate):
+        return predict.after_changes(choices).double()
+    return _changed(choices, num_choices, predict)
 
 
 def _changed(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:

@@ -73,6 +73,28 @@ class Surrogate(nn.Module):
         with torch.autocast(inputs.device.type, enabled=False):
             return self.centre + self.scale * (self.main(inputs) + self.residual(inputs)).squeeze(-1)
 
+    @torch.no_grad()
+    def after_changes(self, choices: Tensor) -> Tensor:
+        """Predictions for every change of a single block, [R, 2L] to [R, 2L, N].
+
+        What a change does to the first layer is a difference of two of its columns, so the widest product, over all
+        inputs, is done once a row and not once a change.
+        """
+        blocks, num_choices = choices.shape[1], self.main.in_features // choices.shape[1]
+        inputs = nn.functional.one_hot(choices, num_choices).float().flatten(-2)
+
+        def changed(layer: nn.Linear) -> Tensor:
+            columns = layer.weight.T.unflatten(0, (blocks, num_choices))  # [2L, N, out]
+            now = columns[torch.arange(blocks), choices]  # [R, 2L, out]
+            return layer(inputs)[:, None, None] + columns - now[:, :, None]
+
+        first, *rest = self.residual
+        assert isinstance(first, nn.Linear)
+        hidden = changed(first)
+        for layer in rest:
+            hidden = layer(hidden)
+        return self.centre + self.scale * (changed(self.main) + hidden).squeeze(-1)
+
     def error(self, one_hot: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error in units of the targets' variance: what training minimises."""
         return ((self(one_hot) - targets) / self.scale).square().mean()

@@ -63,6 +63,6 @@ def train_router(
         loss(step).backward()
         optimizer.step()
         schedule.step()
-    predict, to_nats = surrogate.predict, surrogate.to_nats
-    ladder = build_ladder(router, space, table, predict, to_nats=to_nats, full_loss=surrogate.full_loss)
+    to_nats, full_loss = surrogate.to_nats, surrogate.full_loss
+    ladder = build_ladder(router, space, table, network, to_nats=to_nats, full_loss=full_loss)
     return TrainedRouter(router, table, ladder, {"steps": steps, "seed": seed, "from": "the kept surrogate"})

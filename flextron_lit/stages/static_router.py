@@ -318,7 +318,7 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
             copy.deepcopy(self.router).cpu(),
             self.backbone.space,
             self.table,
-            trained.predict,
+            trained.network,
             to_nats=trained.to_nats,
             full_loss=trained.full_loss,
         )

@@ -5,7 +5,7 @@ from flextron_lit.costs import CostTable
 from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.surrogate import OFFSET, Surrogate, decode, encode, ridge
 from flextron_lit.sampling import stratified
-from flextron_lit.space import SpaceConfig, resolve
+from flextron_lit.space import SpaceConfig, SubNetwork, resolve
 
 SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]), num_layers=4, neurons=64, kv_groups=4)
 TABLE = CostTable("units", "units", 20.0, tuple(tuple(float(w) for w in block.widths) for block in SPACE.blocks))
@@ -57,6 +57,19 @@ def test_the_surrogate_starts_from_ridge_and_learns_what_blocks_do_together():
     assert torch.allclose(started(checked.one_hot(SPACE)), by_ridge, atol=1e-2)
     after = rms(trained(learned)(checked.one_hot(SPACE)), checked)
     assert after < 0.6 * rms(by_ridge, checked)
+
+
+def test_single_changes_are_predicted_as_one_by_one():
+    network = trained(measured(100, 1, coupled=True), steps=50)
+    choices = measured(5, 3, coupled=False).choices
+    got = network.after_changes(choices)
+    for row, sub_network in enumerate(SubNetwork(tuple(c)) for c in choices.tolist()):
+        for block in range(len(SPACE)):
+            for choice in range(len(SPACE.blocks[block].widths)):
+                wanted = network(SPACE.one_hot(sub_network.replace(block, choice)))
+                assert torch.allclose(got[row, block, choice], wanted, atol=1e-5)
+    # and a change is a change
+    assert not torch.allclose(got, network(torch.nn.functional.one_hot(choices, 4).float())[:, None, None], atol=1e-2)
 
 
 def test_autocast_does_not_round_its_answers():
