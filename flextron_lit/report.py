@@ -89,7 +89,8 @@ class Report:
         for step, style in {self.steps[0]: "o--", self.steps[-1]: "s-"}.items():
             for routed, kind in ((False, ""), (True, "routed, ")):
                 self._line(axes, step, style, f"{kind}step {step}", routed=routed)
-        axes.xaxis.set_major_formatter(EngFormatter())
+        if self.table.unit != "ms":
+            axes.xaxis.set_major_formatter(EngFormatter())
         axes.set(xlabel=f"{self.table.name} ({self.table.unit})", ylabel="loss (nats per token, mean over domains)")
         axes.set_title("Loss of nested sub-networks against their cost")
         axes.grid(alpha=0.3)
