@@ -4,8 +4,9 @@
 
 The routers are of one surrogate and one counted cost, and differ by their seed. For the exact cost of every uniform
 sub-network below the full one: its loss, that of each router's answer, and that of an evolutionary search which
-measures `--count` losses for that budget alone, on the tokens that the surrogate's pairs were measured on. All answers
-are then measured on test documents. Measured losses are kept in the cache: a second call goes on where one stopped.
+measures `--count` losses for that budget alone, on the tokens that the surrogate's pairs were measured on. "no router"
+is what a search over the first router's surrogate finds from the full network. All answers are then measured on test
+documents. Measured losses are kept in the cache: a second call goes on where one stopped.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from held_out_text import flextron_folders, on_surrogate_text, on_test_documents
 from flextron_lit.budget import Limit
 from flextron_lit.costs import COUNTED, CostTable
 from flextron_lit.loading import Loaded, load_elastic
+from flextron_lit.routers.decoding import Bound, decode
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
 from flextron_lit.search import evolution, uniform_pairs
@@ -57,6 +59,14 @@ def searched(loaded: Loaded, surrogate: TrainedSurrogate, table: CostTable, cost
     score, generator = on_surrogate_text(loaded, surrogate), torch.Generator().manual_seed(0)
     limit = Limit(table, cost, "")
     return evolution(loaded.backbone.space, [limit], score, count=count, generator=generator).sub_network
+
+
+def without_router(surrogate: TrainedSurrogate, space: ElasticSpace, table: CostTable, cost: float) -> SubNetwork:
+    """What decoding makes of the full network: the surrogate's own search, to see what a router adds to it."""
+    start = torch.tensor([space.full().choices])
+    bound = Bound(table, torch.tensor([cost], dtype=torch.float64))
+    choices, _ = decode(space, start, [bound], surrogate.network)
+    return SubNetwork(tuple(choices[0].tolist()))
 
 
 def check_ladder(ladder: Ladder, table: CostTable, count: int = 1000) -> str:
@@ -92,7 +102,8 @@ def compare(
     """Cost ratios of the uniform sub-networks, and for each the losses by who answers; prints the table."""
     space, table = loaded.backbone.space, routers[0].table
     test = on_test_documents(loaded, tokens)
-    columns = ["uniform", *(f"router {i}" for i in range(len(routers))), *(["evolution"] if count else [])]
+    named = [f"router {i}" for i in range(len(routers))]
+    columns = ["uniform", *named, "no router", *(["evolution"] if count else [])]
     losses: dict[str, list[float]] = {column: [] for column in columns}
     shown = Table(title=f"loss on test documents at the {table.name} of uniform sub-networks, nats per token")
     for column in ("cost", "sub-network", *columns):
@@ -101,6 +112,7 @@ def compare(
     for name, sub_network in uniform(space, table).items():
         cost = table.cost(sub_network)
         answers = [sub_network, *(router.ladder.at(cost).sub_network for router in routers)]
+        answers.append(without_router(surrogate, space, table, cost))
         answers += [searched(loaded, surrogate, table, cost, count)] if count else []
         measured = [test(answer) for answer in answers]
         for column, loss in zip(columns, measured, strict=True):
