@@ -46,7 +46,7 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         temperature: of the Gumbel-softmax.
         penalty: on the cost.
         through_backbone: no surrogate guides the router: choices run through the backbone on training text, with
-            gradients straight through (the slow way that the paper argues against).
+            gradients straight through (the paper argues against it; docs/experiments.md compares).
         optimizer: of the router; its learning rate falls to 0 as a cosine.
         surrogate_optimizer: of the surrogate, as it goes on learning.
         surrogate_batch_size: pairs that it learns from in a step.
