@@ -10,7 +10,7 @@ import torch
 
 from flextron_lit.data import TextDataModule
 from flextron_lit.loading import Loaded
-from flextron_lit.measured_loss import Batch, MeasuredLoss, loss_file
+from flextron_lit.measured_loss import Batch, MeasuredLoss, batches_of, loss_file
 from flextron_lit.routers.trained import TrainedSurrogate
 
 PRECISION = "bf16-mixed"
@@ -36,11 +36,7 @@ def on_test_documents(loaded: Loaded, tokens: int) -> MeasuredLoss:
 
 def on_surrogate_text(loaded: Loaded, surrogate: TrainedSurrogate) -> MeasuredLoss:
     """On the tokens that the surrogate's pairs were measured on."""
-    size = surrogate.settings["measure_batch_size"]
-    blocks = len(surrogate.text["input_ids"])
-    return measured_on(
-        loaded, [{k: v[i : i + size] for k, v in surrogate.text.items()} for i in range(0, blocks, size)]
-    )
+    return measured_on(loaded, batches_of(surrogate.text, surrogate.settings["measure_batch_size"]))
 
 
 def flextron_folders(folders: Iterable[Path]) -> list[Path]:

@@ -71,7 +71,7 @@ def without_router(surrogate: TrainedSurrogate, space: ElasticSpace, table: Cost
 
 def check_ladder(ladder: Ladder, table: CostTable, count: int = 1000) -> str:
     """Random budgets: each met, more never worse; and how long a selection takes."""
-    smallest = table.smallest / table.full
+    smallest = table.smallest_ratio
     generator = torch.Generator().manual_seed(0)
     ratios = (smallest + (1 - smallest) * torch.rand(count, generator=generator, dtype=torch.float64)).sort().values
     limits = [ratio * table.full for ratio in ratios.tolist()]

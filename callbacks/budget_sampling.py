@@ -62,8 +62,7 @@ class BudgetSampling(Callback):
         """Draw this step's sub-networks or budgets."""
         assert isinstance(pl_module, Stage)
         if isinstance(pl_module, StaticRouterTraining):
-            smallest = pl_module.table.smallest / pl_module.table.full
-            pl_module.plan = sampling.budgets(smallest, self.k, self.generator)
+            pl_module.plan = sampling.budgets(pl_module.table.smallest_ratio, self.k, self.generator)
         else:
             table = pl_module.cost_table(self.cost)
             pl_module.plan = draw(self.strategies, pl_module.backbone.space, table, self.k, self.generator)

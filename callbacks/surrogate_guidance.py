@@ -84,8 +84,7 @@ class SurrogateGuidance(Callback):
 
     @torch.no_grad()
     def _measure(self, stage: StaticRouterTraining, count: int) -> None:
-        smallest = stage.table.smallest / stage.table.full
-        budgets = torch.tensor(sampling.budgets(smallest, count, self.generator))
+        budgets = torch.tensor(sampling.budgets(stage.table.smallest_ratio, count, self.generator))
         sub_networks = stage.route(budgets, self.generator).sub_networks
         pairs = stage.measure(sub_networks)
         predicted = stage.surrogate(pairs.one_hot(stage.backbone.space).to(stage.device)).tolist()

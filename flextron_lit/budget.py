@@ -85,7 +85,7 @@ def parse_budget(budget: str, tables: Mapping[str, CostTable], ratio_of: str | N
         if limit.value < smallest:
             raise ValueError(
                 f"no sub-network meets {limit.text!r}: the smallest {limit.table.name} possible is "
-                f"{limit.table.show(smallest)} ({smallest / limit.table.full:.3f} of the full network's "
+                f"{limit.table.show(smallest)} ({limit.table.smallest_ratio:.3f} of the full network's "
                 f"{limit.table.show(limit.table.full)})"
             )
     return limits

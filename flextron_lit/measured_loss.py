@@ -57,6 +57,12 @@ def _read(path: Path) -> Iterable[tuple[SubNetwork, float]]:
             continue
 
 
+def batches_of(text: Mapping[str, Tensor], batch_size: int) -> list[Batch]:
+    """Blocks [blocks, T] in batches of at most so many; the split is part of what a cached loss is kept under."""
+    blocks = len(text["input_ids"])
+    return [{k: v[i : i + batch_size] for k, v in text.items()} for i in range(0, blocks, batch_size)]
+
+
 def loss_file(backbone: ElasticBackbone, batches: Sequence[Batch], precision: str) -> LossFile:
     """The cached losses of these weights on this text, under `<cache>/losses/`.
 

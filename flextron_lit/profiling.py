@@ -50,6 +50,16 @@ def workload_of(options: Any) -> Workload:
     return named(options.workload, **changes)
 
 
+def add_device(parser: ArgumentParser) -> None:
+    """Option that says where to run."""
+    parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+
+
+def add_latency(parser: ArgumentParser) -> None:
+    """Option that says which latency table holds."""
+    parser.add_argument("--latency", type=str, default=None, help="Name of a latency table, where there are several.")
+
+
 def device_of(name: str | None) -> torch.device:
     """The device that a command line asks for; by default a GPU if there is one.
 
@@ -96,7 +106,7 @@ def command(args: Sequence[str]) -> None:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
     add_workload(parser)
-    parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+    add_device(parser)
     parser.add_argument("--seconds", type=float, default=60.0, help="For the table; its check takes as long again.")
     parser.add_argument("--held_out", type=int, default=20, help="Sub-networks to check it on; 0 leaves the check out.")
     parser.add_argument("--fresh", action="store_true", help="Measure again what is measured already.")

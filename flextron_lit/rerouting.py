@@ -14,7 +14,7 @@ from flextron_lit.costs import COUNTED, CostTable
 from flextron_lit.costs.known import known_tables
 from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.loading import shape_of
-from flextron_lit.profiling import add_workload, device_of, workload_of
+from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, workload_of
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained import FOLDER, TrainedSurrogate, name_of
 from flextron_lit.routers.training import train_router
@@ -45,9 +45,9 @@ def command(args: Sequence[str]) -> None:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
     parser.add_argument("--cost", type=str, default="latency", help=f"latency, prefill, decode, {', '.join(COUNTED)}.")
-    parser.add_argument("--latency", type=str, default=None, help="Name of a latency table, where there are several.")
+    add_latency(parser)
     add_workload(parser)
-    parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+    add_device(parser)
     parser.add_argument("--steps", type=int, default=1000, help="Updates of the router.")
     parser.add_argument("--seed", type=int, default=0, help="Of first weights, noise and budgets.")
     parser.add_argument("--fresh", action="store_true", help="Replace a router that is there for the same cost table.")

@@ -21,7 +21,7 @@ from flextron_lit.data import TextDataModule, text_blocks
 from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.loading import Loaded, load_elastic, shape_of
 from flextron_lit.measured_loss import Batch, MeasuredLoss
-from flextron_lit.profiling import add_workload, device_of, workload_of
+from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, workload_of
 from flextron_lit.routing import Routing
 from flextron_lit.search import SEARCHES, Found, Score, best_random, best_uniform, evolution
 from flextron_lit.space import ElasticSpace, SubNetwork
@@ -208,9 +208,9 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument(
         "--tokens", type=int, default=None, help=f"Tokens of it, or of each validation domain ({TOKENS})."
     )
-    parser.add_argument("--latency", type=str, default=None, help="Name of a latency table, where there are several.")
+    add_latency(parser)
     add_workload(parser)
-    parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+    add_device(parser)
     parser.add_argument("--seed", type=int, default=None, help="Of random and evolution (0).")
     parser.add_argument("--json", action="store_true", help="Print JSON alone, for scripts.")
     parser.add_argument("--output", type=Path, default=None, help="Write the JSON to this file too.")

@@ -42,6 +42,11 @@ class CostTable:
         """The smallest cost that any sub-network has: measured tables need not rise with every width."""
         return self.fixed + sum(min(row) for row in self.blocks)
 
+    @property
+    def smallest_ratio(self) -> float:
+        """The smallest cost relative to the full network's: the lowest budget that can be met."""
+        return self.smallest / self.full
+
     def show(self, cost: float) -> str:
         """A cost with its unit, at a glance: 94.7M parameters, 312 ms."""
         short = self.short(cost)

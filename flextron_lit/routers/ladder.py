@@ -105,7 +105,7 @@ def build_ladder(
         full_loss: the full network's, which needs no prediction.
         budgets: how many.
     """
-    ratios = torch.linspace(table.smallest / table.full, 1.0, budgets, dtype=torch.float64)
+    ratios = torch.linspace(table.smallest_ratio, 1.0, budgets, dtype=torch.float64)
     choices = router(ratios.float()).argmax(-1)
     choices, feasible = decode(space, choices, [Bound(table, ratios * table.full)], predict)
     assert feasible.all(), "one bound can always be met by narrowing"

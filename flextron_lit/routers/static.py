@@ -44,7 +44,7 @@ class StaticRouter(nn.Module):
                 f"every sub-network has the same {table.name}, {table.show(table.full)}: a router for it has nothing "
                 "to choose; take another cost"
             )
-        self.smallest.fill_(table.smallest / table.full)
+        self.smallest.fill_(table.smallest_ratio)
 
     def forward(self, budgets: Tensor) -> Tensor:
         """Cost ratios [B] to logits [B, 2L, N]; -inf where a block has no such choice."""

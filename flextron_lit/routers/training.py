@@ -46,7 +46,7 @@ def train_router(
     """
     generator = torch.Generator().manual_seed(seed)
     router = StaticRouter(space, HIDDEN, generator)
-    smallest = table.smallest / table.full
+    smallest = table.smallest_ratio
     router.scale_to(table)
     network = surrogate.network.requires_grad_(False)
     optimizer = torch.optim.Adam(router.parameters(), lr=LEARNING_RATE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,8 @@ from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.costs import Workload
 from flextron_lit.data import TextDataModule
 from flextron_lit.data.loader import EpochSampler, ResumableLoader
-from flextron_lit.measured_loss import MeasuredLoss, loss_file
+from flextron_lit.measured_loss import MeasuredLoss, batches_of, loss_file
+from flextron_lit.ranks import gather
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SubNetwork
@@ -101,8 +101,7 @@ class FrozenStage(Stage):
 
     def measure_on(self, text: Mapping[str, Tensor], batch_size: int) -> None:
         """Choose the blocks that losses are measured on, [blocks, T]; what was measured on them before is known."""
-        blocks = len(text["input_ids"])
-        batches = [{k: v[i : i + batch_size] for k, v in text.items()} for i in range(0, blocks, batch_size)]
+        batches = batches_of(text, batch_size)
         file = loss_file(self.backbone, batches, str(self.trainer.precision))
         self.measured_loss = MeasuredLoss(self.backbone, batches, file=file, forward_context=self.forward_context)
 
@@ -113,7 +112,7 @@ class FrozenStage(Stage):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         own = self.measured_loss.all(sub_networks[rank::world], description)
         losses = [0.0] * len(sub_networks)
-        for first, part in enumerate(_gather(own, world)):
+        for first, part in enumerate(gather(own, world)):
             losses[first::world] = part
         return Pairs.of(sub_networks, losses, held_out=held_out)
 
@@ -123,11 +122,3 @@ class FrozenStage(Stage):
         """Batches of 0 to `size` - 1 in an order of their own each epoch, the same on every rank."""
         sampler = EpochSampler([size], [1.0], seed=seed, rank=0, world=1)
         return ResumableLoader(Positions(size), sampler=sampler, batch_size=batch_size, num_workers=0)
-
-
-def _gather(value: list[float], world: int) -> list[list[float]]:
-    if world == 1:
-        return [value]
-    gathered: list[Any] = [None] * world
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered

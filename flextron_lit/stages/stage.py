@@ -116,6 +116,7 @@ class Stage(LightningModule):
         self.result: ValidationResult | None = None
         self.tokens_seen = 0
         self.plan: Sequence[Any] = ()
+        self._counted: dict[tuple[str, Workload], CostTable] = {}
         self._loss_terms: dict[str, tuple[LossTerm, float]] = {}
 
     # --- contracts with callbacks -------------------------------------------------------------------------------
@@ -148,7 +149,11 @@ class Stage(LightningModule):
                 f"there is no cost {name!r}; there are {', '.join([*measured, *COUNTED])}. Latencies need "
                 "callbacks.LatencyProfiling in trainer.callbacks"
             )
-        return COUNTED[name](self.backbone, self.latency.workload if self.latency else self.workload)
+        counted_for = name, self.latency.workload if self.latency else self.workload
+        if counted_for not in self._counted:
+            # asked for at every step, and the widths do not change
+            self._counted[counted_for] = COUNTED[name](self.backbone, counted_for[1])
+        return self._counted[counted_for]
 
     # --- text ---------------------------------------------------------------------------------------------------
 

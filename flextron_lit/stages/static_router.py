@@ -324,7 +324,7 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         )
 
     def _watch(self) -> None:
-        smallest = self.table.smallest / self.table.full
+        smallest = self.table.smallest_ratio
         budgets = self.budgets if self.budgets is not None else _tenths(smallest)
         if budgets and min(budgets) < smallest:
             raise ValueError(
