@@ -76,7 +76,7 @@ class ElasticBackbone:
         self.model = model
         self.family = family
         self.space = _fit_space(space or SpaceConfig(), family, model)
-        self.selection = ActiveSelection(self.space)
+        self.selection = ActiveSelection(self.space, model)
         self.blocks = tuple(match(model, family, self.space))
         _check(model, self.blocks)
         for index, elastic in enumerate(self.blocks):
@@ -96,6 +96,7 @@ class ElasticBackbone:
 
     def undo(self) -> PreTrainedModel:
         """Turn the modules back into their stock classes and return the model; weights stay as they are."""
+        self.selection.set(self.space.full())
         for elastic in self.blocks:
             elastic.module.__class__ = elastic.layout.stock
             del elastic.module.elastic

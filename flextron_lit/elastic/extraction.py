@@ -58,7 +58,9 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
         for axis, tensor in elastic.tensors:
             prefix = axis.prefix(tensor.detach(), width, elastic.block.full)
             memo[id(tensor)] = nn.Parameter(prefix.clone(), requires_grad=tensor.requires_grad)
-    model = copy.deepcopy(backbone.model, memo)
+    # a policy that is active hooks the model
+    with backbone.use(backbone.space.full()):
+        model = copy.deepcopy(backbone.model, memo)
     for elastic, width in zip(match(model, backbone.family, backbone.space), widths, strict=True):
         if width:
             _become_stock(elastic.module, elastic.layout, width)

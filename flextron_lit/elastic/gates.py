@@ -6,8 +6,10 @@ of a choice that was not taken needs what it would have added. For training rout
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,52 +17,71 @@ from torch import Tensor, nn
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
 from flextron_lit.space import Block
 
+Choose = Callable[[int, Tensor], Tensor]
+"""(block, its own input [B, T, D]) to the probabilities of its choices: [N] for all tokens, or [B, T, N] for each."""
+
 
 def unit_gates(probabilities: Tensor, block: Block) -> Tensor:
     """Probability that each unit is in use: the sum over the choices that are wide enough (nested gates).
 
     Args:
-        probabilities: of the block's choices, [N]; more columns than it has choices do not count.
+        probabilities: of the block's choices, [..., N]; more columns than it has choices do not count.
         block: whose units.
 
     Returns:
-        [units], gradients flow into `probabilities`.
+        [..., units], gradients flow into `probabilities`.
     """
-    widths = torch.tensor(block.widths, device=probabilities.device)
-    uses = torch.arange(block.full, device=probabilities.device)[:, None] < widths  # [units, choices]
-    return (uses.to(probabilities.dtype) * probabilities[: len(widths)]).sum(-1)
+    wide_enough = probabilities[..., : len(block.widths)].flip(-1).cumsum(-1).flip(-1)
+    edges = [0, *block.widths]
+    return torch.cat(
+        [
+            wide_enough[..., c : c + 1].expand(*wide_enough.shape[:-1], stop - start)
+            for c, (start, stop) in enumerate(pairwise(edges))
+        ],
+        -1,
+    )
+
+
+def for_all_tokens(probabilities: Tensor) -> Choose:
+    """The same probabilities for every token, [2L, N]: what a static router chooses."""
+    return lambda block, _: probabilities[block]
 
 
 @contextmanager
-def gated(backbone: ElasticBackbone, probabilities: Tensor) -> Iterator[None]:
+def gated(backbone: ElasticBackbone, choose: Choose) -> Iterator[None]:
     """Run the full network with every unit's activation times its gate.
 
-    Args:
-        backbone: the elastic network.
-        probabilities: of all choices, [2L, N].
+    Keys and values are those of the full width for every token, as grouped execution has them.
     """
     with ExitStack() as stack:
         stack.enter_context(backbone.use(backbone.space.full()))
-        for elastic, own in zip(backbone.blocks, probabilities, strict=True):
-            stack.enter_context(_gate(elastic, own))
+        for index, elastic in enumerate(backbone.blocks):
+            stack.enter_context(_gate(elastic, index, choose))
         yield
 
 
 @contextmanager
-def _gate(elastic: ElasticBlock, probabilities: Tensor) -> Iterator[None]:
-    gates = unit_gates(probabilities, elastic.block)
-    runs = gates[0]  # the first unit is in use at every width but 0
+def _gate(elastic: ElasticBlock, index: int, choose: Choose) -> Iterator[None]:
+    gates: Tensor | None = None
+
+    def on_input(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        nonlocal gates
+        hidden_states = inputs[0] if inputs else options["hidden_states"]
+        gates = unit_gates(choose(index, hidden_states), elastic.block)
 
     def on_units(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert gates is not None
         activations, *rest = inputs
         rows = activations.shape[-1] // elastic.block.full
-        return (activations * gates.repeat_interleave(rows).to(activations.dtype), *rest)
+        return (activations * gates.repeat_interleave(rows, -1).to(activations.dtype), *rest)
 
     def on_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert gates is not None
         # a skipped block adds nothing, not even the bias that all widths share
-        return output * runs.to(output.dtype)
+        return output * gates[..., :1].to(output.dtype)
 
-    hooks = [elastic.output.register_forward_pre_hook(on_units)]
+    hooks = [elastic.module.register_forward_pre_hook(on_input, with_kwargs=True)]
+    hooks.append(elastic.output.register_forward_pre_hook(on_units))
     if elastic.block.widths[0] == 0:
         hooks.append(elastic.output.register_forward_hook(on_output))
     try:

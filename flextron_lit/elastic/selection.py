@@ -5,18 +5,32 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from inspect import signature
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from flextron_lit.elastic.grouping import TokenGroups, group
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 
 class Policy(Protocol):
-    """Chooses at run time, block by block; a `SubNetwork` is the constant policy."""
+    """Chooses at run time, for every token and block by block: a dynamic router does."""
 
-    def choose(self, block: int, hidden_states: Tensor) -> int:
-        """Choice index of a block for its own input, [B, T, D]."""
+    def begin(self, real: Tensor | None) -> None:
+        """A forward pass begins: which tokens are no padding, bool [B, T]; None means all."""
+        ...
+
+    def choose(self, block: int, hidden_states: Tensor) -> Tensor:
+        """Choice index of every token for a block's own input [B, T, D]: int64 [B, T].
+
+        Asked again for the same input when checkpointed activations are recomputed; it must answer the same.
+        """
+        ...
+
+    def note(self, block: int, counts: list[int]) -> None:
+        """Tokens that took each choice of a block, padding left out."""
         ...
 
 
@@ -28,21 +42,28 @@ class ActiveSelection:
 
     A plain attribute and not a context variable: backward on CUDA runs on another thread, and activation
     checkpointing recomputes the forward there.
+
+    Args:
+        space: the choices.
+        model: whose passes a policy has to know of; it is hooked while one is active.
     """
 
-    def __init__(self, space: ElasticSpace) -> None:
+    def __init__(self, space: ElasticSpace, model: nn.Module) -> None:
         self.space = space
+        self.model = model
         self.current: Selection = space.full()
         self._owner: int | None = None
+        self._real: Tensor | None = None
+        self._hook: RemovableHandle | None = None
 
-    def width(self, block: int, hidden_states: Tensor) -> int:
-        """Units that a block uses for this input."""
-        selection = self.current
+    def width(self, block: int, hidden_states: Tensor) -> int | TokenGroups:
+        """Units that a block uses for this input: one number, or a width for every token."""
+        selection, widths = self.current, self.space.blocks[block].widths
         if isinstance(selection, SubNetwork):
-            choice = selection.choices[block]
-        else:
-            choice = selection.choose(block, hidden_states)
-        return self.space.blocks[block].widths[choice]
+            return widths[selection.choices[block]]
+        groups, counts = group(widths, selection.choose(block, hidden_states), self._real)
+        selection.note(block, counts)
+        return groups
 
     def set(self, selection: Selection) -> None:
         """Make a selection active until another is set; `use` inside takes its turn and gives back.
@@ -52,7 +73,28 @@ class ActiveSelection:
         """
         if isinstance(selection, SubNetwork):
             self.space.check(selection)
-        self.current = selection
+        self._activate(selection)
+
+    def _activate(self, selection: Selection) -> None:
+        self.current, self._real = selection, None
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if not isinstance(selection, SubNetwork):
+            self._hook = self.model.register_forward_pre_hook(self._begin, with_kwargs=True)
+
+    def _begin(self, model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """A pass begins: what is padding in it, the policy has to know; the blocks get masks that do not tell."""
+        assert not isinstance(self.current, SubNetwork)
+        names = list(signature(type(model).forward).parameters)[1:]
+        given = dict(zip(names, inputs, strict=False)) | options
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
+        tokens = (given["inputs_embeds"] if ids is None else ids).shape[1]
+        self._real = None
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            real = mask[:, -tokens:].bool()
+            self._real = None if real.all() else real
+        self.current.begin(self._real)
 
     @contextmanager
     def use(self, selection: Selection) -> Iterator[None]:
@@ -70,9 +112,11 @@ class ActiveSelection:
                 "another thread is using this elastic backbone with its own selection; "
                 "give each thread a backbone of its own, or take turns"
             )
-        previous = self.current, self._owner
-        self.current, self._owner = selection, thread
+        previous, owner = self.current, self._owner
+        self._activate(selection)
+        self._owner = thread
         try:
             yield
         finally:
-            self.current, self._owner = previous
+            self._activate(previous)
+            self._owner = owner

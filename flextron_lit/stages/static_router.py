@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from flextron_lit.costs import Workload
-from flextron_lit.elastic.gates import gated
+from flextron_lit.elastic.gates import for_all_tokens, gated
 from flextron_lit.losses import mean_cross_entropy
 from flextron_lit.routers.ladder import Ladder, build_ladder
 from flextron_lit.routers.noise import Temperature, entropy
@@ -244,7 +244,7 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         choices = routed.probabilities.detach().requires_grad_()
         losses, gradients = [], []
         for index in range(len(choices)):
-            with gated(self.backbone, choices[index]):
+            with gated(self.backbone, for_all_tokens(choices[index])):
                 loss = mean_cross_entropy(self.logits(batch), batch["labels"])
             gradients.append(torch.autograd.grad(loss, choices)[0][index])
             losses.append(loss.detach())

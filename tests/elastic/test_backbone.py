@@ -75,22 +75,6 @@ def test_use_refuses_a_sub_network_of_another_model(backbone):
         pass
 
 
-def test_a_policy_chooses_at_each_block(tokens, backbone):
-    class Narrowest:
-        seen: list = []  # noqa: RUF012  # shared on purpose
-
-        def choose(self, block, hidden_states):
-            self.seen.append((block, tuple(hidden_states.shape)))
-            return 0
-
-    with torch.no_grad():
-        with backbone.use(Narrowest()):
-            chosen = backbone.model(tokens).logits
-        with backbone.use(backbone.space.smallest()):
-            assert torch.equal(chosen, backbone.model(tokens).logits)
-    assert Narrowest.seen == [(block, (2, 19, 32)) for block in range(6)]
-
-
 def test_a_switch_copies_nothing(tokens, backbone):
     weights = {name: p.data_ptr() for name, p in backbone.model.named_parameters()}
     mlp = backbone.model.model.layers[0].mlp

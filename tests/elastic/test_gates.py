@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flextron_lit.elastic.gates import gated, unit_gates
+from flextron_lit.elastic.gates import for_all_tokens, gated, unit_gates
 from flextron_lit.losses import mean_cross_entropy
 from flextron_lit.space import SubNetwork
 from tests.conftest import elastic_pair
@@ -24,7 +24,7 @@ def test_one_hot_gates_give_what_the_sub_network_gives(model, tokens):
         with torch.no_grad():
             with backbone.use(sub_network):
                 wanted = backbone.model(tokens).logits
-            with gated(backbone, backbone.space.one_hot(sub_network)):
+            with gated(backbone, for_all_tokens(backbone.space.one_hot(sub_network))):
                 got = backbone.model(tokens).logits
         assert torch.allclose(got, wanted, atol=2e-5)
         outputs.append(got)
@@ -39,7 +39,7 @@ def test_gradients_are_those_of_finite_differences(backbone, tokens):
     probabilities = (probabilities / probabilities.sum(-1, keepdim=True)).requires_grad_()
 
     def loss(p):
-        with gated(backbone, p):
+        with gated(backbone, for_all_tokens(p)):
             return mean_cross_entropy(backbone.model(tokens).logits.double(), tokens)
 
     (gradient,) = torch.autograd.grad(loss(probabilities), probabilities)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flextron_lit.elastic.axis import Axis
+from flextron_lit.elastic.grouping import TokenGroups
 from flextron_lit.elastic.selection import ActiveSelection
 from flextron_lit.space import BlockKind
 
@@ -22,8 +23,8 @@ class BlockHandle:
     full: int
     selection: ActiveSelection
 
-    def width(self, hidden_states: Tensor) -> int:
-        """Units that this block uses for this input, [B, T, D]."""
+    def width(self, hidden_states: Tensor) -> int | TokenGroups:
+        """Units that this block uses for this input, [B, T, D]: one number, or a width for every token."""
         return self.selection.width(self.index, hidden_states)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -14,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.families.base import BlockHandle, BlockLayout, Family
-from flextron_lit.elastic.prefix import conv1d_columns, conv1d_rows
+from flextron_lit.elastic.grouping import TokenGroups
+from flextron_lit.elastic.prefix import conv1d_bands, conv1d_columns, conv1d_rows
 
 
 class ElasticGPT2MLP(GPT2MLP):
@@ -25,6 +27,8 @@ class ElasticGPT2MLP(GPT2MLP):
     def forward(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]  # the stock annotation is wrong
         """[B, T, D] to [B, T, D]."""
         width = self.elastic.width(hidden_states)
+        if isinstance(width, TokenGroups):
+            return self.dropout(self._grouped(hidden_states, width))
         if width == self.elastic.full:
             stock: Any = super()
             return stock.forward(hidden_states)
@@ -32,6 +36,18 @@ class ElasticGPT2MLP(GPT2MLP):
             return torch.zeros_like(hidden_states)
         hidden = self.act(conv1d_columns(self.c_fc, hidden_states, 0, width))  # [B, T, F]
         return self.dropout(conv1d_rows(self.c_proj, hidden))
+
+    def _grouped(self, hidden_states: Tensor, groups: TokenGroups) -> Tensor:
+        """Every token with its own width."""
+        if not groups.bands:
+            return torch.zeros_like(hidden_states)
+        inner = conv1d_bands(self.c_fc, groups)
+        outer = groups.split(self.c_proj.weight, 0)
+
+        def part(rows: Tensor, band: int) -> Tensor:
+            return self.act(F.linear(rows, *inner[band])) @ outer[band]
+
+        return groups.add_up(hidden_states, part, self.c_proj.bias)
 
 
 class ElasticGPT2Attention(GPT2Attention):
@@ -48,6 +64,8 @@ class ElasticGPT2Attention(GPT2Attention):
     ) -> tuple[Tensor, Tensor | None]:
         """[B, T, D] to ([B, T, D], attention weights or None)."""
         groups = self.elastic.width(hidden_states)
+        if isinstance(groups, TokenGroups):
+            return self._grouped(hidden_states, groups, past_key_values, attention_mask, **kwargs)
         if groups == self.elastic.full:
             stock: Any = super()
             return stock.forward(hidden_states, past_key_values, attention_mask, **kwargs)
@@ -65,6 +83,35 @@ class ElasticGPT2Attention(GPT2Attention):
         output, weights = self._attend(query, key, value, attention_mask, **kwargs)
         projected = conv1d_rows(self.c_proj, output.reshape(*shape, rows))
         return self.resid_dropout(projected), weights
+
+    def _grouped(
+        self,
+        hidden_states: Tensor,
+        groups: TokenGroups,
+        past_key_values: Cache | None,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries and output of every token with its own width; keys and values of all heads for all tokens (ours)."""
+        shape = hidden_states.shape[:-1]  # B, T
+        heads = (*shape, -1, self.head_dim)
+        queries = conv1d_bands(self.c_attn, groups, self.head_dim, self.split_size)
+        query = groups.spread(hidden_states, lambda own, band: F.linear(own, *queries[band]))
+        query = query.view(heads).transpose(1, 2)
+        keys_values = conv1d_columns(self.c_attn, hidden_states, self.split_size, 2 * self.split_size)
+        key, value = (each.view(heads).transpose(1, 2) for each in keys_values.chunk(2, -1))  # [B, H, T, head_dim]
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        if not groups.bands:
+            return torch.zeros_like(hidden_states), None
+        used = groups.units
+        output, weights = self._attend(query, key[:, :used], value[:, :used], attention_mask, **kwargs)
+        outs = groups.split(self.c_proj.weight, 0, self.head_dim)
+
+        def part(own: Tensor, band: int) -> Tensor:
+            return own[:, groups.bands[band].columns(self.head_dim)] @ outs[band]
+
+        return self.resid_dropout(groups.add_up(output.reshape(*shape, -1), part, self.c_proj.bias)), weights
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -19,7 +20,8 @@ from transformers.models.llama.modeling_llama import (
 
 from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.families.base import BlockHandle, BlockLayout, Family
-from flextron_lit.elastic.prefix import linear_columns, linear_rows
+from flextron_lit.elastic.grouping import TokenGroups
+from flextron_lit.elastic.prefix import linear_bands, linear_columns, linear_rows
 
 
 class ElasticLlamaMLP(LlamaMLP):
@@ -30,12 +32,26 @@ class ElasticLlamaMLP(LlamaMLP):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
         width = self.elastic.width(x)
+        if isinstance(width, TokenGroups):
+            return self._grouped(x, width)
         if width == self.elastic.full:
             return super().forward(x)
         if width == 0:
             return torch.zeros_like(x)
         hidden = self.act_fn(linear_rows(self.gate_proj, x, width)) * linear_rows(self.up_proj, x, width)  # [B, T, F]
         return linear_columns(self.down_proj, hidden)
+
+    def _grouped(self, x: Tensor, groups: TokenGroups) -> Tensor:
+        """Every token with its own width."""
+        if not groups.bands:
+            return torch.zeros_like(x)
+        gates, ups = linear_bands(self.gate_proj, groups), linear_bands(self.up_proj, groups)
+        downs = groups.split(self.down_proj.weight, 1)
+
+        def part(rows: Tensor, band: int) -> Tensor:
+            return F.linear(self.act_fn(F.linear(rows, *gates[band])) * F.linear(rows, *ups[band]), downs[band])
+
+        return groups.add_up(x, part, self.down_proj.bias)
 
 
 class ElasticLlamaAttention(LlamaAttention):
@@ -56,6 +72,9 @@ class ElasticLlamaAttention(LlamaAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """[B, T, D] to ([B, T, D], attention weights or None)."""
         groups = self.elastic.width(hidden_states)
+        if isinstance(groups, TokenGroups):
+            assert position_embeddings is not None
+            return self._grouped(hidden_states, groups, position_embeddings, attention_mask, past_key_values, **kwargs)
         if groups == self.elastic.full:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         if groups == 0:
@@ -70,12 +89,50 @@ class ElasticLlamaAttention(LlamaAttention):
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        output, weights = self._attend(query, key, value, attention_mask, **kwargs)
+        return linear_columns(self.o_proj, output.reshape(*shape, -1)), weights
+
+    def _grouped(
+        self,
+        hidden_states: Tensor,
+        groups: TokenGroups,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries and output of every token with its own width; keys and values of all groups for all tokens.
+
+        So what a token gets from its past does not depend on how wide the past was, with a KV cache or without (ours).
+        """
+        shape = hidden_states.shape[:-1]  # B, T
+        heads = (*shape, -1, self.head_dim)
+        rows = self.head_dim * self.num_key_value_groups
+        queries = linear_bands(self.q_proj, groups, rows)
+        query = groups.spread(hidden_states, lambda own, band: F.linear(own, *queries[band]))
+        query = query.view(heads).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # [B, K, T, head_dim]
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        if not groups.bands:
+            return torch.zeros_like(hidden_states), None
+        used = groups.units
+        output, weights = self._attend(query, key[:, :used], value[:, :used], attention_mask, **kwargs)
+        outs = groups.split(self.o_proj.weight, 1, rows)
+
+        def part(own: Tensor, band: int) -> Tensor:
+            return F.linear(own[:, groups.bands[band].columns(rows)], outs[band])
+
+        return groups.add_up(output.reshape(*shape, -1), part, self.o_proj.bias), weights
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
-        output, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
-        return linear_columns(self.o_proj, output.reshape(*shape, -1)), weights
+        return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
 
 def _uniform_config(config: PreTrainedConfig, groups: int, neurons: int) -> dict[str, Any] | None:
