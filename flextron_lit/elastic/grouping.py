@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Part = Callable[[Tensor, int], Tensor]
-"""(rows of the tokens that use a band, index of the band) to what the band gives them, one row a token."""
+"""(tokens that use a band [..., features], index of the band) to what the band gives them, one row a token."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TokenGroups:
 
     order: Tensor | None
     """Flat indices [rows] of the tokens that use any unit, by falling width; None if all tokens use the same width, so
-    that they stay where they are."""
+    that they stay where they are: in one band, or in none."""
     bands: tuple[Band, ...]
     """From the first unit on; empty if no token uses any."""
 
@@ -56,6 +56,8 @@ class TokenGroups:
             dim: where.
             rows: of a unit.
         """
+        if self.order is None:
+            return (weight.narrow(dim, 0, self.units * rows),)
         sizes = [(band.stop - band.start) * rows for band in self.bands]
         rest = weight.shape[dim] - sum(sizes)
         return weight.split([*sizes, rest] if rest else sizes, dim)[: len(sizes)]
@@ -65,47 +67,49 @@ class TokenGroups:
 
         Args:
             inputs: [B, T, features].
-            part: [rows, features] to [rows, D].
+            part: [..., features] to [..., D].
             bias: [D], for every token that uses any unit.
 
         Returns:
             [B, T, D]; zeros for tokens that use no unit.
         """
-        rows = self._rows(inputs)
+        rows = self.gather(inputs)
         total = part(rows, 0)
         if bias is not None:
             total = total + bias
         for index, band in enumerate(self.bands[1:], 1):
             total[: band.rows] += part(rows[: band.rows], index)
-        return self._back(total, inputs)
+        return self.scatter(total, inputs)
 
     def spread(self, inputs: Tensor, part: Part) -> Tensor:
         """Side by side what the bands give to their tokens; zeros where a token does not use a band.
 
         Args:
             inputs: [B, T, features].
-            part: [rows, features] to [rows, units of the band x rows of a unit].
+            part: [..., features] to [..., units of the band x rows of a unit].
 
         Returns:
             [B, T, units x rows of a unit], as wide as the widest token; without any unit, [B, T, 0].
         """
         if not self.bands:
             return inputs[..., :0]
-        own = self._rows(inputs)
+        if self.order is None:
+            return part(inputs, 0)
+        own = self.gather(inputs)
         parts = [part(own[: band.rows], index) for index, band in enumerate(self.bands)]
         level = [torch.nn.functional.pad(each, (0, 0, 0, len(own) - len(each))) for each in parts]
-        return self._back(torch.cat(level, -1) if len(level) > 1 else level[0], inputs)
+        return self.scatter(torch.cat(level, -1) if len(level) > 1 else level[0], inputs)
 
-    def _rows(self, inputs: Tensor) -> Tensor:
-        flat = inputs.flatten(0, -2)
-        return flat if self.order is None else flat.index_select(0, self.order)
+    def gather(self, inputs: Tensor) -> Tensor:
+        """Tokens that use any unit, by falling width: [B, T, features] to [rows, features], or as they are."""
+        return inputs if self.order is None else inputs.flatten(0, -2).index_select(0, self.order)
 
-    def _back(self, rows: Tensor, inputs: Tensor) -> Tensor:
-        shape = (*inputs.shape[:-1], rows.shape[-1])
+    def scatter(self, rows: Tensor, inputs: Tensor) -> Tensor:
+        """Inverse of `gather`, for tokens in the shape of inputs [B, T, ...]; zeros for those that use no unit."""
         if self.order is None:
-            return rows.view(shape)
-        tokens = inputs.shape[:-1].numel()
-        return rows.new_zeros(tokens, rows.shape[-1]).index_copy(0, self.order, rows).view(shape)
+            return rows
+        tokens, features = inputs.shape[:-1], rows.shape[-1]
+        return rows.new_zeros(tokens.numel(), features).index_copy_(0, self.order, rows).view(*tokens, features)
 
 
 def group(widths: Sequence[int], choices: Tensor, real: Tensor | None = None) -> tuple[TokenGroups, list[int]]:
@@ -119,13 +123,13 @@ def group(widths: Sequence[int], choices: Tensor, real: Tensor | None = None) ->
     Returns:
         The groups, and how many real tokens took each choice.
     """
-    flat = choices.flatten()
-    if len(flat) == 1 and real is None:
+    if choices.numel() == 1 and real is None:
         # a decode step: no sorting, no counting
-        choice = int(flat)
+        choice = int(choices)
         counts = [0] * len(widths)
         counts[choice] = 1
-        return TokenGroups(None, _bands(widths, counts)), counts
+        return TokenGroups(None, (Band(0, widths[choice], 1),) if widths[choice] else ()), counts
+    flat = choices.flatten()
     if real is not None:
         # behind all others, where no band reaches them
         flat = flat.masked_fill(~real.flatten(), -1)

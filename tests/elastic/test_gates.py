@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from flextron_lit.elastic.gates import for_all_tokens, gated, unit_gates
 from flextron_lit.losses import mean_cross_entropy
@@ -31,6 +32,38 @@ def test_one_hot_gates_give_what_the_sub_network_gives(model, tokens):
     # and one sub-network is not another
     assert not torch.allclose(outputs[0], outputs[1], atol=1e-2)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.model.modules())
+
+
+class Drawn:
+    """A policy whose choices were made before."""
+
+    def __init__(self, choices):
+        self.choices = choices
+
+    def begin(self, real):
+        pass
+
+    def choose(self, block, hidden_states):
+        return self.choices[block]
+
+    def note(self, block, counts):
+        pass
+
+
+@torch.no_grad()
+def test_one_hot_gates_of_every_token_give_what_grouped_execution_gives(model, tokens, generator):
+    _, backbone = elastic_pair(model)
+    outputs = []
+    for _ in range(2):
+        choices = [torch.randint(len(b.widths), tokens.shape, generator=generator) for b in backbone.space.blocks]
+        with backbone.use(Drawn(choices)):
+            wanted = backbone.model(tokens).logits
+        # one column more than the first attention has choices
+        with gated(backbone, lambda block, _, choices=choices: F.one_hot(choices[block], 4).float()):
+            got = backbone.model(tokens).logits
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=2e-5)
+        outputs.append(got)
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-2
 
 
 def test_gradients_are_those_of_finite_differences(backbone, tokens):

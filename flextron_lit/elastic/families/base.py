@@ -24,8 +24,16 @@ class BlockHandle:
     selection: ActiveSelection
 
     def width(self, hidden_states: Tensor) -> int | TokenGroups:
-        """Units that this block uses for this input, [B, T, D]: one number, or a width for every token."""
-        return self.selection.width(self.index, hidden_states)
+        """Units that this block uses for this input, [B, T, D]: one number, or a width for every token.
+
+        Tokens that all choose alike have one number, but in attention narrower than full: there it would mean that
+        keys and values are narrow too.
+        """
+        width = self.selection.width(self.index, hidden_states)
+        if isinstance(width, TokenGroups) and width.order is None:
+            mlp = self.selection.space.blocks[self.index].kind == "mlp"
+            return width.units if mlp or width.units == self.full else width
+        return width
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.families.base import BlockHandle, BlockLayout, Family
+from flextron_lit.elastic.grouped_mm import fits, grouped_mlp
 from flextron_lit.elastic.grouping import TokenGroups
 from flextron_lit.elastic.prefix import conv1d_bands, conv1d_columns, conv1d_rows
 
@@ -41,6 +42,9 @@ class ElasticGPT2MLP(GPT2MLP):
         """Every token with its own width."""
         if not groups.bands:
             return torch.zeros_like(hidden_states)
+        if fits(groups, hidden_states):
+            first, last = self.c_fc, self.c_proj
+            return grouped_mlp(groups, hidden_states, [(first.weight, first.bias)], self.act, last.weight, last.bias)
         inner = conv1d_bands(self.c_fc, groups)
         outer = groups.split(self.c_proj.weight, 0)
 
@@ -109,7 +113,7 @@ class ElasticGPT2Attention(GPT2Attention):
         outs = groups.split(self.c_proj.weight, 0, self.head_dim)
 
         def part(own: Tensor, band: int) -> Tensor:
-            return own[:, groups.bands[band].columns(self.head_dim)] @ outs[band]
+            return own[..., groups.bands[band].columns(self.head_dim)] @ outs[band]
 
         return self.resid_dropout(groups.add_up(output.reshape(*shape, -1), part, self.c_proj.bias)), weights
 

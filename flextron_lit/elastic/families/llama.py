@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import (
 
 from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.families.base import BlockHandle, BlockLayout, Family
+from flextron_lit.elastic.grouped_mm import fits, grouped_mlp
 from flextron_lit.elastic.grouping import TokenGroups
 from flextron_lit.elastic.prefix import linear_bands, linear_columns, linear_rows
 
@@ -45,13 +46,21 @@ class ElasticLlamaMLP(LlamaMLP):
         """Every token with its own width."""
         if not groups.bands:
             return torch.zeros_like(x)
+        if fits(groups, x):
+            inner = [(linear.weight.t(), linear.bias) for linear in (self.gate_proj, self.up_proj)]
+            outer = self.down_proj
+            return grouped_mlp(groups, x, inner, self._activate, outer.weight.t(), outer.bias)
         gates, ups = linear_bands(self.gate_proj, groups), linear_bands(self.up_proj, groups)
         downs = groups.split(self.down_proj.weight, 1)
 
         def part(rows: Tensor, band: int) -> Tensor:
-            return F.linear(self.act_fn(F.linear(rows, *gates[band])) * F.linear(rows, *ups[band]), downs[band])
+            return F.linear(self._activate(F.linear(rows, *gates[band]), F.linear(rows, *ups[band])), downs[band])
 
         return groups.add_up(x, part, self.down_proj.bias)
+
+    def _activate(self, gates: Tensor, ups: Tensor) -> Tensor:
+        activated: Tensor = self.act_fn(gates)
+        return activated * ups
 
 
 class ElasticLlamaAttention(LlamaAttention):
@@ -123,7 +132,7 @@ class ElasticLlamaAttention(LlamaAttention):
         outs = groups.split(self.o_proj.weight, 1, rows)
 
         def part(own: Tensor, band: int) -> Tensor:
-            return F.linear(own[:, groups.bands[band].columns(rows)], outs[band])
+            return F.linear(own[..., groups.bands[band].columns(rows)], outs[band])
 
         return groups.add_up(output.reshape(*shape, -1), part, self.o_proj.bias), weights
 
