@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit.costs import Workload
+from flextron_lit.costs.dynamic_profiler import profile_dynamic
 from flextron_lit.costs.latency import LatencyTable, conditions, find
 from flextron_lit.costs.profiler import profile
 from flextron_lit.loading import blank_elastic
@@ -19,11 +20,12 @@ class LatencyProfiling(Callback):
 
     A table that was measured under the same conditions is taken from the run folder or from the stage's checkpoint;
     else the first rank measures one, on a network of the same shape, and shares it. It goes into the run's checkpoint.
+    A dynamic stage gets the table of a dynamic router.
 
     Args:
         workload: the request whose latencies count.
         seconds: for measuring; the check on held-out sub-networks takes about as long again.
-        held_out: sub-networks to check the table on.
+        held_out: sub-networks, or mixtures of choices, to check the table on.
 
     Raises:
         ValueError: if a number is out of range.
@@ -44,7 +46,7 @@ class LatencyProfiling(Callback):
 
     def _table(self, trainer: Trainer, stage: Stage) -> LatencyTable:
         backbone = stage.backbone
-        wanted = conditions(backbone, self.workload)
+        wanted = conditions(backbone, self.workload, "dynamic" if stage.dynamic else "static")
         run_folder = Path(trainer.default_root_dir)
         for folder in (run_folder, Path(stage.checkpoint)):
             known = find(folder, wanted)
@@ -53,6 +55,7 @@ class LatencyProfiling(Callback):
                 return known[1]
         dtype: torch.dtype = getattr(torch, self.workload.dtype)
         blank = blank_elastic(backbone.model.config, backbone.space, dtype=dtype, device=stage.device)
-        table = profile(blank, self.workload, budget_seconds=self.seconds, held_out=self.held_out)
+        measure = profile_dynamic if stage.dynamic else profile
+        table = measure(blank, self.workload, budget_seconds=self.seconds, held_out=self.held_out)
         rank_zero_info(f"latencies: measured, wrote {table.write(run_folder)}")
         return table

@@ -13,6 +13,7 @@ from rich.table import Table
 from transformers import AutoConfig
 
 from flextron_lit import checkpoint
+from flextron_lit.costs.dynamic_profiler import profile_dynamic
 from flextron_lit.costs.latency import LatencyTable, conditions, find
 from flextron_lit.costs.profiler import profile
 from flextron_lit.costs.workload import WORKLOADS, Workload, named
@@ -78,11 +79,19 @@ def device_of(name: str | None) -> torch.device:
 
 def summary(table: LatencyTable, space: ElasticSpace) -> Table:
     """What a latency table says, for people."""
-    shown = Table(title=f"latency of {table.workload.name} on {table.conditions['device']['name']}, milliseconds")
+    dynamic = table.execution == "dynamic"
+    of, smallest, held_out = (
+        ("a dynamic router, ", "routed, all at least width", "mixtures")
+        if dynamic
+        else ("", "smallest network", "networks")
+    )
+    shown = Table(title=f"latency of {of}{table.workload.name} on {table.conditions['device']['name']}, milliseconds")
     for column in ("", *table.phases):
         shown.add_column(column, justify="left" if not column else "right", no_wrap=True)
     tables = [phase.table for phase in table.phases.values()]
     shown.add_row("full network", *(f"{t.full:.2f}" for t in tables))
+    if dynamic:
+        shown.add_row("routed, all at full width", *(f"{t.cost(space.full()):.2f}" for t in tables))
     shown.add_row("all but the blocks", *(f"{t.fixed:.2f}" for t in tables))
     for kind in KINDS:
         of_kind = [index for index, block in enumerate(space.blocks) if block.kind == kind]
@@ -90,10 +99,10 @@ def summary(table: LatencyTable, space: ElasticSpace) -> Table:
             places = [(i, space.blocks[i].widths.index(width)) for i in of_kind if width in space.blocks[i].widths]
             cells = (f"{mean(t.blocks[i][choice] for i, choice in places):.3f}" for t in tables)
             shown.add_row(f"one {kind}, width {width}", *cells)
-    shown.add_row("smallest network", *(f"{t.smallest:.2f}" for t in tables))
+    shown.add_row(smallest, *(f"{t.smallest:.2f}" for t in tables))
     shown.add_row("spread of a ratio", *(f"{phase.spread:.1%}" for phase in table.phases.values()))
     errors = (phase.error for phase in table.phases.values())
-    shown.add_row("error on held-out networks", *("not checked" if e is None else f"{e:.1%}" for e in errors))
+    shown.add_row(f"error on held-out {held_out}", *("not checked" if e is None else f"{e:.1%}" for e in errors))
     return shown
 
 
@@ -102,13 +111,15 @@ def command(args: Sequence[str]) -> None:
     parser = ArgumentParser(
         prog="main.py profile",
         description="Measure the latency of every block at every width on this device, with the table's own error on "
-        "held-out sub-networks. Example: main.py profile --checkpoint runs/quickstart/elastic --workload chat",
+        "held-out sub-networks; with --dynamic, those of a dynamic router, whose tokens take different widths. "
+        "Example: main.py profile --checkpoint runs/quickstart/elastic --workload chat",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
     add_workload(parser)
     add_device(parser)
     parser.add_argument("--seconds", type=float, default=60.0, help="For the table; its check takes as long again.")
     parser.add_argument("--held_out", type=int, default=20, help="Sub-networks to check it on; 0 leaves the check out.")
+    parser.add_argument("--dynamic", action="store_true", help="Measure the table of a dynamic router.")
     parser.add_argument("--fresh", action="store_true", help="Measure again what is measured already.")
     options = parser.parse_args(list(args))
     folder = locate(options.checkpoint).checkpoint
@@ -118,11 +129,13 @@ def command(args: Sequence[str]) -> None:
     config._attn_implementation = "sdpa"
     dtype = getattr(torch, workload.dtype)
     backbone = blank_elastic(config, record.space, dtype=dtype, device=device_of(options.device))
-    known = None if options.fresh else find(folder, conditions(backbone, workload))
+    wanted = conditions(backbone, workload, "dynamic" if options.dynamic else "static")
+    known = None if options.fresh else find(folder, wanted)
     if known is not None:
         path, table = known
         show(summary(table, record.space), f"measured already: {path}; --fresh measures again")
         return
-    table = profile(backbone, workload, budget_seconds=options.seconds, held_out=options.held_out)
+    measure = profile_dynamic if options.dynamic else profile
+    table = measure(backbone, workload, budget_seconds=options.seconds, held_out=options.held_out)
     path = table.write(folder)
     show(summary(table, record.space), f"wrote {path}")

@@ -1,11 +1,12 @@
 import json
+import shutil
 
 import pytest
 import torch
 
 from flextron_lit.budget import parse_budget
 from flextron_lit.costs import COUNTED, Workload
-from flextron_lit.costs.known import known_tables
+from flextron_lit.costs.known import known_dynamic_tables, known_tables
 from flextron_lit.costs.latency import LatencyTable
 from flextron_lit.costs.profiler import profile
 from flextron_lit.loading import load_elastic
@@ -28,14 +29,31 @@ def backbone(trained):
 
 
 @pytest.fixture(scope="module")
-def profiled(trained):
-    """The same with a latency table."""
+def profiled(trained, tmp_path_factory):
+    """A copy with a latency table."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("profiled") / "run")
     workload = ("--prompt_tokens", 16, "--generated_tokens", 4, "--threads", 1)
-    printed = succeed("profile", "--checkpoint", trained, *workload, "--seconds", 1, "--held_out", 3)
+    printed = succeed("profile", "--checkpoint", folder, *workload, "--seconds", 1, "--held_out", 3)
     assert "error on held-out networks" in printed
     assert "latency-cpu-1x16+4-float32.json" in printed.replace("\n", "")
-    assert "measured already" in succeed("profile", "--checkpoint", trained, *workload)
-    return trained
+    assert "measured already" in succeed("profile", "--checkpoint", folder, *workload)
+    return folder
+
+
+def test_a_dynamic_table_stands_beside_the_static_one(profiled, backbone):
+    folder = profiled / "flextron"
+    before = known_tables(folder, backbone, Workload(), None)
+    options = ("--checkpoint", profiled, "--dynamic", "--prompt_tokens", 16, "--generated_tokens", 4, "--threads", 1)
+    printed = succeed("profile", *options, "--seconds", 1, "--held_out", 2)
+    for words in ("latency of a dynamic router", "routed, all at full width", "error on held-out mixtures"):
+        assert words in printed
+    assert "dynamic-cpu-1x16+4-float32.json" in printed.replace("\n", "")
+    assert "measured already" in succeed("profile", *options)
+    assert known_tables(folder, backbone, Workload(), None) == before
+    tables, latency = known_dynamic_tables(folder, backbone, Workload(), None)
+    assert latency.execution == "dynamic"
+    assert len(latency.phases["decode"].held_out) == 2
+    assert tables["latency"].reference > 0
 
 
 def answer(folder, budget, *options):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flextron_lit.costs.counted import COUNTED
-from flextron_lit.costs.latency import LatencyTable, device_description, read_all
+from flextron_lit.costs.dynamic import DYNAMIC_COUNTED
+from flextron_lit.costs.latency import Execution, LatencyTable, device_description, read_all
 from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.workload import Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
@@ -22,7 +23,7 @@ def known_tables(
     latency: str | None,
     device: torch.device | None = None,
 ) -> tuple[dict[str, CostTable], LatencyTable | None]:
-    """The cost tables of a Flextron checkpoint.
+    """The cost tables of a Flextron checkpoint, for sub-networks.
 
     Args:
         folder: the Flextron checkpoint.
@@ -34,11 +35,49 @@ def known_tables(
     Raises:
         ValueError: if there are several latency tables to choose from, none of that name, or only another device's.
     """
-    measured = {path.stem: table for path, table in read_all(folder, backbone.space).items()}
-    here = {"device": device_description(device or backbone.model.device)}
-    chosen = _chosen(measured, latency, here)
-    counted = {name: count(backbone, chosen.workload if chosen else workload) for name, count in COUNTED.items()}
-    return {**(chosen.tables() if chosen else {}), **counted}, chosen
+    chosen = _find(folder, backbone, latency, device, "static")
+    return _all(backbone, workload, chosen, COUNTED), chosen
+
+
+def known_dynamic_tables(
+    folder: Path,
+    backbone: ElasticBackbone,
+    workload: Workload,
+    latency: str | None,
+    device: torch.device | None = None,
+) -> tuple[dict[str, CostTable], LatencyTable | None]:
+    """The cost tables of a Flextron checkpoint, for a dynamic router; without those that no choice changes.
+
+    Args:
+        folder: as for `known_tables`.
+        backbone: likewise.
+        workload: likewise.
+        latency: name of the dynamic latency table to use, likewise.
+        device: likewise.
+
+    Raises:
+        ValueError: as `known_tables`.
+    """
+    chosen = _find(folder, backbone, latency, device, "dynamic")
+    return _all(backbone, workload, chosen, DYNAMIC_COUNTED), chosen
+
+
+def _find(
+    folder: Path, backbone: ElasticBackbone, latency: str | None, device: torch.device | None, execution: Execution
+) -> LatencyTable | None:
+    measured = {path.stem: table for path, table in read_all(folder, backbone.space, execution).items()}
+    return _chosen(measured, latency, {"device": device_description(device or backbone.model.device)})
+
+
+def _all(
+    backbone: ElasticBackbone,
+    workload: Workload,
+    chosen: LatencyTable | None,
+    counted: Mapping[str, Callable[[ElasticBackbone, Workload], CostTable]],
+) -> dict[str, CostTable]:
+    counted_for = chosen.workload if chosen else workload
+    tables = {name: count(backbone, counted_for) for name, count in counted.items()}
+    return {**(chosen.tables() if chosen else {}), **tables}
 
 
 def _chosen(measured: Mapping[str, LatencyTable], name: str | None, here: Mapping[str, Any]) -> LatencyTable | None:

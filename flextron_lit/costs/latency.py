@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,18 +21,29 @@ from flextron_lit.provenance import versions
 from flextron_lit.space import ElasticSpace
 
 FOLDER = "costs"
-PREFIX = "latency-"
+Execution = Literal["static", "dynamic"]
+"""One sub-network for all tokens, or a width for every token, computed in groups."""
+PREFIXES: dict[Execution, str] = {"static": "latency-", "dynamic": "dynamic-"}
+"""What the files of each begin with."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One sub-network that the table was not made from."""
+    """One sub-network, or one mixture of choices, that the table was not made from."""
 
     choices: tuple[int, ...]
+    """Of the sub-network; empty for a mixture."""
     predicted: float
     """Time relative to the full network's, from the table."""
     measured: float
     """The same, measured."""
+    mixture: int | None = None
+    """Number of the mixture (`mixtures.shares`); None for a sub-network."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, JSON-able."""
+        row = {"choices": list(self.choices), "predicted": self.predicted, "measured": self.measured}
+        return row if self.mixture is None else {**row, "mixture": self.mixture}
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class PhaseLatency:
     spread: float
     """Largest spread of a measured ratio to the full network's time: two profiles agree within the sum of theirs."""
     held_out: tuple[HeldOut, ...]
-    """The check on sub-networks that differ from layer to layer, spread evenly over cost."""
+    """The check on sub-networks or mixtures that differ from layer to layer, spread over cost."""
 
     @property
     def error(self) -> float | None:
@@ -68,10 +79,16 @@ class LatencyTable:
         return Workload(**self.conditions["workload"])
 
     @property
+    def execution(self) -> Execution:
+        """How the network ran."""
+        execution: Execution = self.conditions.get("execution", "static")
+        return execution
+
+    @property
     def file_name(self) -> str:
-        """`latency-<kind of device>-<workload>-<dtype>.json`."""
+        """`latency-<kind of device>-<workload>-<dtype>.json`, or `dynamic-...`."""
         workload = self.workload
-        return f"{PREFIX}{self.conditions['device']['type']}-{workload.name}-{workload.dtype}.json"
+        return f"{PREFIXES[self.execution]}{self.conditions['device']['type']}-{workload.name}-{workload.dtype}.json"
 
     def tables(self) -> dict[str, CostTable]:
         """Every latency as a cost table: `prefill`, `decode` (one step), and `latency`, the whole request."""
@@ -87,12 +104,13 @@ class LatencyTable:
         Raises:
             ValueError: naming what differs.
         """
-        found = list(differences({name: self.conditions[name] for name in wanted}, wanted))
+        found = list(differences({name: self.conditions.get(name) for name in wanted}, wanted))
         if found:
+            option = " --dynamic" if self.execution == "dynamic" else ""
             raise ValueError(
                 f"the latency table {self.file_name} was measured under other conditions:\n  "
                 + "\n  ".join(found)
-                + "\nMeasure this one with `python main.py profile`"
+                + f"\nMeasure this one with `python main.py profile{option}`"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -104,7 +122,7 @@ class LatencyTable:
                     "table": phase.table.to_json(),
                     "spread": phase.spread,
                     "error": phase.error,
-                    "held_out": [asdict(row) for row in phase.held_out],
+                    "held_out": [row.to_json() for row in phase.held_out],
                 }
                 for name, phase in self.phases.items()
             },
@@ -130,13 +148,13 @@ class LatencyTable:
         return path
 
 
-def read_all(folder: Path, space: ElasticSpace) -> dict[Path, LatencyTable]:
-    """The latency tables of a Flextron checkpoint, by file.
+def read_all(folder: Path, space: ElasticSpace, execution: Execution = "static") -> dict[Path, LatencyTable]:
+    """The latency tables of a Flextron checkpoint that hold for one kind of execution, by file.
 
     Raises:
         ValueError: if one is damaged, or was made for another space.
     """
-    found = {path: _read(path) for path in _paths(folder)}
+    found = {path: _read(path) for path in _paths(folder, execution)}
     for table in found.values():
         for each in table.tables().values():
             each.check(space)
@@ -144,17 +162,17 @@ def read_all(folder: Path, space: ElasticSpace) -> dict[Path, LatencyTable]:
 
 
 def find(folder: Path, wanted: Mapping[str, Any]) -> tuple[Path, LatencyTable] | None:
-    """The table of a folder that was measured under just these conditions, with its file.
+    """The table of a folder that was measured under just these `conditions`, with its file.
 
     Raises:
         ValueError: if a table is damaged.
     """
-    tables = ((path, _read(path)) for path in _paths(folder))
+    tables = ((path, _read(path)) for path in _paths(folder, wanted.get("execution", "static")))
     return next((found for found in tables if not list(differences(found[1].conditions, wanted))), None)
 
 
-def _paths(folder: Path) -> list[Path]:
-    return sorted((folder / FOLDER).glob(f"{PREFIX}*.json"))
+def _paths(folder: Path, execution: Execution) -> list[Path]:
+    return sorted((folder / FOLDER).glob(f"{PREFIXES[execution]}*.json"))
 
 
 def _read(path: Path) -> LatencyTable:
@@ -164,7 +182,7 @@ def _read(path: Path) -> LatencyTable:
         raise ValueError(f"{path} is damaged ({error}); delete it and profile again") from error
 
 
-def conditions(backbone: ElasticBackbone, workload: Workload) -> dict[str, Any]:
+def conditions(backbone: ElasticBackbone, workload: Workload, execution: Execution = "static") -> dict[str, Any]:
     """What latencies of a model depend on, JSON-able."""
     threads = workload.threads or torch.get_num_threads()
     config = backbone.model.config
@@ -179,6 +197,8 @@ def conditions(backbone: ElasticBackbone, workload: Workload) -> dict[str, Any]:
             "space": backbone.space.to_json(),
         },
         "versions": versions(),
+        # static tables were written before there were others
+        **({} if execution == "static" else {"execution": execution}),
     }
 
 

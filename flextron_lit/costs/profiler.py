@@ -25,6 +25,7 @@ from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.timing import Interleaved, Ratio, Run, interleaved, seconds
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
+from flextron_lit.elastic.selection import Selection
 from flextron_lit.progress import progress
 from flextron_lit.space import KINDS, Block, BlockKind, ElasticSpace, SubNetwork
 
@@ -38,17 +39,17 @@ SHARE_RUNS = 3
 
 
 class Passes:
-    """The passes of a workload through one sub-network, as generation runs them.
+    """The passes of a workload with one selection, as generation runs them.
 
     Args:
         backbone: the elastic network, on the device to measure.
-        sub_network: what to run.
+        selection: what to run: a sub-network, or a policy.
         workload: shapes of the prompt and of the generation.
     """
 
-    def __init__(self, backbone: ElasticBackbone, sub_network: SubNetwork, workload: Workload) -> None:
+    def __init__(self, backbone: ElasticBackbone, selection: Selection, workload: Workload) -> None:
         self.backbone = backbone
-        self.sub_network = sub_network
+        self.selection = selection
         self.workload = workload
 
     def prefill(self) -> None:
@@ -63,7 +64,10 @@ class Passes:
     @cached_property
     def _half_way(self) -> DynamicCache:
         cache = DynamicCache(config=self.backbone.model.config)
-        self._run(self._tokens(round(self.workload.decode_context) - 1), cache)
+        # a policy finds the keys and values of all groups, whoever computed them
+        static = self.selection if isinstance(self.selection, SubNetwork) else self.backbone.space.full()
+        before = Passes(self.backbone, static, self.workload)
+        before._run(self._tokens(round(self.workload.decode_context) - 1), cache)
         return cache
 
     def _tokens(self, length: int) -> Tensor:
@@ -71,7 +75,7 @@ class Passes:
         return torch.ones(self.workload.batch_size, length, dtype=torch.long, device=model.device)
 
     def _run(self, ids: Tensor, cache: DynamicCache) -> None:
-        with self.backbone.use(self.sub_network), torch.no_grad():
+        with self.backbone.use(self.selection), torch.no_grad():
             self.backbone.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
@@ -91,11 +95,11 @@ def profile(
         ValueError: if the workload does not fit in memory, or takes more positions than the model has.
     """
     phases = {}
-    with _measuring(backbone, workload):
+    with measuring(backbone, workload):
         for phase in workload.phases:
-            time = budget_seconds * (DECODE_SHARE if phase == "decode" else 1 - DECODE_SHARE)
-            measured = _timed(backbone, workload, phase, probes(backbone.space), time, "measuring")
-            table = _table(backbone, phase, measured, _shares(backbone, workload, phase))
+            time = phase_seconds(phase, budget_seconds)
+            measured = timed(backbone, workload, phase, probes(backbone.space), time, "measuring")
+            table = _table(backbone, phase, measured, time_shares(backbone, workload, phase))
             spread = max((ratio.spread for ratio in measured.ratios.values()), default=0.0)
             rows = _check(backbone, workload, phase, table, _held_out(backbone.space, table, held_out, seed), time)
             phases[phase] = PhaseLatency(table, spread, rows)
@@ -106,16 +110,16 @@ def measure(
     backbone: ElasticBackbone,
     workload: Workload,
     phase: Phase,
-    sub_networks: Mapping[Name, SubNetwork],
+    chosen: Mapping[Name, Selection],
     budget_seconds: float,
 ) -> dict[Name, Ratio]:
-    """Times of sub-networks relative to the full network's, in one phase of a workload.
+    """Times of sub-networks or policies relative to the full network's, in one phase of a workload.
 
     Raises:
         ValueError: if the workload does not fit in memory.
     """
-    with _measuring(backbone, workload):
-        return _timed(backbone, workload, phase, sub_networks, budget_seconds, "measuring").ratios
+    with measuring(backbone, workload):
+        return timed(backbone, workload, phase, chosen, budget_seconds, "measuring").ratios
 
 
 def probes(space: ElasticSpace) -> dict[Probe, SubNetwork]:
@@ -128,16 +132,30 @@ def probes(space: ElasticSpace) -> dict[Probe, SubNetwork]:
     return found
 
 
-def _timed(
+def phase_seconds(phase: Phase, budget_seconds: float) -> float:
+    """Time for one phase."""
+    return budget_seconds * (DECODE_SHARE if phase == "decode" else 1 - DECODE_SHARE)
+
+
+def timed(
     backbone: ElasticBackbone,
     workload: Workload,
     phase: Phase,
-    chosen: Mapping[Name, SubNetwork],
+    chosen: Mapping[Name, Selection],
     budget_seconds: float,
     title: str,
 ) -> Interleaved[Name]:
-    """Time one phase of some sub-networks against the full one, in as many rounds as fit."""
-    runs: dict[Name, Run] = {name: getattr(Passes(backbone, sub, workload), phase) for name, sub in chosen.items()}
+    """Time one phase of some selections against the full network, in as many rounds as fit.
+
+    Args:
+        backbone: the elastic network, on the device to measure.
+        workload: the request to measure.
+        phase: of the request.
+        chosen: what to time, by name.
+        budget_seconds: time for the rounds.
+        title: what is being done, for the progress.
+    """
+    runs: dict[Name, Run] = {name: getattr(Passes(backbone, each, workload), phase) for name, each in chosen.items()}
     reference: Run = getattr(Passes(backbone, backbone.space.full(), workload), phase)
     device = backbone.model.device
 
@@ -155,7 +173,7 @@ def _timed(
     return interleaved(runs, reference, progress(range(rounds), text), clock)
 
 
-def _shares(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> dict[BlockKind, float]:
+def time_shares(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> dict[BlockKind, float]:
     """Share of the full network's time that is spent in one block of each kind.
 
     It splits the time of the full network between blocks and the rest; sums over a whole network do not depend on it.
@@ -194,19 +212,55 @@ def _shares(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> dict
 def _table(
     backbone: ElasticBackbone, phase: Phase, measured: Interleaved[Probe], shares: Mapping[BlockKind, float]
 ) -> CostTable:
-    space = backbone.space
-    counts = Counter((block.kind, width) for block in space.blocks for width in block.widths[:-1])
+    counts = probe_counts(backbone.space)
     saved = {probe: (1 - ratio.value) / counts[probe] for probe, ratio in measured.ratios.items()}
-    # a block cannot save more than it costs: where the split says so, it is the split that errs
-    full = {kind: max(shares[kind], *(s for (k, _), s in saved.items() if k == kind), 0.0) for kind in KINDS}
+    return table_of(backbone.space, phase, 1e3 * measured.reference, saved, shares)
+
+
+def probe_counts(space: ElasticSpace) -> Counter[Probe]:
+    """Blocks that have a width below the full one, by kind and width."""
+    return Counter((block.kind, width) for block in space.blocks for width in block.widths[:-1])
+
+
+def table_of(
+    space: ElasticSpace,
+    phase: Phase,
+    full_time: float,
+    saved: Mapping[Probe, float],
+    shares: Mapping[BlockKind, float],
+    largest: float | None = None,
+) -> CostTable:
+    """The table that gives the times of a phase.
+
+    Args:
+        space: the choices.
+        phase: names the table.
+        full_time: of the full network, in milliseconds.
+        saved: what one block saves against its full width, as a share of `full_time`.
+        shares: what one block of the full network takes, likewise (`time_shares`).
+        largest: what the table has for all blocks at full width, likewise, if not 1; `full_time` is then its reference.
+    """
+    total = 1.0 if largest is None else largest
+    blocks = Counter(block.kind for block in space.blocks)
+    least = {kind: max([s for (k, _), s in saved.items() if k == kind] + [0.0]) for kind in KINDS}
+    room = total - sum(blocks[kind] * least[kind] for kind in KINDS)
+    if room < 0:
+        # blocks together save more than all takes: noise, and no table has a cost below 0
+        scale = total / (total - room)
+        least, saved = {k: scale * s for k, s in least.items()}, {p: scale * s for p, s in saved.items()}
+    # a block cannot save more than it costs, nor all of them cost more than the whole: it is the split that errs
+    more = {kind: max(shares[kind] - least[kind], 0.0) for kind in KINDS}
+    wanted = sum(blocks[kind] * more[kind] for kind in KINDS)
+    part = min(1.0, max(room, 0.0) / wanted) if wanted else 0.0
+    full = {kind: least[kind] + part * more[kind] for kind in KINDS}
 
     def costs(block: Block) -> tuple[float, ...]:
         shares_of = (full[block.kind] - saved.get((block.kind, width), 0.0) for width in block.widths)
-        return tuple(1e3 * measured.reference * share for share in shares_of)
+        return tuple(full_time * share for share in shares_of)
 
     rows = tuple(costs(block) for block in space.blocks)
-    total = 1e3 * measured.reference
-    return CostTable(phase, "ms", total - sum(row[-1] for row in rows), rows)
+    fixed = full_time * total - sum(row[-1] for row in rows)
+    return CostTable(phase, "ms", fixed, rows, None if largest is None else full_time)
 
 
 def _held_out(space: ElasticSpace, table: CostTable, count: int, seed: int) -> list[SubNetwork]:
@@ -227,12 +281,17 @@ def _check(
 ) -> tuple[HeldOut, ...]:
     if not chosen:
         return ()
-    measured = _timed(backbone, workload, phase, dict(enumerate(chosen)), budget_seconds, "checking").ratios
+    measured = timed(backbone, workload, phase, dict(enumerate(chosen)), budget_seconds, "checking").ratios
     return tuple(HeldOut(s.choices, table.ratio(s), measured[i].value) for i, s in enumerate(chosen))
 
 
 @contextmanager
-def _measuring(backbone: ElasticBackbone, workload: Workload) -> Iterator[None]:
+def measuring(backbone: ElasticBackbone, workload: Workload) -> Iterator[None]:
+    """Set a model up for a workload's passes, and put it back.
+
+    Raises:
+        ValueError: if the workload does not fit in memory, or takes more positions than the model has.
+    """
     model = backbone.model
     positions = model.config.max_position_embeddings
     if workload.total_tokens > positions:

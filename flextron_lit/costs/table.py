@@ -31,11 +31,14 @@ class CostTable:
     """Cost of everything that is not elastic."""
     blocks: tuple[tuple[float, ...], ...]
     """Cost per block and choice: 2L rows of that block's number of choices."""
+    reference: float | None = None
+    """Cost of the network that ratios are of, where it is not the largest that the table has: a table of a dynamic
+    router also holds what routing costs, and its ratios are of the full network run without (ours)."""
 
     @cached_property
     def full(self) -> float:
-        """Cost of the full network."""
-        return self.fixed + sum(row[-1] for row in self.blocks)
+        """Cost of the full network, run statically: what ratios are of."""
+        return self.fixed + sum(row[-1] for row in self.blocks) if self.reference is None else self.reference
 
     @cached_property
     def smallest(self) -> float:
@@ -66,7 +69,7 @@ class CostTable:
         return self.fixed + sum(row[c] for row, c in zip(self.blocks, sub_network.choices, strict=True))
 
     def ratio(self, sub_network: SubNetwork) -> float:
-        """Cost relative to the full network, in (0, 1]."""
+        """Cost relative to the full network, in (0, 1]; above 1 is possible where there is a `reference`."""
         return self.cost(sub_network) / self.full
 
     def expected(self, probabilities: Tensor) -> Tensor:
@@ -93,13 +96,18 @@ class CostTable:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, JSON-able."""
-        return {"name": self.name, "unit": self.unit, "fixed": self.fixed, "blocks": [list(row) for row in self.blocks]}
+        blocks = [list(row) for row in self.blocks]
+        data = {"name": self.name, "unit": self.unit, "fixed": self.fixed, "blocks": blocks}
+        # a table without one has the digest that it always had
+        return data if self.reference is None else {**data, "reference": self.reference}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CostTable:
         """Inverse of `to_json`."""
         blocks = tuple(tuple(float(cost) for cost in row) for row in data["blocks"])
-        return cls(str(data["name"]), str(data["unit"]), float(data["fixed"]), blocks)
+        reference = data.get("reference")
+        reference = None if reference is None else float(reference)
+        return cls(str(data["name"]), str(data["unit"]), float(data["fixed"]), blocks, reference)
 
     def check(self, space: ElasticSpace) -> None:
         """Refuse a table of another space.
@@ -119,6 +127,8 @@ class CostTable:
 def weighted_sum(name: str, parts: Sequence[tuple[float, CostTable]], unit: str | None = None) -> CostTable:
     """One table from several of the same space and unit: `sum of weight x cost`, for example prefill and decode steps.
 
+    It has a `reference` if any of them has one.
+
     Args:
         name: of the new table.
         parts: weight and table of each part, at least one.
@@ -133,4 +143,7 @@ def weighted_sum(name: str, parts: Sequence[tuple[float, CostTable]], unit: str 
 
     rows = zip(*(table.blocks for table in tables), strict=True)
     blocks = tuple(tuple(total(costs) for costs in zip(*row, strict=True)) for row in rows)
-    return CostTable(name, unit or units.pop(), total([table.fixed for table in tables]), blocks)
+    fixed = total([table.fixed for table in tables])
+    own = all(table.reference is None for table in tables)
+    reference = None if own else total([table.full for table in tables])
+    return CostTable(name, unit or units.pop(), fixed, blocks, reference)

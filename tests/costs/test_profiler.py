@@ -7,7 +7,7 @@ import torch
 
 from flextron_lit.costs import profiler
 from flextron_lit.costs.latency import LatencyTable, conditions, read_all
-from flextron_lit.costs.profiler import Passes, probes, profile
+from flextron_lit.costs.profiler import Passes, probes, profile, table_of
 from flextron_lit.costs.workload import WORKLOADS, Workload, named
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.space import SpaceConfig, SubNetwork
@@ -29,12 +29,12 @@ def machine(monkeypatch):
     def run(self, ids, cache):
         noise = torch.randn((), generator=state["generator"]).item() * state["noise"]
         state["passes"] += 1
-        state["last"] = truth(self.backbone, self.sub_network) * ids.shape[1] * (1 + noise) / 1e3
+        state["last"] = truth(self.backbone, self.selection) * ids.shape[1] * (1 + noise) / 1e3
 
     monkeypatch.setattr(Passes, "_run", run)
     monkeypatch.setattr(profiler.DynamicCache, "crop", lambda self, length: None)
     monkeypatch.setattr(profiler, "seconds", lambda run, device: run() or state["last"])
-    monkeypatch.setattr(profiler, "_shares", lambda *_: {"attention": 0.05, "mlp": 0.1})
+    monkeypatch.setattr(profiler, "time_shares", lambda *_: {"attention": 0.05, "mlp": 0.1})
     return state
 
 
@@ -88,6 +88,26 @@ def test_held_out_sub_networks_differ_by_layer_and_spread_over_cost(machine):
     step = (1 - low) / 20
     assert all(abs(m - (low + (i + 0.5) * step)) < 0.02 for i, m in enumerate(measured))
     assert all(len(set(row.choices[1::2])) > 1 for row in rows[2:-2])
+
+
+def test_no_noise_makes_a_cost_negative(backbone):
+    space = backbone.space
+    shares = {"attention": 0.05, "mlp": 0.1}
+    saved = {("attention", 0): 0.02, ("mlp", 0): 0.08, ("mlp", 16): -0.01}
+    calm = table_of(space, "prefill", 100.0, saved, shares)
+    assert calm.fixed == pytest.approx(100 - 3 * 5 - 3 * 10)
+    assert calm.blocks[2] == pytest.approx((3, 5, 5, 5))
+    assert calm.blocks[1] == pytest.approx((2, 11, 10, 10))
+    # a split that leaves nothing for the rest: sums stay as they are
+    split = table_of(space, "prefill", 100.0, saved, {"attention": 0.2, "mlp": 0.3})
+    assert split.fixed == pytest.approx(0, abs=1e-9)
+    for sub_network in (space.full(), space.smallest(), SubNetwork((0, 1, 0, 1, 2, 3))):
+        assert split.cost(sub_network) == pytest.approx(calm.cost(sub_network))
+    # blocks that save more than all takes
+    wild = table_of(space, "prefill", 100.0, {("attention", 0): 0.1, ("mlp", 0): 0.5}, shares)
+    assert wild.full == pytest.approx(100)
+    assert min(wild.fixed, *(cost for row in wild.blocks for cost in row)) >= -1e-9
+    assert wild.smallest < 10
 
 
 def test_passes_are_those_of_generation(backbone):

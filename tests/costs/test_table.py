@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,3 +41,30 @@ def test_a_weighted_sum_is_one_table():
     )
     with pytest.raises(AssertionError, match="units differ"):
         weighted_sum("both", [(1, TABLE), (1, CostTable("n", "bytes", 0.0, TABLE.blocks))])
+
+
+def test_ratios_are_of_the_reference_where_there_is_one():
+    space = ElasticBackbone(make_llama(num_hidden_layers=1), SpaceConfig(mlp=[16, 32, 64], attention=[2, 4])).space
+    routed = replace(TABLE, reference=5.0)
+    assert routed.full == 5
+    assert routed.cost(space.full()) == TABLE.full == 7
+    assert routed.ratio(space.full()) == 7 / 5
+    assert routed.smallest_ratio == 2 / 5
+    assert routed.smallest == TABLE.smallest
+    assert replace(TABLE, reference=0.0).full == 0
+
+
+def test_a_table_without_a_reference_has_the_json_and_digest_that_it_always_had():
+    assert set(TABLE.to_json()) == {"name", "unit", "fixed", "blocks"}
+    assert TABLE.sha256 == "6a2a23f6c77f80e60eb74d85ffa9b9601bbeffd4dc64fa2a7c957606213d9893"
+    assert CostTable.from_json(TABLE.to_json()) == TABLE
+    routed = replace(TABLE, reference=TABLE.full)
+    assert CostTable.from_json(json.loads(json.dumps(routed.to_json()))) == routed != TABLE
+    assert routed.sha256 != TABLE.sha256
+
+
+def test_a_weighted_sum_carries_the_reference():
+    routed = replace(TABLE, reference=5.0)
+    assert weighted_sum("both", [(1, routed), (3, routed)]).reference == 20
+    assert weighted_sum("both", [(2, routed), (1, TABLE)]).full == 2 * 5 + 7
+    assert weighted_sum("both", [(2, TABLE)]).reference is None
