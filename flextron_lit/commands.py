@@ -25,6 +25,7 @@ commands
   profile    measure the latency of this device, with the table's own error
   select     the sub-network for a budget: widths, costs, loss
   reroute    train a router for another device or cost, from the kept surrogate
+  highlight  a text shaded by what a dynamic router spends on each token, as a web page
   info       what a Flextron checkpoint holds and how it was made
   diff       how two Flextron checkpoints differ; exit code 0 if they do not
 
@@ -92,6 +93,13 @@ def _reroute() -> int:
     return 0
 
 
+def _highlight() -> int:
+    from flextron_lit.highlighting import command
+
+    command(sys.argv[2:])
+    return 0
+
+
 def _diff() -> int:
     from flextron_lit.inspection.difference import command
 
@@ -108,6 +116,7 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "profile": _profile,
     "select": _select,
     "reroute": _reroute,
+    "highlight": _highlight,
     "info": _info,
     "diff": _diff,
 }

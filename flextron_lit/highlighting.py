@@ -1,0 +1,130 @@
+"""`python main.py highlight`: where a dynamic router's compute goes in a text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.table import Table
+
+from flextron_lit.compute.groups import ALL, Group, groups_of, summary
+from flextron_lit.compute.page import page
+from flextron_lit.compute.routed_text import Batch, route_text
+from flextron_lit.data import TextDataModule
+from flextron_lit.data.rows import decode
+from flextron_lit.inspection.location import FOLDER_HELP, locate
+from flextron_lit.loading import Loaded, load_elastic
+from flextron_lit.profiling import add_device, device_of
+from flextron_lit.routers.dynamic import DynamicPolicy
+from flextron_lit.tables import show
+
+TOKENS = 400
+
+
+def policy_for(loaded: Loaded, budget: str) -> DynamicPolicy:
+    """What chooses for a budget.
+
+    Raises:
+        ValueError: if it cannot be read or met, or the full network meets it.
+    """
+    selection = loaded.dynamic_routing.answer(budget, loaded.backbone)
+    if not isinstance(selection, DynamicPolicy):
+        raise ValueError(f"the full network meets the budget {budget}: every token gets all of it; ask for less than 1")
+    return selection
+
+
+def texts_of(loaded: Loaded, text: Path | None, tokens: int | None) -> dict[str, list[Batch]]:
+    """What to look at, by name: the beginning of a text file, or validation documents of every training domain.
+
+    Args:
+        loaded: the network.
+        text: the file.
+        tokens: how many; of each domain as many, rounded up to whole blocks.
+
+    Raises:
+        ValueError: if there is no text, more is asked for than the network can read at once, or the checkpoint does
+            not say what it was trained on.
+    """
+    longest = loaded.backbone.model.config.max_position_embeddings
+    tokens = min(TOKENS, longest) if tokens is None else tokens
+    if not 2 <= tokens <= longest:
+        raise ValueError(f"the network reads 2 to {longest} tokens at once, not {tokens}; change --tokens")
+    if text is not None:
+        read = decode(str(text), text.read_bytes())
+        ids = loaded.tokenizer(read, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
+        if len(ids) < 2:
+            raise ValueError(f"{text} has {len(ids)} tokens; one follows from another, so 2 or more are needed")
+        block = torch.tensor([ids])
+        return {text.name: [{"input_ids": block, "labels": block}]}
+    history = loaded.record.history if loaded.record else []
+    if not history or not history[-1].get("data"):
+        raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
+    described = history[-1]["data"]
+    whole = math.ceil(tokens / described["block_size"]) * described["block_size"]
+    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder), validation_tokens=whole)
+    data.prepare_data()
+    return {name: list(loader) for name, loader in zip(data.domain_names, data.val_dataloader(), strict=True)}
+
+
+def shown(groups: Sequence[Group], cost: str) -> Table:
+    """Means over groups of tokens, for people."""
+    table = Table()
+    for column in ("tokens", "count", cost, "MLP width", "attention width", "loss of the next token"):
+        table.add_column(column, justify="left" if column == "tokens" else "right", no_wrap=True)
+    for group in groups:
+        if group.domain == ALL:
+            means = group.means
+            widths = (f"{means[name]:.0%}" for name in ("mlp_width", "attention_width"))
+            loss = "" if math.isnan(means["loss"]) else f"{means['loss']:.2f}"
+            table.add_row(group.name, str(group.tokens), f"{means['cost']:.3f}", *widths, loss)
+    return table
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    try:
+        path.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error}); name another file with --output") from error
+
+
+def command(args: Sequence[str]) -> None:
+    """`python main.py highlight`."""
+    parser = ArgumentParser(
+        prog="main.py highlight",
+        description="A text shaded by what a dynamic router spends on each token, as a web page, and which tokens get "
+        "most. Example: main.py highlight --checkpoint runs/dynamic_router --budget 0.7 --text README.md",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
+    parser.add_argument(
+        "--budget",
+        type=str,
+        required=True,
+        help="Mean cost of a token as a ratio of the full network's (0.7), or with its name or unit (flops=0.7).",
+    )
+    parser.add_argument(
+        "--text", type=Path, default=None, help="A text file. Default: validation documents of the training text."
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=None, help=f"Of the file, or of each validation domain ({TOKENS})."
+    )
+    add_device(parser)
+    parser.add_argument("--output", type=Path, default=Path("compute.html"), help="Where to write the page.")
+    options = parser.parse_args(list(args))
+    folder = locate(options.checkpoint).checkpoint
+    loaded = load_elastic(str(folder), device=device_of(options.device))
+    policy = policy_for(loaded, options.budget)
+    cost, router = policy.table.name, f"dynamic router at {options.budget}"
+    batches: Mapping[str, list[Batch]] = texts_of(loaded, options.text, options.tokens)
+    texts = {name: route_text(loaded.backbone, policy, loaded.tokenizer, each) for name, each in batches.items()}
+    groups = groups_of(texts)
+    excerpts = {name: text.excerpt(options.tokens or TOKENS) for name, text in texts.items()}
+    write_page(options.output, page(excerpts, groups, router, cost))
+    show(shown(groups, cost), summary(groups, f"the {router}", cost), f"wrote {options.output}")
