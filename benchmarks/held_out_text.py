@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +27,17 @@ def measured_on(loaded: Loaded, batches: list[Batch]) -> MeasuredLoss:
 
 def on_test_documents(loaded: Loaded, tokens: int) -> MeasuredLoss:
     """On so many tokens of each domain, which nothing was trained, sorted or routed by."""
+    return measured_on(loaded, [batch for _, batches in test_text(loaded, tokens) for batch in batches])
+
+
+def test_text(loaded: Loaded, tokens: int) -> Iterator[tuple[str, list[Batch]]]:
+    """So many tokens of each domain by its name."""
     assert loaded.record is not None
     described = next(row["data"] for row in reversed(loaded.record.history) if row.get("data"))
     data = TextDataModule.from_description(described, tokenizer=str(loaded.folder), test_tokens=tokens)
     data.prepare_data()
-    return measured_on(loaded, [batch for loader in data.test_dataloader() for batch in loader])
+    for name, loader in zip(data.domain_names, data.test_dataloader(), strict=True):
+        yield name, list(loader)
 
 
 def on_surrogate_text(loaded: Loaded, surrogate: TrainedSurrogate) -> MeasuredLoss:

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flextron_lit import sampling
 from flextron_lit.sampling import STRATEGIES, draw
-from flextron_lit.stages import Stage, StaticRouterTraining
+from flextron_lit.stages import Stage
 
 DEFAULT = {"independent": 0.75, "uniform": 0.25}
 COST = "parameters"
@@ -61,7 +61,7 @@ class BudgetSampling(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw this step's sub-networks or budgets."""
         assert isinstance(pl_module, Stage)
-        if isinstance(pl_module, StaticRouterTraining):
+        if pl_module.plans == "budgets":
             pl_module.plan = sampling.budgets(pl_module.table.smallest_ratio, self.k, self.generator)
         else:
             table = pl_module.cost_table(self.cost)

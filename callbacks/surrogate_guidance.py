@@ -5,24 +5,22 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
-from flextron_lit import sampling
 from flextron_lit.routers.gate import Gate
-from flextron_lit.routers.objective import Routed
-from flextron_lit.stages import StaticRouterTraining
+from flextron_lit.stages import RouterTraining
 
 
 class SurrogateGuidance(Callback):
     """Trains a router through the surrogate, and only while the surrogate is good enough on what the router chooses.
 
-    Adds the surrogate's prediction to the router's loss. Every `every_n_steps` it measures losses of the router's own
+    Adds the surrogate's prediction to the router's loss. Every `every_n_steps` it looks at losses of the router's own
     choices for random budgets; the surrogate goes on learning from them. The gate compares each with what the surrogate
-    predicted before: while the error over the last `window` pairs is too large, the router stands still.
+    predicted before: while the error over the last `window` pairs is too large, the router stands still. For a static
+    router each pair is measured, which takes time; a dynamic router's steps give the losses of their tokens.
 
     Args:
-        every_n_steps: steps between two measurements.
-        pairs: losses a measurement.
+        every_n_steps: steps between two looks.
+        pairs: losses a look.
         threshold: squared error over variance below which the router moves.
         hysteresis: it stops above `threshold * hysteresis`.
         window: pairs that count.
@@ -59,51 +57,33 @@ class SurrogateGuidance(Callback):
         """Add the loss term."""
         if stage != "fit":
             return
-        if not isinstance(pl_module, StaticRouterTraining):
+        if not isinstance(pl_module, RouterTraining):
             raise ValueError(f"SurrogateGuidance guides a router, but the stage is {type(pl_module).__name__}")
-        router = pl_module
-
-        def predicted(routed: Routed) -> Tensor:
-            return router.predicted(routed.probabilities).mean()
-
-        router.guide_by_surrogate()
-        router.add_loss_term("predicted_loss", predicted, self.weight)
+        pl_module.guide_by_surrogate()
+        pl_module.add_loss_term("predicted_loss", pl_module.predicted, self.weight)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Measure when due, then open or close the gate."""
-        assert isinstance(pl_module, StaticRouterTraining)
+        assert isinstance(pl_module, RouterTraining)
         due = trainer.global_step % self.every_n_steps == 0
         count = self.gate.wanted if self.gate.wanted else self.pairs * due
         if count:
-            self._measure(pl_module, count)
+            self.gate.observe(pl_module.observe(count, self.generator))
         pl_module.router_moves = self.gate.open
-        if self.gate.open != self._was_open:
+        if self.gate.error is not None and self.gate.open != self._was_open:
             self._was_open = self.gate.open
             state = "open, the router moves" if self.gate.open else "closed, only the surrogate learns"
             rank_zero_info(f"gate {state} (squared error over variance {self.gate.error:.3f})")
-
-    @torch.no_grad()
-    def _measure(self, stage: StaticRouterTraining, count: int) -> None:
-        budgets = torch.tensor(sampling.budgets(stage.table.smallest_ratio, count, self.generator))
-        sub_networks = stage.route(budgets, self.generator).sub_networks
-        pairs = stage.measure(sub_networks)
-        predicted = stage.surrogate(pairs.one_hot(stage.backbone.space).to(stage.device)).tolist()
-        self.gate.observe(zip(predicted, stage.trained.targets(pairs.losses).tolist(), strict=True))
-        stage.add_pairs(pairs)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the gate."""
-        assert isinstance(pl_module, StaticRouterTraining)
-        assert self.gate.error is not None
-        pl_module.log_step(
-            {
-                "train/gate_open": float(self.gate.open),
-                "train/gate_error": self.gate.error,
-                "train/pairs": float(len(pl_module.pairs)),
-            }
-        )
+        assert isinstance(pl_module, RouterTraining)
+        metrics = {"train/gate_open": float(self.gate.open), "train/pairs": float(pl_module.observed)}
+        if self.gate.error is not None:
+            metrics["train/gate_error"] = self.gate.error
+        pl_module.log_step(metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """The gate, and the generator."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +14,9 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint import FlextronCheckpoint
 from flextron_lit.costs import Workload
 from flextron_lit.costs.known import known_tables
+from flextron_lit.dynamic_routing import Budget, DynamicRouting
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.selection import Selection
 from flextron_lit.routing import Answer, Routing
 from flextron_lit.sources import load_dense, load_tokenizer, resolve_model
 from flextron_lit.space import ElasticSpace, SpaceConfig
@@ -63,6 +67,31 @@ class Loaded:
             raise ValueError(f"{self.folder} has neither a router nor a surrogate; train them, or search with `select`")
         self.backbone.selection.set(answer.sub_network)
         return answer
+
+    @cached_property
+    def dynamic_routing(self) -> DynamicRouting:
+        """The dynamic routers of the checkpoint, read once.
+
+        Raises:
+            ValueError: if there is none, or a file is damaged.
+        """
+        return DynamicRouting.read(self.folder, self.backbone.space)
+
+    def set_dynamic_budget(self, budgets: Budget | Sequence[Budget]) -> Selection:
+        """Let every token take its own widths within a mean budget, until the next call.
+
+        Args:
+            budgets: one for all sequences, or one for each sequence of a batch, as in `DynamicRouting.answer`.
+
+        Returns:
+            What is active now: the full network if it meets the budget, else a policy that also counts what it chose.
+
+        Raises:
+            ValueError: if a budget cannot be read or met, or the checkpoint has no dynamic router.
+        """
+        selection = self.dynamic_routing.answer(budgets, self.backbone)
+        self.backbone.selection.set(selection)
+        return selection
 
 
 def load_elastic(

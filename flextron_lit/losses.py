@@ -20,6 +20,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(predictions, targets, ignore_index=IGNORED, reduction="sum"), (targets != IGNORED).sum()
 
 
+def token_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Language loss of every position in nats, [B, T - 1], and which of them predict a token; the others have 0.
+
+    Shapes as in `cross_entropy`.
+    """
+    targets = labels[:, 1:]
+    predictions = logits[:, :-1].flatten(0, 1).float()
+    losses = F.cross_entropy(predictions, targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view(targets.shape), targets != IGNORED
+
+
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Language loss in nats per predicted token; 0 where nothing is predicted. Shapes as in `cross_entropy`."""
     total, tokens = cross_entropy(logits, labels)

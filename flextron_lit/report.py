@@ -15,7 +15,7 @@ from rich.table import Table
 
 from flextron_lit.costs import CostTable
 from flextron_lit.tables import show
-from flextron_lit.validation import ROUTED, ValidationResult
+from flextron_lit.validation import DYNAMIC, ROUTED, ValidationResult
 
 Row = dict[str, Any]
 
@@ -78,17 +78,25 @@ class Report:
 
     def costs(self) -> dict[str, float]:
         """Sub-network to cost, as in the last table: what a router answers to a budget changes as it learns."""
+        return self._costs(self.steps[-1])
+
+    def _costs(self, step: int) -> dict[str, float]:
+        """Mean over domains: what a dynamic router costs depends on the text."""
         assert self.table is not None
-        return {row["sub_network"]: row[self.table.name] for row in self.rows if row["step"] == self.steps[-1]}
+        found: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row["step"] == step:
+                found.setdefault(row["sub_network"], []).append(row[self.table.name])
+        return {name: sum(costs) / len(costs) for name, costs in found.items()}
 
     def figure(self) -> Figure:
-        """Mean loss against cost, for the first and the last table; routed sub-networks on a line of their own."""
+        """Mean loss against cost, for the first and the last table; what routers choose on lines of their own."""
         assert self.table is not None
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot()
         for step, style in {self.steps[0]: "o--", self.steps[-1]: "s-"}.items():
-            for routed, kind in ((False, ""), (True, "routed, ")):
-                self._line(axes, step, style, f"{kind}step {step}", routed=routed)
+            for kind in ("", ROUTED, DYNAMIC):
+                self._line(axes, step, style, kind)
         if self.table.unit != "ms":
             axes.xaxis.set_major_formatter(EngFormatter())
         axes.set(xlabel=f"{self.table.name} ({self.table.unit})", ylabel="loss (nats per token, mean over domains)")
@@ -97,14 +105,13 @@ class Report:
         axes.legend()
         return figure
 
-    def _line(self, axes: Axes, step: int, style: str, label: str, *, routed: bool) -> None:
-        rows = [row for row in self.rows if row["step"] == step]
-        assert self.table is not None
-        costs = {row["sub_network"]: row[self.table.name] for row in rows}
+    def _line(self, axes: Axes, step: int, style: str, kind: str) -> None:
+        costs = self._costs(step)
         means = {name: by_domain["mean"] for name, by_domain in self.losses(step).items()}
-        names = sorted((n for n in means if n.startswith(ROUTED) == routed), key=costs.__getitem__)
+        names = sorted((name for name in means if _kind(name) == kind), key=costs.__getitem__)
         if not names:
             return
+        label = f"{kind}, step {step}" if kind else f"step {step}"
         axes.plot([costs[n] for n in names], [means[n] for n in names], style, label=label)
         if step == self.steps[-1]:
             for name in names:
@@ -135,3 +142,8 @@ class Report:
             cells = [cell(name, domain, loss) for domain, loss in by_domain.items()]
             table.add_row(name, self.table.short(costs[name]), *cells)
         show(table)
+
+
+def _kind(name: str) -> str:
+    """Which line of the figure a sub-network belongs to: "" for those that no router chose."""
+    return next((kind for kind in (ROUTED, DYNAMIC) if name.startswith(kind)), "")

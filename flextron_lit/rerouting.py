@@ -59,6 +59,7 @@ def command(args: Sequence[str]) -> None:
     surrogate = TrainedSurrogate.read(folder, space)
     if surrogate is None:
         raise ValueError(f"{folder} holds no surrogate to train from: run the surrogate stage first")
+    surrogate.refuse_stale(folder)
     device = device_of(options.device)
     tables, _ = known_tables(folder, shape_of(folder, space), workload_of(options), options.latency, device)
     if options.cost not in tables:

@@ -26,7 +26,10 @@ class Answer:
     how: str
     """Where it comes from, in words."""
     loss: float | None
-    """Predicted, in nats per token on the text that the surrogate learned from; None for the full network."""
+    """In nats per token on the text that the surrogate learned from, or that the ladder was measured on; None for the
+    full network."""
+    measured: bool = False
+    """Whether the loss was measured when the ladder was made, rather than predicted by a surrogate."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Routing:
         router = self.routers.get(limits[0].table.sha256) if len(limits) == 1 else None
         if router is not None:
             rung = router.ladder.at(limits[0].value)
-            return Answer(rung.sub_network, f"a look-up in the ladder of the router for {router.table.name}", rung.loss)
+            return Answer(rung.sub_network, _look_up(router), rung.loss, router.ladder.measured)
         return None if self.surrogate is None else self._searched(limits, self.surrogate)
 
     def _searched(self, limits: Limits, surrogate: TrainedSurrogate) -> Answer:
@@ -88,7 +91,8 @@ class Routing:
         predicted = surrogate.predict(one_hot)
         best = int(predicted.argmin())
         loss = float(surrogate.to_nats(predicted[best]))
-        return Answer(found[best], f"a search by the surrogate, since {self._why(limits)}", loss)
+        how = f"a search by the surrogate, since {self._why(limits)}{_warned('surrogate', surrogate.stale)}"
+        return Answer(found[best], how, loss)
 
     def _starts(self, limits: Limits) -> Sequence[SubNetwork]:
         """The full network, what routers say to each limit alone, and random ones that meet them all."""
@@ -107,3 +111,14 @@ class Routing:
                 f"the router for {name} was trained on another cost table; `python main.py reroute` trains one for this"
             )
         return f"no router was trained for {name}"
+
+
+def _look_up(router: TrainedRouter) -> str:
+    measured = ", with losses that were measured" if router.ladder.measured else ""
+    warned = _warned("router", router.stale)
+    return f"a look-up in the ladder of the router for {router.table.name}{measured}{warned}"
+
+
+def _warned(what: str, stale: str | None) -> str:
+    """What to say of something that was made for the network before a stage changed it."""
+    return f"; this {what} is stale: {stale} has changed the network since, so train it again" if stale else ""

@@ -45,6 +45,8 @@ class Selection:
     """Measured, in nats per token; None where nothing was measured."""
     predicted: float | None = None
     """Predicted by the surrogate, in nats per token; None where it was not asked."""
+    calibrated: float | None = None
+    """Measured when the router's ladder was made, in nats per token; None where its losses are predicted."""
 
 
 def select(
@@ -67,6 +69,7 @@ def to_json(selection: Selection, space: ElasticSpace, tables: Mapping[str, Cost
         "how": selection.how,
         "loss": selection.loss,
         "predicted_loss": selection.predicted,
+        "calibration_loss": selection.calibrated,
         "sub_network": sub_network.to_json(),
         "widths": {block.name: width for block, width in widths},
         "costs": {
@@ -98,6 +101,8 @@ def shown(selection: Selection, space: ElasticSpace, tables: Mapping[str, CostTa
         yield f"loss {selection.loss:.3f} nats per token"
     if selection.predicted is not None:
         yield f"predicted loss {selection.predicted:.3f} nats per token, on the text that the surrogate learned from"
+    if selection.calibrated is not None:
+        yield f"loss {selection.calibrated:.3f} nats per token, on the training text that the ladder was measured on"
 
 
 def text_of(loaded: Loaded, source: str, text: Path | None, tokens: int) -> tuple[list[Batch], str]:
@@ -139,7 +144,8 @@ def answer(options: Any, folder: Path) -> tuple[Selection, ElasticSpace, dict[st
         if found is not None:
             refuse_without_effect(options, found.how)
             loss = loss_on(options, folder, found.sub_network) if options.text else None
-            return Selection(options.budget, found.sub_network, found.how, loss, found.loss), space, tables
+            noted = {"calibrated" if found.measured else "predicted": found.loss}
+            return Selection(options.budget, found.sub_network, found.how, loss, **noted), space, tables
         if options.search == "router":
             raise ValueError(f"{folder} holds no router and no surrogate; take --search {', '.join(SEARCHES)}")
     search = options.search or DEFAULT_SEARCH

@@ -177,6 +177,12 @@ class ElasticSpace:
         return cls(tuple(_block(r["layer"], r["kind"], r["widths"], full=r["widths"][-1]) for r in rows))
 
 
+def width_ratios(space: ElasticSpace) -> Tensor:
+    """Width of every choice as a share of its block's full width, [2L, N]; 0 where a block has no such choice."""
+    rows = [[width / block.full for width in block.widths] for block in space.blocks]
+    return torch.tensor([[*row, *[0.0] * (space.num_choices - len(row))] for row in rows])
+
+
 def resolve(config: SpaceConfig, *, num_layers: int, neurons: int, kv_groups: int) -> ElasticSpace:
     """Turn ratios into integers and check everything once.
 

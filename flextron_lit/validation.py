@@ -12,11 +12,14 @@ from torchmetrics import Metric
 
 from flextron_lit import sampling
 from flextron_lit.costs import CostTable
-from flextron_lit.space import KINDS, ElasticSpace, SubNetwork
+from flextron_lit.routers.dynamic import DynamicPolicy
+from flextron_lit.space import KINDS, ElasticSpace, SubNetwork, width_ratios
 
 MAX_LOSS = 700.0
 ROUTED = "routed"
 """How the names of sub-networks that a router chose begin; the budget follows."""
+DYNAMIC = "dynamic"
+"""How the names of dynamic routers begin; the budget follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,26 +91,50 @@ def spread(smallest: float) -> list[float]:
 
 
 class LossTable(Metric):
-    """Token-weighted loss of S sub-networks on D domains; sums and counts, so that ranks add up exactly."""
+    """Token-weighted loss of S sub-networks on D domains, and what they chose; sums, so that ranks add up exactly.
+
+    Args:
+        sub_networks: S.
+        domains: D.
+        space: the choices.
+    """
 
     full_state_update = False
     total: Tensor
     tokens: Tensor
+    choices: Tensor
 
-    def __init__(self, sub_networks: int, domains: int) -> None:
+    def __init__(self, sub_networks: int, domains: int, space: ElasticSpace) -> None:
         super().__init__()
-        for name in ("total", "tokens"):
-            zeros = torch.zeros(sub_networks, domains, dtype=torch.float64)
-            self.add_state(name, default=zeros, dist_reduce_fx="sum")
+        shape = (sub_networks, domains)
+        sizes = {"total": shape, "tokens": shape, "choices": (*shape, len(space), space.num_choices)}
+        for name, size in sizes.items():
+            self.add_state(name, default=torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, sub_network: int, domain: int, total: Tensor, tokens: Tensor) -> None:
-        """Add one batch: its summed loss in nats and its number of predicted tokens."""
+    def update(self, sub_network: int, domain: int, total: Tensor, tokens: Tensor, choices: Tensor) -> None:
+        """Add one batch: its summed loss in nats, its number of predicted tokens, and how often a choice was taken."""
         self.total[sub_network, domain] += total
         self.tokens[sub_network, domain] += tokens
+        self.choices[sub_network, domain] += choices.to(self.choices)
 
-    def compute(self) -> Tensor:
-        """Loss in nats per token, [S, D]; nan where nothing was seen."""
-        return self.total / self.tokens
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Loss in nats per token [S, D], nan where nothing was seen; shares of the choices [S, D, 2L, N]."""
+        return self.total / self.tokens, self.choices / self.choices.sum(-1, keepdim=True).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A sub-network to watch, or a router that chooses for every token."""
+
+    selection: SubNetwork | DynamicPolicy
+    costs: CostTable
+    """What it costs: a dynamic router has a table of its own."""
+
+    def took(self, space: ElasticSpace) -> Tensor:
+        """How often each choice was taken since the last time of asking, [2L, N]."""
+        if isinstance(self.selection, SubNetwork):
+            return space.one_hot(self.selection)
+        return self.selection.take()
 
 
 @dataclass(frozen=True)
@@ -115,13 +142,19 @@ class ValidationResult:
     """Losses of the watched sub-networks at one step."""
 
     space: ElasticSpace
-    costs: CostTable
-    sub_networks: dict[str, SubNetwork]
-    """S sub-networks by name."""
+    watched: dict[str, Watched]
+    """S of them by name."""
     domains: list[str]
     """D names."""
     losses: Tensor
     """[S, D], nats per token."""
+    shares: Tensor
+    """Of the tokens that took each choice, [S, D, 2L, N]."""
+
+    @property
+    def costs(self) -> CostTable:
+        """The table that the first of them, the full network, has its cost from: names what is counted."""
+        return next(iter(self.watched.values())).costs
 
     @property
     def mean_loss(self) -> float:
@@ -129,14 +162,24 @@ class ValidationResult:
         return float(self.losses.mean())
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Under stable names: `<prefix>/<sub-network>/<domain>/loss` and `/perplexity`, and the mean loss of each."""
+        """Under stable names: `<prefix>/<sub-network>/<domain>/loss` and `/perplexity`, and the mean loss of each.
+
+        What a dynamic router costs depends on the text: `/cost`, as a ratio of the full network's.
+        """
         flat: dict[str, float] = {}
-        for name, row in zip(self.sub_networks, self.losses.tolist(), strict=True):
-            for domain, loss in zip(self.domains, row, strict=True):
+        for index, (name, watched) in enumerate(self.watched.items()):
+            row = self.losses[index].tolist()
+            for place, (domain, loss) in enumerate(zip(self.domains, row, strict=True)):
                 flat[f"{prefix}/{name}/{domain}/loss"] = loss
                 flat[f"{prefix}/{name}/{domain}/perplexity"] = perplexity(loss)
+                if not isinstance(watched.selection, SubNetwork):
+                    flat[f"{prefix}/{name}/{domain}/cost"] = self._cost(index, place) / watched.costs.full
             flat[f"{prefix}/{name}/mean/loss"] = sum(row) / len(row)
         return flat
+
+    def _cost(self, index: int, domain: int) -> float:
+        table = list(self.watched.values())[index].costs
+        return float(table.expected(self.shares[index, domain]))
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """One row a sub-network and domain, for files."""
@@ -147,17 +190,18 @@ class ValidationResult:
                 "domain": domain,
                 "loss": loss,
                 "perplexity": perplexity(loss),
-                self.costs.name: self.costs.cost(sub_network),
-                **self._mean_widths(sub_network),
+                self.costs.name: self._cost(index, place),
+                **self._mean_widths(self.shares[index, place]),
             }
-            for (name, sub_network), row in zip(self.sub_networks.items(), self.losses.tolist(), strict=True)
-            for domain, loss in zip(self.domains, row, strict=True)
+            for index, name in enumerate(self.watched)
+            for place, (domain, loss) in enumerate(zip(self.domains, self.losses[index].tolist(), strict=True))
         ]
 
-    def _mean_widths(self, sub_network: SubNetwork) -> dict[str, float]:
-        widths = list(zip(self.space.blocks, self.space.widths(sub_network), strict=True))
-        ratios = {kind: [width / block.full for block, width in widths if block.kind == kind] for kind in KINDS}
-        return {f"{kind}_width": sum(values) / len(values) for kind, values in ratios.items()}
+    def _mean_widths(self, shares: Tensor) -> dict[str, float]:
+        ratios = (shares * width_ratios(self.space).to(shares)).sum(-1).tolist()
+        pairs = list(zip(self.space.blocks, ratios, strict=True))
+        of = {kind: [ratio for block, ratio in pairs if block.kind == kind] for kind in KINDS}
+        return {f"{kind}_width": sum(values) / len(values) for kind, values in of.items()}
 
 
 def perplexity(loss: float) -> float:

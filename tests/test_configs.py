@@ -21,6 +21,8 @@ COMBINATIONS = [
 ROUTER = [
     ("stages/surrogate.yaml", "data/embedded.yaml", "trainer/cpu.yaml"),
     ("stages/static_router.yaml", "data/generated.yaml", "trainer/cpu.yaml"),
+    ("stages/dynamic_router.yaml", "data/generated.yaml", "trainer/cpu.yaml"),
+    ("stages/joint_tuning.yaml", "data/embedded.yaml", "trainer/gpu.yaml"),
 ]
 PIPELINES = ("quickstart.yaml", "debug_pipeline.yaml")
 
@@ -52,7 +54,7 @@ def test_a_later_stage_resolves_on_the_checkpoint_of_the_one_before(files, monke
     options = [a for f in files for a in ("-c", f"configs/{f}")]
     config = resolved(monkeypatch, capsys, *options, "--model.init_args.checkpoint", "runs/before/flextron")
     assert config["model"]["init_args"]["checkpoint"] == "runs/before/flextron"
-    assert config["model"]["class_path"].endswith("Training")
+    assert config["model"]["class_path"].endswith(("Training", "Tuning"))
 
 
 def test_a_typo_in_a_config_does_not_resolve(monkeypatch, capsys, tmp_path):

@@ -12,6 +12,7 @@ from flextron_lit.budget import Limit
 from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.loading import load_elastic
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
+from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.routing import Routing
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, run, succeed
@@ -54,10 +55,10 @@ def test_every_stage_says_what_it_found(piped):
         "routed0.70",
         "the ladder has",
         "the router moved in 200 of 200 steps",
-        "pipeline finished: 3 of 3 stages",
+        "pipeline finished: 5 of 5 stages",
     ):
         assert said in printed
-    assert "3 of 3" in succeed(*PIPELINE, "--run_folder", piped[0])
+    assert "5 of 5" in succeed(*PIPELINE, "--run_folder", piped[0])
 
 
 def test_the_surrogate_beats_the_ridge_fit(piped):
@@ -97,6 +98,24 @@ def test_the_network_stays_what_it_was_and_takes_no_room_twice(piped):
     assert checkpoint.verify(three / "flextron")
     history = checkpoint.read(three / "flextron").history
     assert [row["stage"] for row in history] == ["ElasticTraining", "SurrogateTraining", "StaticRouterTraining"]
+
+
+def test_the_later_stages_add_a_dynamic_router_and_tune_the_network(piped):
+    folder, _ = piped
+    static, dynamic, joint = (folder / name for name in ("static_router", "dynamic_router", "joint_tuning"))
+    assert equal(weights(static), weights(dynamic))
+    assert not equal(weights(dynamic), weights(joint))
+    space = checkpoint.read(joint / "flextron").space
+    (router,), (later,) = (read_dynamic_routers(each / "flextron", space) for each in (dynamic, joint))
+    assert router.stale is None
+    # it was made for the network as it was
+    assert later.stale == "JointTuning"
+    assert all(router.ladder.measured and not router.stale for router in read_routers(joint / "flextron", space))
+    assert (dynamic / "compute.html").stat().st_size > 1000
+    assert [row["stage"] for row in checkpoint.read(joint / "flextron").history[-2:]] == [
+        "DynamicRouterTraining",
+        "JointTuning",
+    ]
 
 
 def test_select_looks_up_what_the_router_was_trained_for(routed, loaded):

@@ -99,22 +99,27 @@ class TextDataModule(LightningDataModule):
 
     # --- loaders ------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self, *, block_size: int | None = None, batch_size: int | None = None) -> ResumableLoader:
         """Training blocks of all domains, mixed by weight.
+
+        Args:
+            block_size: tokens of a block; None means the datamodule's.
+            batch_size: blocks of a batch; None means the datamodule's.
 
         Raises:
             ValueError: if there is less than one batch a rank.
         """
-        dataset = self._dataset("train", self.domain_names)
+        batch_size = batch_size or self.batch_size
+        dataset = self._dataset("train", self.domain_names, block_size)
         rank, world = self._rank_and_world()
         weights = [domain.weight for domain in self.domains.values()]
         sampler = EpochSampler(dataset.sizes, weights, seed=self.seed, rank=rank, world=world)
-        if len(sampler) < self.batch_size:
+        if len(sampler) < batch_size:
             raise ValueError(
-                f"the training text has {len(dataset)} blocks of {self.block_size} tokens, fewer than the "
-                f"{self.batch_size * world} of one step; add text, or lower block_size or batch_size"
+                f"the training text has {len(dataset)} blocks of {dataset.block_size} tokens, fewer than the "
+                f"{batch_size * world} of one step; add text, or lower block_size or batch_size"
             )
-        return ResumableLoader(dataset, sampler=sampler, batch_size=self.batch_size, num_workers=self.num_workers)
+        return ResumableLoader(dataset, sampler=sampler, batch_size=batch_size, num_workers=self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[Block]]:
         """One loader a domain."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from flextron_lit.data.packing import Block, block, num_blocks
 from flextron_lit.data.streams import TokenStream
@@ -138,3 +138,12 @@ class ResumableLoader(DataLoader[Any]):
         """Inverse of `state_dict`."""
         self._delivered, self._epoch = state["batches"], state["epoch"]
         self.sampler.epoch = self._epoch
+
+
+def in_order(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader that does not shuffle, without the global random number that its iterator draws."""
+    dataset: Any = loader.dataset
+    size = loader.batch_size
+    assert size is not None
+    for start in range(0, len(dataset), size):
+        yield default_collate([dataset[index] for index in range(start, min(start + size, len(dataset)))])

@@ -19,7 +19,7 @@ from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.space import ElasticSpace
 
 Predict = Callable[[Tensor], Tensor]
-"""One-hot choices [..., 2L, N] to what is to be small, [...]; a `Surrogate` is asked for single changes directly."""
+"""One-hot choices [..., 2L, N] to what is to be small, [...]; what knows single changes is asked for them directly."""
 ROWS_AT_ONCE = 2**14
 PAIRS_AT_ONCE = 2**22
 PROMISING = 256
@@ -27,6 +27,23 @@ PROMISING = 256
 LEAST_GAIN = 1e-4
 """Below it a predicted gain may be rounding, and two changes could take turns for ever."""
 ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Additive:
+    """What is to be small is the sum of what every choice adds: minus a router's logits, for one."""
+
+    effects: Tensor
+    """[2L, N], finite."""
+
+    def __call__(self, one_hot: Tensor) -> Tensor:
+        """Choices [..., 2L, N] to their sum, [...]."""
+        return (one_hot * self.effects).sum((-2, -1))
+
+    def after_changes(self, choices: Tensor) -> Tensor:
+        """Sums after every change of a single block, [R, 2L] to [R, 2L, N]."""
+        now = self.effects.gather(1, choices.T).T
+        return now.sum(1)[:, None, None] + self.effects - now[..., None]
 
 
 @dataclass(frozen=True)
@@ -180,7 +197,7 @@ def _gains(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:
 
 
 def _after_changes(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:
-    if isinstance(predict, Surrogate):
+    if isinstance(predict, Surrogate | Additive):
         return predict.after_changes(choices).double()
     return _changed(choices, num_choices, predict)
 

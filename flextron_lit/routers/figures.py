@@ -43,7 +43,8 @@ def widths_against_budget(ladder: Ladder, space: ElasticSpace, table: CostTable)
 
 
 def cost_against_budget(ladder: Ladder, table: CostTable) -> Figure:
-    """What each budget's answer costs, and the loss predicted for it."""
+    """What each budget's answer costs, and its loss."""
+    kind = "measured" if ladder.measured else "predicted"
     figure = Figure(figsize=(9, 4), layout="constrained")
     costs, losses = figure.subplots(1, 2)
     ratios = [rung.cost / table.full for rung in ladder.rungs]
@@ -53,7 +54,7 @@ def cost_against_budget(ladder: Ladder, table: CostTable) -> Figure:
         xlabel="budget", ylabel=f"{table.name} of the answer", title="cost against budget (shares of the full network)"
     )
     losses.step(ratios, [rung.loss for rung in ladder.rungs], where="post")
-    losses.set(xlabel="budget", ylabel="predicted loss (nats per token)", title="predicted loss against budget")
+    losses.set(xlabel="budget", ylabel=f"{kind} loss (nats per token)", title=f"{kind} loss against budget")
     for axes in (costs, losses):
         axes.grid(alpha=0.3)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flextron_lit.costs import CostTable
-from flextron_lit.routers.decoding import Bound, Predict, decode
+from flextron_lit.routers.decoding import Additive, Bound, Predict, decode, repair
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.space import ElasticSpace, SubNetwork
 
@@ -27,18 +27,20 @@ class Rung:
     cost: float
     """In the unit of the cost table."""
     loss: float
-    """Predicted, in nats per token."""
+    """Predicted or measured, in nats per token."""
     sub_network: SubNetwork
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Sub-networks by rising cost and never rising predicted loss: a budget's answer is the last that it pays for.
+    """Sub-networks by rising cost and never rising loss: a budget's answer is the last that it pays for.
 
-    So every answer is feasible, more budget never predicts more loss, and any budget has one, not only trained ones.
+    So every answer is feasible, more budget never means more loss, and any budget has one, not only trained ones.
     """
 
     rungs: tuple[Rung, ...]
+    measured: bool = False
+    """Whether losses were measured, on calibration text, rather than predicted by a surrogate."""
 
     def at(self, limit: float) -> Rung:
         """The best rung that costs no more than a limit, in the table's unit.
@@ -61,18 +63,19 @@ class Ladder:
         return rows[::-1]
 
     @classmethod
-    def from_json(cls, rows: Sequence[dict[str, Any]]) -> Ladder:
+    def from_json(cls, rows: Sequence[dict[str, Any]], *, measured: bool = False) -> Ladder:
         """Inverse of `to_json`."""
         rungs = [Rung(float(r["cost"]), float(r["loss"]), SubNetwork.from_json(r["sub_network"])) for r in rows]
-        return cls(tuple(rungs[::-1]))
+        return cls(tuple(rungs[::-1]), measured)
 
 
-def climb(candidates: Sequence[tuple[float, Rung]]) -> Ladder:
-    """Keep the running best: a candidate that costs more than another and is predicted no better is left out.
+def climb(candidates: Sequence[tuple[float, Rung]], *, measured: bool = False) -> Ladder:
+    """Keep the running best: a candidate that costs more than another and is no better is left out.
 
     Args:
-        candidates: what the surrogate predicts for each, on its own scale: as losses in nats, those that it predicts to
-            be no worse than the full network would all be alike.
+        candidates: what each is compared by. For predicted losses it is what the surrogate says on its own scale: as
+            losses in nats, those that it predicts to be no worse than the full network would all be alike.
+        measured: whether losses were measured.
     """
     kept: list[Rung] = []
     best = math.inf
@@ -80,7 +83,7 @@ def climb(candidates: Sequence[tuple[float, Rung]]) -> Ladder:
         if predicted < best:
             best = predicted
             kept.append(rung)
-    return Ladder(tuple(kept))
+    return Ladder(tuple(kept), measured)
 
 
 @torch.no_grad()
@@ -115,6 +118,54 @@ def build_ladder(
     candidates = [(p, Rung(table.cost(s), loss, s)) for p, loss, s in rows if s != space.full()]
     # nothing is better than the full network by definition, whatever the surrogate says
     return climb([*candidates, (-math.inf, Rung(table.full, full_loss, space.full()))])
+
+
+@torch.no_grad()
+def worth_measuring(
+    router: StaticRouter, space: ElasticSpace, table: CostTable, earlier: Ladder, count: int
+) -> list[SubNetwork]:
+    """Candidates for a ladder whose losses are measured, after training changed the network (ours).
+
+    The full network, a router's answers to evenly spaced budgets, narrowed where the router itself minds least, and as
+    many rungs of an earlier ladder as there is room for. The router has learned from the network as it is now; what
+    the surrogate knew of the network as it was is in the earlier rungs.
+
+    Args:
+        router: its logits.
+        space: the choices.
+        table: the cost that budgets are ratios of.
+        earlier: holds what it then cost least to lose.
+        count: how many at most; half of them for the router. There are fewer where its answers are alike.
+    """
+    ratios = torch.linspace(table.smallest_ratio, 1.0, max(2, count // 2), dtype=torch.float64)
+    answers = [narrowed(own, space, Bound(table, ratio[None] * table.full)) for ratio, own in _each(router, ratios)]
+    found = dict.fromkeys([space.full(), *answers])
+    rest = [rung.sub_network for rung in earlier.rungs if rung.sub_network not in found]
+    room = min(len(rest), max(0, count - len(found)))
+    return [*found, *(rest[round(i)] for i in torch.linspace(0, len(rest) - 1, room).tolist())]
+
+
+def _each(router: StaticRouter, ratios: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(ratios, router(ratios.float()), strict=True)
+
+
+def narrowed(logits: Tensor, space: ElasticSpace, bound: Bound) -> SubNetwork:
+    """The arg-max of a router's logits [2L, N], narrowed where they fall least, until a bound holds."""
+    least = Additive(-logits.masked_fill(~space.exists, 0.0).double())
+    (answer,) = _sub_networks(repair(space, logits.argmax(-1)[None], [bound], least))
+    return answer
+
+
+def measured_ladder(table: CostTable, sub_networks: Sequence[SubNetwork], losses: Sequence[float]) -> Ladder:
+    """The ladder of some sub-networks by their measured losses, the full one among them like any other.
+
+    Args:
+        table: the cost that budgets are of.
+        sub_networks: the candidates; the cheapest that there is must be one.
+        losses: theirs, in nats per token.
+    """
+    rungs = [Rung(table.cost(each), loss, each) for each, loss in zip(sub_networks, losses, strict=True)]
+    return climb([(rung.loss, rung) for rung in rungs], measured=True)
 
 
 def _sub_networks(choices: Tensor) -> list[SubNetwork]:

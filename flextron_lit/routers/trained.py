@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ SURROGATE = "surrogate.safetensors"
 FOLDER = "routers"
 STATIC = "static-"
 META = "flextron"
+STALE = "stale_since"
+"""In the settings: the first stage that changed the network after losses of it were measured or predicted."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,27 @@ class TrainedSurrogate:
     def to_nats(self, predicted: Tensor) -> Tensor:
         """Predicted targets as losses in nats per token."""
         return decode(self.target, predicted, self.full_loss)
+
+    @property
+    def stale(self) -> str | None:
+        """The stage that changed the network since losses were measured; None if none did."""
+        return self.settings.get(STALE)
+
+    def stale_since(self, stage: str) -> TrainedSurrogate:
+        """The same, marked."""
+        return replace(self, settings={STALE: stage, **self.settings})
+
+    def refuse_stale(self, folder: Path) -> None:
+        """Refuse to train by what it says of a network that is no more.
+
+        Raises:
+            ValueError: if it is stale.
+        """
+        if self.stale:
+            raise ValueError(
+                f"the surrogate of {folder} is stale: {self.stale} changed the network after its losses were measured; "
+                "run the surrogate stage again (configs/stages/surrogate.yaml)"
+            )
 
     def to_bytes(self) -> bytes:
         """A safetensors file."""
@@ -105,6 +128,15 @@ class TrainedRouter:
         """Stem of its files: a checkpoint may hold routers for several devices."""
         return name_of(self.table)
 
+    @property
+    def stale(self) -> str | None:
+        """The stage that changed the network since its ladder was made; None if none did."""
+        return self.settings.get(STALE)
+
+    def stale_since(self, stage: str) -> TrainedRouter:
+        """The same, marked."""
+        return replace(self, settings={STALE: stage, **self.settings})
+
     def files(self) -> dict[str, bytes]:
         """Its files by their path in a Flextron checkpoint."""
         about = {
@@ -112,6 +144,7 @@ class TrainedRouter:
             "table_sha256": self.table.sha256,
             "settings": self.settings,
             "table": self.table.to_json(),
+            "losses": "measured" if self.ladder.measured else "predicted",
             "ladder": self.ladder.to_json(),
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
@@ -133,7 +166,7 @@ class TrainedRouter:
             table.check(space)
             if table.sha256 != about["table_sha256"]:
                 raise ValueError("its cost table is not the one that it was trained on")
-            ladder = Ladder.from_json(about["ladder"])
+            ladder = Ladder.from_json(about["ladder"], measured=about.get("losses") == "measured")
             for rung in ladder.rungs:
                 space.check(rung.sub_network)
             weights = load_file(path.with_suffix(".safetensors"))

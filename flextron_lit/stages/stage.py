@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,13 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint as flextron_checkpoint
-from flextron_lit.costs import COUNTED, CostTable, Workload
+from flextron_lit.costs import COUNTED, DYNAMIC_COUNTED, CostTable, Workload, dynamic_table
 from flextron_lit.costs.latency import LatencyTable
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.loading import load_elastic
 from flextron_lit.losses import mean_cross_entropy
 from flextron_lit.provenance import git_commit, versions
+from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.validation import ValidationResult
 
@@ -31,8 +33,8 @@ Batch = Mapping[str, Tensor]
 class Pass:
     """One forward pass of a step, as a loss term sees it."""
 
-    sub_network: SubNetwork
-    """The sub-network that ran."""
+    sub_network: SubNetwork | None
+    """The sub-network that ran; None if every token took its own widths."""
     batch: Batch
     """input_ids, position_ids, labels: [B, T]."""
     logits: Tensor
@@ -81,10 +83,14 @@ class Stage(LightningModule):
 
     plans: Plan = "sub-networks"
     trains_backbone = True
+    dynamic = False
+    """Whether every token chooses its own widths: costs are then means over tokens, of grouped execution."""
     drops: tuple[str, ...] = ()
     """Beginnings of files of the checkpoint that this stage makes stale."""
     backbone: ElasticBackbone
     costs: CostTable
+    table: CostTable
+    """Where plans are budgets: what they are ratios of."""
     tokenizer: PreTrainedTokenizerBase
     order: list[Tensor]
     history: list[dict[str, Any]]
@@ -139,21 +145,25 @@ class Stage(LightningModule):
         FLOPs, cache and memory are counted for the workload that was measured, else for `workload`.
 
         Raises:
-            ValueError: if it is not known; the message says how it would be.
+            ValueError: if it is not known, or no choice of a dynamic router changes it; the message says how it would
+                be.
         """
         measured = self.latency.tables() if self.latency else {}
         if name in measured:
             return measured[name]
         if name not in COUNTED:
+            counted = DYNAMIC_COUNTED if self.dynamic else COUNTED
             raise ValueError(
-                f"there is no cost {name!r}; there are {', '.join([*measured, *COUNTED])}. Latencies need "
+                f"there is no cost {name!r}; there are {', '.join([*measured, *counted])}. Latencies need "
                 "callbacks.LatencyProfiling in trainer.callbacks"
             )
-        counted_for = name, self.latency.workload if self.latency else self.workload
-        if counted_for not in self._counted:
+        workload = self.latency.workload if self.latency else self.workload
+        if (name, workload) not in self._counted:
             # asked for at every step, and the widths do not change
-            self._counted[counted_for] = COUNTED[name](self.backbone, counted_for[1])
-        return self._counted[counted_for]
+            self._counted[name, workload] = (
+                dynamic_table(self.backbone, name, workload) if self.dynamic else COUNTED[name](self.backbone, workload)
+            )
+        return self._counted[name, workload]
 
     # --- text ---------------------------------------------------------------------------------------------------
 
@@ -169,6 +179,20 @@ class Stage(LightningModule):
         return datamodule
 
     # --- the backbone -------------------------------------------------------------------------------------------
+
+    def flextron_folder(self) -> Path:
+        """The folder of the checkpoint, for stages that do not start from a dense model.
+
+        Raises:
+            ValueError: if it is one.
+        """
+        folder = resolve_model(self.checkpoint)
+        if not flextron_checkpoint.is_flextron(folder):
+            raise ValueError(
+                f"{self.checkpoint} is no Flextron checkpoint, and {type(self).__name__} starts from one: run the "
+                "elastic stage first (configs/stages/elastic.yaml) and name the checkpoint that it writes"
+            )
+        return folder
 
     def load_backbone(self, space: SpaceConfig | None) -> None:
         """Load weights and tokenizer, and make the model elastic.
@@ -225,11 +249,14 @@ class Stage(LightningModule):
         if str(self.trainer.precision).startswith("16"):
             raise ValueError(f"trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
 
-    def update(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Clip and apply the gradients, unless something is not finite. Returns the gradient norm before clipping.
+    def update(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Clip and apply the gradients, unless something is not finite.
 
         Args:
             losses: what went into the gradients, by name of the sub-network.
+
+        Returns:
+            Gradient norms before clipping, by name.
 
         Raises:
             NonFiniteError: before the update, naming the step and the sub-network.
@@ -238,20 +265,39 @@ class Stage(LightningModule):
         for name, loss in losses.items():
             if not torch.isfinite(loss):
                 raise NonFiniteError(_not_finite(step, f"the loss of {name} is {loss.item()}"))
+        norms = self.clip()
+        for name, norm in norms.items():
+            if not torch.isfinite(norm):
+                what = f"the {name.replace('_', ' ')} is {norm.item()} (trained: {', '.join(losses)})"
+                raise NonFiniteError(_not_finite(step, what))
+        self.step_optimizers()
+        return norms
+
+    def clip(self) -> dict[str, Tensor]:
+        """Clip the backbone's gradients; norms before that, by name."""
         norm = torch.nn.utils.clip_grad_norm_(self.backbone.model.parameters(), self.clip_norm)
-        if not torch.isfinite(norm):
-            raise NonFiniteError(
-                _not_finite(step, f"the gradient norm is {norm.item()} (trained: {', '.join(losses)})")
-            )
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler = self.lr_schedulers()
-        if scheduler is not None:
-            assert not isinstance(scheduler, list)
+        return {"gradient_norm": norm}
+
+    def step_optimizers(self) -> None:
+        """One step of every optimizer and schedule: one step of the run."""
+        optimizers: Any = self.optimizers()
+        counted, *others = optimizers if isinstance(optimizers, list) else [optimizers]
+        for other in others:
+            # past Lightning, which would count it as a step of its own
+            other.optimizer.step()
+        counted.step()
+        for optimizer in (counted, *others):
+            optimizer.zero_grad()
+        for scheduler in self.schedulers:
             scheduler.step()
-        return norm
+
+    @property
+    def schedulers(self) -> list[Any]:
+        """Of the learning rates, in the order of the optimizers that have one."""
+        schedulers: Any = self.lr_schedulers()
+        if schedulers is None:
+            return []
+        return schedulers if isinstance(schedulers, list) else [schedulers]
 
     def log_step(self, metrics: dict[str, Any]) -> None:
         """Log what belongs to an optimizer step once; Lightning would repeat it for every batch of the step."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
+from flextron_lit import sampling
 from flextron_lit.costs import Workload
 from flextron_lit.elastic.gates import for_all_tokens, gated
 from flextron_lit.losses import mean_cross_entropy
@@ -23,13 +23,13 @@ from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedRouter, TrainedSurrogate, read_routers
-from flextron_lit.stages.frozen import FrozenStage
-from flextron_lit.stages.stage import Batch, LossParts, NonFiniteError
-from flextron_lit.stages.watched import WatchedStage
-from flextron_lit.validation import ROUTED, typical
+from flextron_lit.stages.router_training import RouterTraining, functional, on_processor
+from flextron_lit.stages.stage import Batch, LossParts
+from flextron_lit.stages.watched import budgets_to_watch
+from flextron_lit.validation import ROUTED
 
 
-class StaticRouterTraining(FrozenStage, WatchedStage):
+class StaticRouterTraining(RouterTraining):
     """Train a router for one cost, through the surrogate or through the backbone.
 
     A step: hard choices for the budgets that BudgetSampling planned, the guide's loss of them, the penalty on their
@@ -58,7 +58,8 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         ValueError: if a number is out of range.
     """
 
-    plans = "budgets"
+    router: StaticRouter
+    surrogate: Surrogate
     pairs: Pairs
 
     def __init__(
@@ -77,37 +78,43 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         workload: Workload = Workload(),
         attn_implementation: str = "sdpa",
     ) -> None:
-        super().__init__(checkpoint, workload=workload, attn_implementation=attn_implementation)
-        wrong = [budget for budget in budgets or () if not 0 < budget <= 1]
-        if wrong:
-            raise ValueError(f"a budget is a ratio of the full network's cost, above 0 and at most 1, not {wrong[0]}")
-        if hidden < 1 or surrogate_batch_size < 1:
-            raise ValueError(
-                f"hidden and surrogate_batch_size must be 1 or more, not {hidden} and {surrogate_batch_size}"
-            )
-        self.cost, self.budgets, self.hidden = cost, budgets, hidden
-        self.temperature, self.penalty, self.through_backbone = temperature, penalty, through_backbone
-        self.optimizer, self.surrogate_optimizer = optimizer, surrogate_optimizer
-        self.surrogate_batch_size, self.seed = surrogate_batch_size, seed
-        self.generator = torch.Generator().manual_seed(seed)
-        self.router_moves = True
-        self.moves = 0
-        self.surrogate_learns = False
+        super().__init__(
+            checkpoint,
+            cost=cost,
+            budgets=budgets,
+            temperature=temperature,
+            penalty=penalty,
+            optimizer=optimizer,
+            surrogate_optimizer=surrogate_optimizer,
+            surrogate_batch_size=surrogate_batch_size,
+            seed=seed,
+            workload=workload,
+            attn_implementation=attn_implementation,
+        )
+        if hidden < 1:
+            raise ValueError(f"hidden must be 1 or more, not {hidden}")
+        self.hidden, self.through_backbone = hidden, through_backbone
 
-    # --- contracts with callbacks -------------------------------------------------------------------------------
+    # --- contracts with callbacks.SurrogateGuidance -------------------------------------------------------------
 
-    def guide_by_surrogate(self) -> None:
-        """Let the surrogate go on learning, a batch of all pairs a step.
+    @property
+    def without_surrogate(self) -> str | None:
+        """The setting that makes a surrogate useless; None if one guides the router."""
+        return "through_backbone: true" if self.through_backbone else None
 
-        Raises:
-            ValueError: if the stage trains through the backbone.
-        """
-        if self.through_backbone:
-            raise ValueError(
-                "through_backbone trains the router without a surrogate; take callbacks.SurrogateGuidance out of "
-                "trainer.callbacks, or set through_backbone to false"
-            )
-        self.surrogate_learns = True
+    @torch.no_grad()
+    def observe(self, count: int, generator: torch.Generator) -> Sequence[tuple[float, float]]:
+        """Measure the router's own choices for random budgets; the surrogate learns from them from now on."""
+        budgets = torch.tensor(sampling.budgets(self.table.smallest_ratio, count, generator))
+        pairs = self.measure(self.route(budgets, generator).sub_networks)
+        predicted = self.surrogate(pairs.one_hot(self.backbone.space).to(self.device)).tolist()
+        self.add_pairs(pairs)
+        return list(zip(predicted, self.trained.targets(pairs.losses).tolist(), strict=True))
+
+    @property
+    def observed(self) -> int:
+        """Pairs that the surrogate learns from."""
+        return len(self.pairs)
 
     def route(self, budgets: Tensor, generator: torch.Generator) -> Routed:
         """Random hard choices for some budgets [B], at the present temperature."""
@@ -117,11 +124,6 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         """Measured pairs that the surrogate learns from, from now on."""
         self.pairs = self.pairs + pairs
         self.__dict__.pop("_learned", None)
-
-    @property
-    def progress(self) -> float:
-        """Share of the run that is done, 0 to 1."""
-        return self.trainer.global_step / max(1, self.trainer.max_steps)
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
@@ -135,6 +137,8 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
             raise ValueError(
                 f"{folder} holds no {SURROGATE}: run the surrogate stage first (configs/stages/surrogate.yaml)"
             )
+        if self.trainer.state.fn == "fit":
+            trained.refuse_stale(folder)
         self.trained = trained
         self.surrogate: Surrogate = trained.network.requires_grad_(self.surrogate_learns)
         self.pairs = trained.pairs
@@ -157,40 +161,9 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         self.__dict__["ladder"] = found.ladder
         self._watch()
 
-    def setup(self, stage: str) -> None:
-        """As for every frozen stage.
-
-        Raises:
-            ValueError: if the run has no end to plan temperatures for.
-        """
-        super().setup(stage)
-        if stage == "fit" and self.trainer.max_steps < 1:
-            raise ValueError("set trainer.max_steps: the temperature and the learning rate fall over the run")
-
-    def configure_optimizers(self) -> Any:
-        """The router's, with a cosine schedule, and the surrogate's if it goes on learning."""
-        router = self.optimizer(self.router.parameters())
-        schedule = {
-            "optimizer": router,
-            "lr_scheduler": get_cosine_schedule_with_warmup(router, 0, self.trainer.max_steps),
-        }
-        if not self.surrogate_learns:
-            return schedule
-        return schedule, {"optimizer": self.surrogate_optimizer(self.surrogate.parameters())}
-
     def on_fit_start(self) -> None:
-        """Find the cost table, and the text that losses are measured on.
-
-        Raises:
-            ValueError: if the cost is not known, or nothing guides the router.
-        """
+        """Find the cost table, and the text that losses are measured on."""
         super().on_fit_start()
-        if not (self.through_backbone or self._loss_terms):
-            raise ValueError(
-                "nothing guides the router: add callbacks.SurrogateGuidance to trainer.callbacks, or set "
-                "through_backbone to true"
-            )
-        self.table = self.cost_table(self.cost)
         self.router.scale_to(self.table)
         self.measure_on(self.trained.text, self.trained.settings["measure_batch_size"])
 
@@ -204,26 +177,17 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One update of the router, if the gate lets it move, and one of the surrogate."""
-        if not self.plan:
-            raise ValueError("this step has no budgets to train for: add callbacks.BudgetSampling to trainer.callbacks")
+        self.check_plan()
         parts = LossParts()
         temperature = self.temperature.at(self.progress)
         routed = self.route(torch.tensor(self.plan), self.generator)
-        loss = self._router_loss(routed, batch, parts)
-        if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"stopped before step {self.trainer.global_step + 1}: the router's loss is {loss.item()}"
-            )
-        if not self.router_moves:
-            # all parameters take part in every backward pass, or data-parallel ranks would wait for them
-            loss = 0.0 * torch.stack([parameter.sum() for parameter in self.router.parameters()]).sum()
-        self.moves += self.router_moves
+        loss = self.held(self._router_loss(routed, batch, parts))
         if self.surrogate_learns:
             error = self._surrogate_error()
             parts.add("surrogate_error", error)
             loss = loss + error
         self.manual_backward(loss)
-        self._step()
+        self.step_optimizers()
         gap = routed.ratios(self.table).detach() - routed.budgets
         metrics = parts.means() | {
             "entropy": entropy(routed.logits).mean().detach(),
@@ -253,10 +217,9 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         # a number whose gradient is that of the mean loss
         return (routed.probabilities * torch.stack(gradients)).sum() / len(losses)
 
-    def predicted(self, probabilities: Tensor) -> Tensor:
-        """The surrogate's answer to choices [B, 2L, N] in standard deviations, [B]; gradients flow into those alone."""
-        frozen = {name: value.detach() for name, value in self.surrogate.state_dict(keep_vars=True).items()}
-        predicted = torch.func.functional_call(self.surrogate, frozen, (probabilities,))
+    def predicted(self, routed: Routed) -> Tensor:
+        """Mean loss that the surrogate predicts for what the router chose, in standard deviations of its targets."""
+        predicted = functional(self.surrogate, routed.probabilities).mean()
         return (predicted - self.surrogate.centre) / self.surrogate.scale
 
     def _surrogate_error(self) -> Tensor:
@@ -271,37 +234,7 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         inputs = pairs.one_hot(self.backbone.space).to(self.device)
         return inputs, self.trained.targets(pairs.losses).to(self.device)
 
-    def _step(self) -> None:
-        optimizers = self.optimizers()
-        router, *others = optimizers if isinstance(optimizers, list) else [optimizers]
-        # Lightning counts every step of every optimizer; a step of the run is one step of all of them
-        counted = others[0] if others else router
-        if not self.router_moves:
-            # without gradients an optimizer leaves parameters and momenta as they are
-            router.zero_grad()
-        if router is not counted:
-            router.optimizer.step()
-        counted.step()
-        for optimizer in (router, *others):
-            optimizer.zero_grad()
-        schedule = self.lr_schedulers()
-        assert schedule is not None
-        assert not isinstance(schedule, list)
-        schedule.step()
-
     # --- validation ---------------------------------------------------------------------------------------------
-
-    def val_dataloader(self) -> Any:
-        """Held-out documents, one loader a domain."""
-        return self.text.val_dataloader()
-
-    def test_dataloader(self) -> Any:
-        """Held-out documents, one loader a domain."""
-        return self.text.test_dataloader()
-
-    def predict_dataloader(self) -> Any:
-        """Held-out documents, one loader a domain."""
-        return self.text.predict_dataloader()
 
     def on_validation_start(self) -> None:
         """What the router answers now."""
@@ -312,10 +245,9 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
     @cached_property
     def ladder(self) -> Ladder:
         """What the router answers, as of the last validation."""
-        # on the processor: thousands of tiny steps, which a GPU would only wait for
         trained = self.trained_surrogate()
         return build_ladder(
-            copy.deepcopy(self.router).cpu(),
+            on_processor(self.router),
             self.backbone.space,
             self.table,
             trained.network,
@@ -324,64 +256,35 @@ class StaticRouterTraining(FrozenStage, WatchedStage):
         )
 
     def _watch(self) -> None:
-        smallest = self.table.smallest_ratio
-        budgets = self.budgets if self.budgets is not None else _tenths(smallest)
-        if budgets and min(budgets) < smallest:
-            raise ValueError(
-                f"no sub-network meets the budget {min(budgets)}: the smallest {self.table.name} possible is "
-                f"{smallest:.3f} of the full network's"
-            )
-        space = self.backbone.space
-        uniform = {u.name: space.uniform(u.mlp, u.attention) for u in typical(space)}
+        budgets = budgets_to_watch(self.budgets, self.table)
         routed = {f"{ROUTED}{b:.2f}": self.ladder.at(b * self.table.full).sub_network for b in budgets}
-        self.watch({"full": space.full(), **uniform, **routed}, self.table)
+        self.watch_answers(routed, self.table)
 
     # --- what is kept -------------------------------------------------------------------------------------------
 
     def trained_surrogate(self) -> TrainedSurrogate:
         """The surrogate as it is now, with all pairs."""
-        network = copy.deepcopy(self.surrogate).cpu().requires_grad_(False)
+        network = on_processor(self.surrogate)
         return replace(self.trained, network=network, pairs=self.pairs)
 
     def trained_router(self) -> TrainedRouter:
         """The router as it is now, with its ladder."""
-        return TrainedRouter(copy.deepcopy(self.router).cpu(), self.table, self.ladder, self.settings())
+        return TrainedRouter(on_processor(self.router), self.table, self.ladder, self.settings())
 
     def files(self) -> dict[str, bytes]:
         """The router, and the surrogate with what it learned from."""
         return {SURROGATE: self.trained_surrogate().to_bytes(), **self.trained_router().files()}
 
     def settings(self) -> dict[str, Any]:
-        """As for every stage, with this one's own."""
-        return super().settings() | {
-            "cost": self.cost,
-            "table_sha256": self.table.sha256,
-            "hidden": self.hidden,
-            "seed": self.seed,
-            "temperature": asdict(self.temperature),
-            "penalty": asdict(self.penalty),
-            "through_backbone": self.through_backbone,
-            "router_moves": self.moves,
-            "pairs": len(self.pairs),
-        }
+        """As for every router stage, with this one's own."""
+        own = {"hidden": self.hidden, "through_backbone": self.through_backbone, "pairs": len(self.pairs)}
+        return super().settings() | own
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As for every stage, with the pairs and the generator."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["router"] = {
-            "pairs": self.pairs.tensors(),
-            "generator": self.generator.get_state(),
-            "moves": self.moves,
-        }
+    def router_state(self) -> dict[str, Any]:
+        """As for every router stage, with the pairs."""
+        return super().router_state() | {"pairs": self.pairs.tensors()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Inverse of `on_save_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         self.pairs = Pairs.from_tensors(checkpoint["router"]["pairs"])
-        self.generator.set_state(checkpoint["router"]["generator"])
-        self.moves = checkpoint["router"]["moves"]
-
-
-def _tenths(smallest: float) -> list[float]:
-    """Up to four budgets below 1 that can be met."""
-    return [tenth / 10 for tenth in range(9, 0, -1) if tenth / 10 > smallest][:4]

@@ -15,6 +15,7 @@ from torchmetrics.functional.regression import mean_absolute_error, spearman_cor
 from flextron_lit.costs import Workload
 from flextron_lit.data.loader import ResumableLoader
 from flextron_lit.routers.pairs import Pairs, draw
+from flextron_lit.routers.staleness import measured_files
 from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, encode, ridge
 from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
 from flextron_lit.stages.frozen import FrozenStage, Positions
@@ -27,7 +28,7 @@ class SurrogateTraining(FrozenStage):
     the cache as it is measured, and never measured twice. An epoch is one pass over the pairs; the held-out pairs,
     which nothing is trained on, give its error.
 
-    Routers of the checkpoint are left out of what this stage writes: another surrogate predicted their losses.
+    Routers of the checkpoint whose losses another surrogate predicted are left out of what this stage writes.
 
     Args:
         checkpoint: the Flextron checkpoint that the elastic stage wrote.
@@ -113,7 +114,7 @@ class SurrogateTraining(FrozenStage):
             pairs = Pairs.from_tensors(self._restored["pairs"])
             full_loss, text = self._restored["full_loss"], self._restored["text"]
         else:
-            text = self._text_to_measure_on()
+            text = self.text_to_measure_on(self.tokens, self.block_size)
             self.measure_on(text, self.measure_batch_size)
             full_loss, pairs = self._measured_pairs()
         self.trained = TrainedSurrogate(self.surrogate, self.target, full_loss, pairs, text)
@@ -122,10 +123,6 @@ class SurrogateTraining(FrozenStage):
             one_hot = learned.one_hot(self.backbone.space)
             self.surrogate.start(one_hot.to(self.device), self.trained.targets(learned.losses).to(self.device))
         self._report_ridge()
-
-    def _text_to_measure_on(self) -> dict[str, Tensor]:
-        batches = self.text.calibration_batches(self.tokens, block_size=self.block_size, batch_size=1)
-        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
     def _measured_pairs(self) -> tuple[float, Pairs]:
         space, table = self.backbone.space, self.cost_table(self.cost)
@@ -211,10 +208,11 @@ class SurrogateTraining(FrozenStage):
     # --- what is kept -------------------------------------------------------------------------------------------
 
     def files(self) -> dict[str, bytes]:
-        """The surrogate."""
+        """The surrogate, and the routers that owe nothing to the one before."""
         assert self.trained is not None
         about = {"held_out_quality": self.metrics(), "ridge_quality": self.ridge_metrics, **self.settings()}
-        return {SURROGATE: replace(self.trained, settings=about).to_bytes()}
+        kept = measured_files(self.flextron_folder(), self.backbone.space)
+        return {SURROGATE: replace(self.trained, settings=about).to_bytes(), **kept}
 
     def settings(self) -> dict[str, Any]:
         """As for every stage, with this one's own."""

@@ -7,24 +7,50 @@ from typing import Any
 
 from flextron_lit.costs import CostTable
 from flextron_lit.losses import cross_entropy
+from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.stage import Batch, Stage
-from flextron_lit.validation import LossTable, ValidationResult
+from flextron_lit.validation import LossTable, ValidationResult, Watched, typical
 
 
 class WatchedStage(Stage):
     """Validation, test and prediction over named sub-networks, one loader a text domain."""
 
     losses: LossTable
-    watched: dict[str, SubNetwork]
-    watched_costs: CostTable
+    watched: dict[str, Watched]
 
-    def watch(self, sub_networks: Mapping[str, SubNetwork], costs: CostTable) -> None:
-        """Name the sub-networks to watch, and the cost to show them by; what a name stands for may change later."""
-        self.watched, self.watched_costs = dict(sub_networks), costs
+    def watch(
+        self,
+        sub_networks: Mapping[str, SubNetwork],
+        costs: CostTable,
+        dynamic: Mapping[str, DynamicPolicy] | None = None,
+    ) -> None:
+        """Name the sub-networks to watch, and the cost to show them by; what a name stands for may change later.
+
+        Args:
+            sub_networks: by name, the full network first.
+            costs: what they cost.
+            dynamic: routers that choose for every token, each with its own cost table.
+        """
+        fixed = {name: Watched(sub_network, costs) for name, sub_network in sub_networks.items()}
+        routed = {name: Watched(policy, policy.table) for name, policy in (dynamic or {}).items()}
+        self.watched = fixed | routed
         if not hasattr(self, "losses"):
             # made during a run by stages that know what to watch only then
-            self.losses = LossTable(len(self.watched), len(self.domains)).to(self.device)
+            self.losses = LossTable(len(self.watched), len(self.domains), self.backbone.space).to(self.device)
+
+    def watch_answers(self, answers: Mapping[str, SubNetwork | DynamicPolicy], costs: CostTable) -> None:
+        """Watch what a router answers, beside the full network and uniform sub-networks.
+
+        Args:
+            answers: by name.
+            costs: of sub-networks; a policy has a table of its own.
+        """
+        space = self.backbone.space
+        uniform = {u.name: space.uniform(u.mlp, u.attention) for u in typical(space)}
+        fixed = {name: answer for name, answer in answers.items() if isinstance(answer, SubNetwork)}
+        dynamic = {name: answer for name, answer in answers.items() if isinstance(answer, DynamicPolicy)}
+        self.watch({"full": space.full(), **uniform, **fixed}, costs, dynamic)
 
     @property
     def domains(self) -> list[str]:
@@ -33,10 +59,10 @@ class WatchedStage(Stage):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add one batch of a domain (`dataloader_idx`) for every watched sub-network."""
-        for index, sub_network in enumerate(self.watched.values()):
-            with self.backbone.use(sub_network):
+        for index, watched in enumerate(self.watched.values()):
+            with self.backbone.use(watched.selection):
                 total, tokens = cross_entropy(self.logits(batch), batch["labels"])
-            self.losses.update(index, dataloader_idx, total, tokens)
+            self.losses.update(index, dataloader_idx, total, tokens, watched.took(self.backbone.space))
 
     def on_validation_epoch_end(self) -> None:
         """Log the table under stable names, and keep it for callbacks."""
@@ -51,16 +77,16 @@ class WatchedStage(Stage):
         self._log_table("test")
 
     def _log_table(self, prefix: str) -> None:
-        losses = self.losses.compute().cpu()
+        losses, shares = (each.cpu() for each in self.losses.compute())
         self.losses.reset()
-        self.result = ValidationResult(self.backbone.space, self.watched_costs, self.watched, self.domains, losses)
+        self.result = ValidationResult(self.backbone.space, self.watched, self.domains, losses, shares)
         self.log_dict(self.result.metrics(prefix) | {"step": float(self.trainer.global_step)})
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Loss of every watched sub-network on each block of a batch: what `predict` writes, a row a block."""
         rows: dict[str, Any] = {"domain": self.domains[dataloader_idx], "batch": batch_idx, "loss": {}}
-        for name, sub_network in self.watched.items():
-            with self.backbone.use(sub_network):
+        for name, watched in self.watched.items():
+            with self.backbone.use(watched.selection):
                 logits = self.logits(batch)
             pairs = [
                 cross_entropy(one[None], labels[None]) for one, labels in zip(logits, batch["labels"], strict=True)
@@ -68,3 +94,30 @@ class WatchedStage(Stage):
             rows["loss"][name] = [(total / tokens).item() for total, tokens in pairs]
             rows["tokens"] = [int(tokens) for _, tokens in pairs]
         return rows
+
+
+def budgets_to_watch(wanted: list[float] | None, table: CostTable, lowest: float | None = None) -> list[float]:
+    """Budgets at which a router is validated.
+
+    Args:
+        wanted: those asked for; None means up to four tenths that can be met.
+        table: what they are ratios of.
+        lowest: the lowest that can be met; None means what the smallest sub-network costs.
+
+    Raises:
+        ValueError: if one of them cannot be met.
+    """
+    lowest = table.smallest_ratio if lowest is None else lowest
+    if wanted is None:
+        return tenths(lowest)
+    if wanted and min(wanted) < lowest:
+        raise ValueError(
+            f"no sub-network meets the budget {min(wanted)}: the smallest {table.name} possible is "
+            f"{lowest:.3f} of the full network's"
+        )
+    return wanted
+
+
+def tenths(smallest: float) -> list[float]:
+    """Up to four budgets below 1 that can be met."""
+    return [tenth / 10 for tenth in range(9, 0, -1) if tenth / 10 > smallest][:4]

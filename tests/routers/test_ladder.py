@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from flextron_lit.costs import CostTable
-from flextron_lit.routers.decoding import Bound, decode, repair, spend
-from flextron_lit.routers.ladder import Ladder, Rung, build_ladder, climb
+from flextron_lit.routers.decoding import Additive, Bound, decode, repair, spend
+from flextron_lit.routers.ladder import Ladder, Rung, build_ladder, climb, measured_ladder, narrowed, worth_measuring
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
 
@@ -127,6 +127,53 @@ def test_climbing_drops_what_costs_more_and_predicts_no_less():
     # the losses shown may be alike; what counts is what was predicted
     candidates = [(predicted, Rung(cost, FULL_LOSS, sub_network)) for (cost, predicted), sub_network in each]
     assert climb(candidates).rungs == (candidates[0][1], candidates[2][1])
+
+
+def test_a_sum_of_effects_knows_its_single_changes():
+    start, additive = random_choices(5, 7), Additive(EFFECTS)
+    bounds = [Bound(table(5), torch.full((5,), table(5).full * 0.6).double())]
+    told = repair(SPACE, start, bounds, additive)
+    assert torch.equal(told, repair(SPACE, start, bounds, lambda one_hot: additive(one_hot)))
+    assert not torch.equal(told, repair(SPACE, start, bounds, Additive(-EFFECTS)))
+
+
+def test_narrowing_meets_a_bound_where_the_router_minds_least():
+    costs, generator = table(6), torch.Generator().manual_seed(2)
+    logits = torch.randn(6, 4, generator=generator).masked_fill(~SPACE.exists, -torch.inf)
+    wide = SubNetwork(tuple(logits.argmax(-1).tolist()))
+    assert narrowed(logits, SPACE, Bound(costs, torch.tensor([costs.cost(wide)]).double())) == wide
+    for share in (0.9, 0.7, 0.5):
+        limit = costs.smallest + share * (costs.cost(wide) - costs.smallest)
+        answer = narrowed(logits, SPACE, Bound(costs, torch.tensor([limit]).double()))
+        assert costs.cost(answer) <= limit < costs.cost(wide)
+        SPACE.check(answer)
+        changed = [i for i, (a, b) in enumerate(zip(answer.choices, wide.choices, strict=True)) if a != b]
+        assert 0 < len(changed) <= 6
+        # a router that is sure of a block is not asked to give that one up first
+        sure = logits.clone()
+        sure[changed[0]] += 100 * torch.nn.functional.one_hot(logits[changed[0]].argmax(), 4)
+        kept = narrowed(sure, SPACE, Bound(costs, torch.tensor([limit]).double()))
+        assert kept.choices[changed[0]] == wide.choices[changed[0]]
+
+
+def test_what_is_worth_measuring_has_both_ends_and_makes_a_ladder_by_measured_losses():
+    costs = table(0)
+    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(0))
+    router.scale_to(costs)
+    earlier = ladder_of(costs)
+    candidates = worth_measuring(router, SPACE, costs, earlier, 30)
+    assert len(candidates) == len(set(candidates)) == 30
+    assert SPACE.full() in candidates
+    assert min(map(costs.cost, candidates)) == pytest.approx(costs.smallest)
+    assert 10 <= len({rung.sub_network for rung in earlier.rungs} & set(candidates)) < len(earlier.rungs)
+    # measured, one sub-network is better than the full one: the ladder ends with it
+    best = sorted(candidates, key=costs.cost)[20]
+    losses = [0.5 if each == best else 1 + loss_of(each) for each in candidates]
+    ladder = measured_ladder(costs, candidates, losses)
+    assert ladder.measured
+    assert ladder.rungs[-1] == Rung(costs.cost(best), 0.5, best)
+    assert all(rung.loss == losses[candidates.index(rung.sub_network)] for rung in ladder.rungs)
+    assert all(a.loss > b.loss and a.cost < b.cost for a, b in itertools.pairwise(ladder.rungs))
 
 
 def test_predictions_below_the_full_network_still_order_the_ladder():

@@ -4,23 +4,27 @@ from lightning.pytorch import Callback
 
 from callbacks import BudgetSampling, FlextronCheckpointWriter, LatencyProfiling, latency_profiling
 from flextron_lit import checkpoint
-from flextron_lit.costs import Workload
+from flextron_lit.costs import DYNAMIC_COUNTED, Workload, dynamic_table
 from flextron_lit.costs.latency import read_all
 from flextron_lit.space import SpaceConfig, SubNetwork
-from flextron_lit.stages import ElasticTraining
-from tests.stages.training import PLAN, Plan, fit, stage
+from flextron_lit.stages import Calibration, ElasticTraining
+from tests.stages.training import PLAN, SPACE, TINY, Plan, fit, stage
 
 WORKLOAD = Workload(prompt_tokens=8, generated_tokens=3, threads=1)
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """How often a table was measured."""
+    """Which tables were measured."""
     calls = []
-    original = latency_profiling.profile
-    monkeypatch.setattr(
-        latency_profiling, "profile", lambda *args, **settings: calls.append(1) or original(*args, **settings)
-    )
+    for name in ("profile", "profile_dynamic"):
+        original = getattr(latency_profiling, name)
+
+        def counted(*args, name=name, original=original, **settings):
+            calls.append(name)
+            return original(*args, **settings)
+
+        monkeypatch.setattr(latency_profiling, name, counted)
     return calls
 
 
@@ -85,3 +89,49 @@ def test_a_latency_that_nobody_measured_is_refused(tmp_path):
 def test_a_wrong_setting_is_refused(settings):
     with pytest.raises(ValueError, match="seconds must be above 0 and held_out 0 or more"):
         LatencyProfiling(**settings)
+
+
+class Routed(ElasticTraining):
+    """Stands in for a stage whose tokens choose on their own."""
+
+    dynamic = True
+
+
+def routed():
+    return Routed(TINY, space=SPACE, calibration=Calibration(tokens=0), clip_norm=1e9)
+
+
+def test_a_dynamic_stage_gets_the_table_of_a_dynamic_router(tmp_path, measured):
+    static = stage()
+    fit(static, profiling(), Plan(), default_root_dir=tmp_path)
+    module = routed()
+    fit(module, profiling(), Plan(), FlextronCheckpointWriter(), default_root_dir=tmp_path)
+    assert measured == ["profile", "profile_dynamic"]
+    assert (static.latency.execution, module.latency.execution) == ("static", "dynamic")
+    space = module.backbone.space
+    assert list(read_all(tmp_path / "flextron", space, "dynamic").values()) == [module.latency]
+    assert list(read_all(tmp_path / "flextron", space).values()) == [static.latency]
+    for name in ("latency", "prefill", "decode"):
+        assert module.cost_table(name) == module.latency.tables()[name]
+    again, before = routed(), stage()
+    fit(again, profiling(), Plan(), default_root_dir=tmp_path)
+    fit(before, profiling(), Plan(), default_root_dir=tmp_path)
+    assert again.latency == module.latency
+    assert before.latency == static.latency
+    assert len(measured) == 2
+
+
+def test_a_dynamic_stage_counts_what_grouped_execution_computes(tmp_path):
+    module, static = routed(), stage()
+    for each in (module, static):
+        fit(each, Plan(), default_root_dir=tmp_path)
+    for name in DYNAMIC_COUNTED:
+        assert module.cost_table(name) == dynamic_table(module.backbone, name, module.workload)
+        assert module.cost_table(name) is module.cost_table(name)
+        assert module.cost_table(name).full == static.cost_table(name).full
+        assert static.cost_table(name).reference is None
+    with pytest.raises(ValueError, match="kv_bytes is the same whatever a dynamic router chooses: .*static router"):
+        module.cost_table("kv_bytes")
+    assert static.cost_table("kv_bytes").full > 0
+    with pytest.raises(ValueError, match="no cost 'latency'; there are flops, prefill_flops, decode_flops. Latencies"):
+        module.cost_table("latency")

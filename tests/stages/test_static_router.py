@@ -1,19 +1,18 @@
 """The router stage in process: the gate, the guide, the two optimizers."""
 
 import dataclasses
-from itertools import pairwise
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
 
 import callbacks
 from flextron_lit import checkpoint
+from flextron_lit.routers.objective import Routed
 from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
 from flextron_lit.stages import StaticRouterTraining, SurrogateTraining
 from tests.front_door import succeed
-from tests.stages.training import text
+from tests.stages.routers import Watch, fit, moved
 
 
 @pytest.fixture(scope="module")
@@ -50,35 +49,6 @@ def bad(surrogate, tmp_path_factory):
     return folder
 
 
-def fit(stage, folder, *others, **settings):
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=settings.pop("limit_val_batches", 0),
-        default_root_dir=folder,
-        callbacks=list(others),
-        **settings,
-    )
-    stage.attach(text(tokenizer=stage.checkpoint))
-    trainer.fit(stage)
-    return trainer
-
-
-class Watch(Callback):
-    """The router's weights and whether the gate was open, step by step."""
-
-    def __init__(self):
-        self.open, self.router, self.surrogate = [], [], []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.open.append(pl_module.router_moves)
-        self.router.append(torch.cat([p.detach().flatten() for p in pl_module.router.parameters()]))
-        self.surrogate.append(torch.cat([p.detach().flatten() for p in pl_module.surrogate.parameters()]))
-
-
 def guided(folder, tmp_path, steps=40, **guidance):
     watch = Watch()
     stage = StaticRouterTraining(str(folder), cost="parameters", hidden=16)
@@ -86,10 +56,6 @@ def guided(folder, tmp_path, steps=40, **guidance):
     trainer = fit(stage, tmp_path, callbacks.BudgetSampling(k=8), guide, watch, max_steps=steps)
     assert trainer.global_step == steps
     return stage, watch
-
-
-def moved(values):
-    return [not torch.equal(before, after) for before, after in pairwise(values)]
 
 
 def test_with_a_bad_surrogate_the_router_stands_still_until_it_is_good(bad, tmp_path):
@@ -123,7 +89,7 @@ def test_the_guides_loss_reaches_the_router_and_not_the_surrogate(surrogate, tmp
     stage, _ = guided(surrogate, tmp_path, steps=1)
     routed = stage.route(torch.tensor([0.4, 0.8]), torch.Generator().manual_seed(0))
     stage.zero_grad()
-    stage.predicted(routed.probabilities).mean().backward()
+    stage.predicted(routed).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.router.parameters())
     assert all(p.grad is None for p in stage.surrogate.parameters())
 
@@ -134,9 +100,10 @@ def test_training_brings_the_answers_to_their_budgets_and_lowers_their_loss(surr
     for steps in (1, 300):
         stage, _ = guided(surrogate, tmp_path, steps=steps, pairs=1)
         with torch.no_grad():
-            choices = torch.nn.functional.one_hot(stage.router(budgets).argmax(-1), 4).float()
+            logits = stage.router(budgets)
+            choices = torch.nn.functional.one_hot(logits.argmax(-1), 4).float()
             exceeded = (stage.table.expected(choices) / stage.table.full - budgets).clamp(min=0)
-            gaps.append((exceeded.mean().item(), stage.predicted(choices).mean().item()))
+            gaps.append((exceeded.mean().item(), stage.predicted(Routed(budgets, logits, choices)).item()))
     assert gaps[1][0] < 0.05
     weight = stage.penalty.weight
     assert weight * gaps[1][0] + gaps[1][1] < weight * gaps[0][0] + gaps[0][1] - 0.5

@@ -1,0 +1,150 @@
+"""Dynamic routers against static ones at equal mean cost, on test documents and on text that nobody trained on.
+
+    python benchmarks/dynamic_routers.py --checkpoint runs/quickstart/dynamic_router --text wikitext2_raw_test.txt
+
+For each budget the dynamic router runs first; the static network is the one of its checkpoint's ladder whose cost is
+nearest to the mean cost that the dynamic router had over all domains. Both costs are ratios of the same full network's.
+Differences come with 95 % intervals of a paired bootstrap over documents (over blocks for a text file).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+from held_out_text import flextron_folders, test_text
+from text_loss import blocks_of
+
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.selection import Selection
+from flextron_lit.loading import Loaded, load_elastic
+from flextron_lit.losses import token_cross_entropy
+from flextron_lit.progress import progress
+from flextron_lit.routers.dynamic import mean_ratio
+from flextron_lit.routers.trained import TrainedRouter, read_routers
+from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
+
+Batch = Mapping[str, Tensor]
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Summed losses and predicted tokens of documents, [n] each."""
+
+    total: Tensor
+    tokens: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return float(self.total.sum() / self.tokens.sum())
+
+    def __add__(self, other: Losses) -> Losses:
+        return Losses(torch.cat([self.total, other.total]), torch.cat([self.tokens, other.tokens]))
+
+
+def documents(batch: Batch) -> Tensor:
+    """Which document of its block each predicting token belongs to, from the positions: [B, T - 1]."""
+    positions = batch.get("position_ids")
+    if positions is None:
+        return torch.zeros_like(batch["labels"][:, 1:])
+    return (positions == 0).cumsum(1)[:, :-1]
+
+
+@torch.no_grad()
+def losses_of(backbone: ElasticBackbone, selection: Selection, batches: Sequence[Batch], name: str) -> Losses:
+    """Of every document."""
+    totals, counts = [], []
+    with backbone.use(selection), torch.autocast("cpu", torch.bfloat16):
+        for batch in progress(batches, name):
+            inputs = {key: batch[key] for key in ("input_ids", "position_ids") if key in batch}
+            losses, predicted = token_cross_entropy(backbone.model(**inputs, use_cache=False).logits, batch["labels"])
+            for row, counted, document in zip(losses, predicted, documents(batch), strict=True):
+                size = int(document.max()) + 1
+                totals.append(torch.zeros(size).index_add(0, document, row))
+                counts.append(torch.zeros(size).index_add(0, document, counted.float()))
+    total, tokens = torch.cat(totals), torch.cat(counts)
+    return Losses(total[tokens > 0].double(), tokens[tokens > 0].double())
+
+
+def interval(ours: Losses, theirs: Losses, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the difference of mean losses, documents drawn with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(ours.total), (DRAWS, len(ours.total)), generator=generator)
+    tokens = ours.tokens[drawn].sum(1)
+    difference = (ours.total[drawn].sum(1) - theirs.total[drawn].sum(1)) / tokens
+    low, high = difference.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def compared(
+    loaded: Loaded, dynamic: TrainedDynamicRouter, static: TrainedRouter, budget: float, texts: dict[str, list[Batch]]
+) -> Iterator[list[str]]:
+    """A row a text, and one over all domains; texts that are no domain (named in brackets) do not count in that."""
+    backbone = loaded.backbone
+    policy = dynamic.policy([budget])
+    ours, costs, counts = {}, {}, {}
+    for name, batches in texts.items():
+        ours[name] = losses_of(backbone, policy, batches, f"dynamic {budget:g}, {name}")
+        counts[name] = policy.take()
+        costs[name] = mean_ratio(counts[name], dynamic.table)
+    domains = [name for name in texts if not name.startswith("(")]
+    overall = mean_ratio(torch.stack([counts[name] for name in domains]).sum(0), dynamic.table)
+    rung = min(static.ladder.rungs, key=lambda rung: abs(rung.cost / static.table.full - overall))
+    theirs = {n: losses_of(backbone, rung.sub_network, b, f"static {budget:g}, {n}") for n, b in texts.items()}
+    ours["all domains"] = sum((ours[name] for name in domains[1:]), ours[domains[0]])
+    theirs["all domains"] = sum((theirs[name] for name in domains[1:]), theirs[domains[0]])
+    costs["all domains"] = overall
+    for name in (*domains, "all domains", *(name for name in texts if name not in domains)):
+        low, high = interval(ours[name], theirs[name])
+        difference = ours[name].mean - theirs[name].mean
+        yield [
+            f"{budget:g}",
+            name,
+            f"{costs[name]:.3f} ({costs[name] / budget - 1:+.1%})",
+            f"{rung.cost / static.table.full:.3f}",
+            f"{ours[name].mean:.3f}",
+            f"{theirs[name].mean:.3f}",
+            f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]",
+        ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="of the dynamic router stage")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.8, 0.7, 0.6])
+    parser.add_argument("--cost", default="flops")
+    parser.add_argument("--tokens", type=int, default=8192, help="test tokens of each domain")
+    parser.add_argument("--text", type=Path, help="a text file that nobody trained on")
+    options = parser.parse_args()
+    for folder in flextron_folders(options.checkpoint):
+        loaded = load_elastic(str(folder))
+        loaded.backbone.model.eval()
+        space = loaded.backbone.space
+        dynamic = next(r for r in read_dynamic_routers(folder, space) if r.table.name == options.cost)
+        static = next(r for r in read_routers(folder, space) if r.table.name == options.cost)
+        texts = dict(test_text(loaded, options.tokens))
+        if options.text:
+            blocks = blocks_of(options.text, str(folder), tokens=options.tokens, block_size=512)
+            texts[f"({options.text.name})"] = [{"input_ids": b[None], "labels": b[None]} for b in blocks]
+        shown = Table(title=f"{folder}: {options.cost}, {options.tokens} tokens a domain, nats per token")
+        for column in ("budget", "text", "dynamic cost", "static cost", "dynamic", "static", "difference [95 %]"):
+            shown.add_column(column, justify="left" if column == "text" else "right", no_wrap=True)
+        for budget in options.budgets:
+            for row in compared(loaded, dynamic, static, budget, texts):
+                shown.add_row(*row)
+        Console(width=140).print(shown)
+
+
+if __name__ == "__main__":
+    main()

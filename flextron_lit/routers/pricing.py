@@ -1,0 +1,122 @@
+"""What a unit of cost is worth at a budget, so that a dynamic router's mean cost meets it (ours; method 6).
+
+At inference a token takes the arg-max of `logits - price * cost`. The price of a budget is found by bisection on a
+calibration mix and stored; between stored budgets it is interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+TOLERANCE = 0.003
+"""Largest relative distance of the mean cost reached from the budget."""
+TRIES = 20
+LARGEST = 1e4
+EDGE = 0.1
+"""Of a bracket, never looked at."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A budget with its price."""
+
+    budget: float
+    """Mean cost asked for, as a ratio of the full network's."""
+    price: float
+    """In logits per hundredth of the full network's cost."""
+    ratio: float
+    """Mean cost reached on the calibration mix."""
+    loss: float
+    """Nats per token on the calibration mix."""
+
+    def to_json(self) -> dict[str, float]:
+        """All of it."""
+        return {"budget": self.budget, "price": self.price, "ratio": self.ratio, "loss": self.loss}
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Budgets by rising cost, each with its price."""
+
+    rows: tuple[Priced, ...]
+
+    def at(self, budget: float) -> float:
+        """The price of any budget between the lowest and the highest stored, in logits per hundredth of the full cost.
+
+        Raises:
+            ValueError: if the budget is below the lowest.
+        """
+        low, high = self.rows[0], self.rows[-1]
+        if budget < low.budget:
+            # rounded up, so that what it names is met
+            lowest = ceil(1000 * low.budget) / 1000
+            raise ValueError(
+                f"the dynamic router meets budgets of {lowest:.3f} and more, not {budget:g}: every token needs the "
+                "keys and values of all others; take a static router for less"
+            )
+        if budget >= high.budget:
+            return high.price
+        upper = next(index for index, row in enumerate(self.rows) if row.budget > budget)
+        below, above = self.rows[upper - 1], self.rows[upper]
+        share = (budget - below.budget) / (above.budget - below.budget)
+        return (1 - share) * below.price + share * above.price
+
+    def to_json(self) -> list[dict[str, float]]:
+        """A row a budget."""
+        return [row.to_json() for row in self.rows]
+
+    @classmethod
+    def from_json(cls, rows: Sequence[dict[str, Any]]) -> Prices:
+        """Inverse of `to_json`."""
+        return cls(tuple(Priced(**{name: float(value) for name, value in row.items()}) for row in rows))
+
+
+def solve(mean_cost: Callable[[float], float], target: float, guess: float = 0.0, step: float = 0.5) -> float:
+    """The price at which a mean cost meets a target: it falls as the price rises.
+
+    Brackets the target from the guess on, then narrows the bracket: where a straight line through its ends says, but
+    never too close to an end, and in the middle by turns, so that a step in the cost does not hold it up. Where the
+    cost jumps over the target, as that of a router that does not tell tokens apart, the price is the one just past the
+    jump: a budget is a limit.
+
+    Args:
+        mean_cost: price to mean cost ratio; each call runs the network.
+        target: wanted ratio.
+        guess: where to start.
+        step: first step away from it; doubled until the target is bracketed.
+
+    Raises:
+        ValueError: if no price reaches the target; the message names what was reached.
+    """
+    found = mean_cost(guess)
+    if close(found, target):
+        return guess
+    ends = {found > target: (guess, found)}  # True: too dear, so the price has to rise
+    sign = 1 if found > target else -1
+    price = guess
+    while len(ends) < 2:
+        price += sign * step
+        found = mean_cost(price)
+        if close(found, target):
+            return price
+        ends[found > target] = price, found
+        step *= 2
+        if step > LARGEST:
+            raise ValueError(f"no price makes the dynamic router's mean cost {target:.3f}: the nearest is {found:.3f}")
+    for number in range(TRIES):
+        (low, dear), (high, cheap) = ends[True], ends[False]
+        share = 0.5 if number % 2 else min(max((dear - target) / (dear - cheap), EDGE), 1 - EDGE)
+        price = low + share * (high - low)
+        found = mean_cost(price)
+        if close(found, target):
+            return price
+        ends[found > target] = price, found
+    return ends[False][0]
+
+
+def close(found: float, target: float) -> bool:
+    """Whether a mean cost is near enough."""
+    return abs(found - target) <= TOLERANCE * target

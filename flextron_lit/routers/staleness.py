@@ -1,0 +1,47 @@
+"""What becomes of surrogate and routers when the network changes that they were made for, or the surrogate itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flextron_lit.routers.trained import SURROGATE, TrainedRouter, TrainedSurrogate, read_routers
+from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
+from flextron_lit.space import ElasticSpace
+
+AnyRouter = TrainedRouter | TrainedDynamicRouter
+
+
+def all_routers(folder: Path, space: ElasticSpace) -> list[AnyRouter]:
+    """The static and dynamic routers of a Flextron checkpoint.
+
+    Raises:
+        ValueError: if a file is damaged, or belongs to another space.
+    """
+    return [*read_routers(folder, space), *read_dynamic_routers(folder, space)]
+
+
+def stale_files(folder: Path, space: ElasticSpace, stage: str) -> dict[str, bytes]:
+    """Surrogate and routers of a Flextron checkpoint, marked by the stage that changed the network.
+
+    Raises:
+        ValueError: if a file is damaged, or belongs to another space.
+    """
+    surrogate = TrainedSurrogate.read(folder, space)
+    files = {} if surrogate is None else {SURROGATE: surrogate.stale_since(stage).to_bytes()}
+    for router in all_routers(folder, space):
+        files |= router.stale_since(stage).files()
+    return files
+
+
+def measured_files(folder: Path, space: ElasticSpace) -> dict[str, bytes]:
+    """The routers of a Flextron checkpoint whose losses were measured on its network: true whatever a surrogate says.
+
+    Raises:
+        ValueError: if a file is damaged, or belongs to another space.
+    """
+    files: dict[str, bytes] = {}
+    for router in all_routers(folder, space):
+        measured = isinstance(router, TrainedDynamicRouter) or router.ladder.measured
+        if measured and not router.stale:
+            files |= router.files()
+    return files

@@ -1,0 +1,287 @@
+"""The last stage: backbone and router are tuned together, without a surrogate (paper, joint tuning)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
+
+from flextron_lit.checkpoint import StageRecord
+from flextron_lit.elastic.gates import gated
+from flextron_lit.routers.ladder import Ladder
+from flextron_lit.routers.noise import Temperature, entropy
+from flextron_lit.routers.objective import CostPenalty
+from flextron_lit.stages.backbone_training import BackboneTraining, described
+from flextron_lit.stages.measuring import MeasuringStage
+from flextron_lit.stages.objective import Distillation, FullWeight
+from flextron_lit.stages.stage import LossParts, Pass
+from flextron_lit.stages.tuned_router import (
+    ROUTER_KINDS,
+    Remeasuring,
+    RoutedForward,
+    RouterKind,
+    tuned_router,
+)
+from flextron_lit.stages.watched import budgets_to_watch
+
+
+class JointTuning(MeasuringStage, BackboneTraining):
+    """Tune backbone and router together for a short while.
+
+    Each step: the full network's forward; for every budget that BudgetSampling planned, forward and backward of what
+    the router draws for it, straight through to router and backbone; the full network's backward; one update of both.
+    The surrogate takes no part: the text says what choices are worth.
+
+    The surrogate and all other routers of the checkpoint knew the weights as they were: they go along marked as stale.
+    The tuned router's answers are measured anew at each validation, the last one after the last step.
+
+    Args:
+        checkpoint: the Flextron checkpoint that a router stage wrote.
+        router: the kind of router: `static` or `dynamic`.
+        cost: the cost that the router is for; where the checkpoint has several of them, with the first digits of the
+            cost table's hash, as its file has them: `latency-0123abcd`. None means the only router there is.
+        budgets: ratios at which routed sub-networks are validated, beside uniform ones; None means 0.9, 0.8, ..., up to
+            four that can be met.
+        train_router: False trains the backbone on what the router draws and leaves the router as it is: faster, since
+            a sub-network's pass computes its own units alone; temperature, penalty and router_optimizer have no effect.
+        temperature: of the Gumbel-softmax; the default is where the router stage ended.
+        penalty: on the cost.
+        distillation: KL terms beside the language loss; what holds for sampled sub-networks holds for routed ones.
+        full_weight: weight of the full network's loss over the run; that of a routed one is 1.
+        optimizer: of the backbone.
+        lr_scheduler: of the backbone, stepped at every update; the default warms up over a tenth of the steps and falls
+            as a cosine to a tenth of the learning rate.
+        router_optimizer: of the router; its learning rate falls to 0 as a cosine.
+        remeasuring: of the router's answers.
+        seed: of the Gumbel noise.
+        attn_implementation: `sdpa` or `eager`.
+        activation_checkpointing: recompute activations in backward.
+        clip_norm: largest gradient norm of an update of the backbone; the router's is not clipped.
+        accumulate: batches whose gradients add up to one update.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    plans = "budgets"
+
+    def __init__(
+        self,
+        checkpoint: str,
+        router: RouterKind = "static",
+        cost: str | None = None,
+        budgets: list[float] | None = None,
+        train_router: bool = True,
+        temperature: Temperature = Temperature(start=0.3, end=0.3),
+        penalty: CostPenalty = CostPenalty(),
+        distillation: Distillation = Distillation(),
+        full_weight: FullWeight = FullWeight(),
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        router_optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
+        remeasuring: Remeasuring = Remeasuring(),
+        seed: int = 0,
+        attn_implementation: str = "sdpa",
+        activation_checkpointing: bool = False,
+        clip_norm: float = 1.0,
+        accumulate: int = 1,
+    ) -> None:
+        super().__init__(
+            checkpoint,
+            distillation=distillation,
+            full_weight=full_weight,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            attn_implementation=attn_implementation,
+            activation_checkpointing=activation_checkpointing,
+            clip_norm=clip_norm,
+            accumulate=accumulate,
+        )
+        if router not in ROUTER_KINDS:
+            raise ValueError(f"router is one of {', '.join(ROUTER_KINDS)}, not {router!r}")
+        wrong = [budget for budget in budgets or () if not 0 < budget <= 1]
+        if wrong:
+            raise ValueError(f"a budget is a ratio of the full network's cost, above 0 and at most 1, not {wrong[0]}")
+        self.kind, self.cost, self.budgets, self.train_router = router, cost, budgets, train_router
+        self.temperature, self.penalty, self.router_optimizer = temperature, penalty, router_optimizer
+        self.remeasuring, self.seed = remeasuring, seed
+        self.generator = torch.Generator().manual_seed(seed)
+        self._measured_at = 0
+
+    # --- set-up -------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load backbone and router; idempotent."""
+        if hasattr(self, "backbone"):
+            return
+        folder = self.flextron_folder()
+        self.load_trainable(None)
+        self.tuned = tuned_router(self.kind, self.cost, folder, self.backbone.space)
+        self.router = self.tuned.network.requires_grad_(self.train_router)
+        self.table, self.costs = self.tuned.table, self.tuned.costs
+        self._watch()
+
+    def configure_optimizers(self) -> Any:
+        """The backbone's and, if it is trained, the router's, each with its schedule."""
+        backbone = super().configure_optimizers()
+        if not self.train_router:
+            return backbone
+        groups = self.tuned.groups()
+        router = self.router_optimizer([{"params": parameters} for parameters, _ in groups])
+        for group, (_, times) in zip(router.param_groups, groups, strict=True):
+            group["lr"] *= times
+        schedule = get_cosine_schedule_with_warmup(router, 0, self.planned_updates())
+        return backbone, {"optimizer": router, "lr_scheduler": schedule}
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def train_planned(
+        self, planned: float, full: Pass, original: Tensor | None, parts: LossParts
+    ) -> tuple[str, Tensor]:
+        """Forward and backward of what the router draws for a budget."""
+        temperature = self.temperature.at(self.trainer.global_step / self.planned_updates())
+        routed = self.tuned.route(planned, len(full.batch["input_ids"]), self.generator, temperature)
+        with self._running(routed):
+            done = Pass(routed.sub_network, full.batch, self.logits(full.batch))
+            loss = self.smaller_loss(done, "routed", full, original, parts)
+            ratios = routed.ratios(self.table)
+            if self.train_router:
+                penalty = self.penalty.of(ratios, torch.full_like(ratios, planned))
+                parts.add("cost_penalty", penalty)
+                loss = loss + penalty
+            self.manual_backward(loss / self.accumulate)
+        parts.add("cost_gap", ratios.mean() - planned)
+        parts.add("entropy", entropy(routed.logits.detach()).mean())
+        return f"what the router drew for the budget {planned:.3f}", loss.detach()
+
+    def _running(self, routed: RoutedForward) -> AbstractContextManager[None]:
+        """With gates where choices need gradients; else the sub-network itself, which is less work."""
+        if self.train_router:
+            return gated(self.backbone, routed.probabilities)
+        return self.backbone.use(routed.selection)
+
+    def train_full(self, loss: Tensor) -> None:
+        """The full network's backward."""
+        if self.train_router:
+            # data-parallel ranks reduce gradients in this backward pass alone, and wait for all parameters
+            loss = loss + 0.0 * torch.stack([parameter.sum() for parameter in self.router.parameters()]).sum()
+        super().train_full(loss)
+
+    def clip(self) -> dict[str, Tensor]:
+        """As for every stage, with the router's norm."""
+        norms = super().clip()
+        if self.train_router:
+            gradients = [p.grad for p in self.router.parameters() if p.grad is not None]
+            norms["router_gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
+        return norms
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates and temperature, for the log."""
+        rates = super().rates()
+        if self.train_router:
+            # of the step that was just made
+            done = (self.trainer.global_step - 1) / self.planned_updates()
+            rates["router_learning_rate"] = self.schedulers[1].get_last_lr()[0]
+            rates["temperature"] = self.temperature.at(done)
+        return rates
+
+    # --- what the router answers --------------------------------------------------------------------------------
+
+    @property
+    def ladder(self) -> Ladder | None:
+        """What a static router answers, as of the last validation."""
+        return self.tuned.ladder
+
+    def on_validation_start(self) -> None:
+        """What the router answers now; before training, what the checkpoint said."""
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._remeasure()
+        else:
+            self._watch()
+
+    def on_test_start(self) -> None:
+        """What the router answers, where the network is now."""
+        self._watch()
+
+    def on_predict_start(self) -> None:
+        """What the router answers, where the network is now."""
+        self._watch()
+
+    def on_train_end(self) -> None:
+        """What the router answers now, where nothing was validated since the last step."""
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        if self._measured_at != self.trainer.global_step:
+            self._remeasure()
+
+    def _remeasure(self) -> None:
+        with self._evaluating():
+            self.tuned.remeasure(self, self.remeasuring)
+        self._measured_at = self.trainer.global_step
+        self._watch()
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+    def _watch(self) -> None:
+        budgets = budgets_to_watch(self.budgets, self.table, self.tuned.lowest)
+        self.watch_answers(self.tuned.answers(budgets, self.backbone.model), self.costs)
+
+    # --- what is kept -------------------------------------------------------------------------------------------
+
+    def record(self) -> StageRecord:
+        """As for every stage; a run that resumed behind its last step measures here, where all ranks come by."""
+        self._catch_up()
+        return super().record()
+
+    def files(self) -> dict[str, bytes]:
+        """The router, and what else the checkpoint held, marked as stale."""
+        return super().files() | self.tuned.files(self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """As for every stage that trains a backbone, with this one's own."""
+        optimizers: Any = self.optimizers()
+        router = {"router_optimizer": described(optimizers[1])} if self.train_router else {}
+        return (
+            super().settings()
+            | {
+                "router": self.kind,
+                "cost": self.table.name,
+                "table_sha256": self.table.sha256,
+                "train_router": self.train_router,
+                "temperature": asdict(self.temperature),
+                "penalty": asdict(self.penalty),
+                "remeasuring": asdict(self.remeasuring),
+                "seed": self.seed,
+            }
+            | router
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As for every stage, with the generator and the router's answers."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["joint"] = {
+            "generator": self.generator.get_state(),
+            "answers": self.tuned.state(),
+            "measured_at": self._measured_at,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Inverse of `on_save_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        self.generator.set_state(checkpoint["joint"]["generator"])
+        self.tuned.restore(checkpoint["joint"]["answers"])
+        self._measured_at = checkpoint["joint"]["measured_at"]

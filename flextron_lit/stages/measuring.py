@@ -1,0 +1,85 @@
+"""A stage that measures losses of sub-networks on fixed text, forward only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from flextron_lit.costs import CostTable
+from flextron_lit.losses import cross_entropy
+from flextron_lit.measured_loss import MeasuredLoss, batches_of, loss_file
+from flextron_lit.progress import progress
+from flextron_lit.ranks import gather
+from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, mean_ratio
+from flextron_lit.routers.pairs import Pairs
+from flextron_lit.routers.pricing import Priced, Prices, solve
+from flextron_lit.space import SubNetwork
+from flextron_lit.stages.stage import Batch, Stage
+
+
+class MeasuringStage(Stage):
+    """Losses of sub-networks, on the same tokens, shared out over the ranks, and never measured twice."""
+
+    def forward_context(self) -> AbstractContextManager[None]:
+        """As the trainer's precision says."""
+        return self.trainer.precision_plugin.forward_context()
+
+    def text_to_measure_on(self, tokens: int, block_size: int) -> dict[str, Tensor]:
+        """Training blocks [blocks, T], spread evenly over each domain."""
+        batches = self.text.calibration_batches(tokens, block_size=block_size, batch_size=1)
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+    def measure_on(self, text: Mapping[str, Tensor], batch_size: int) -> None:
+        """Choose the blocks that losses are measured on, [blocks, T]; what was measured on them before is known."""
+        batches = batches_of(text, batch_size)
+        file = loss_file(self.backbone, batches, str(self.trainer.precision))
+        self.measured_loss = MeasuredLoss(self.backbone, batches, file=file, forward_context=self.forward_context)
+
+    def losses_of(self, sub_networks: Sequence[SubNetwork], description: str | None = None) -> list[float]:
+        """Nats per token, shared out over the ranks; every rank gets all."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        own = self.measured_loss.all(sub_networks[rank::world], description)
+        losses = [0.0] * len(sub_networks)
+        for first, part in enumerate(gather(own, world)):
+            losses[first::world] = part
+        return losses
+
+    def measure(
+        self, sub_networks: Sequence[SubNetwork], description: str | None = None, *, held_out: bool = False
+    ) -> Pairs:
+        """The same as pairs to learn from."""
+        return Pairs.of(sub_networks, self.losses_of(sub_networks, description), held_out=held_out)
+
+    @torch.no_grad()
+    def run_policy(self, policy: DynamicPolicy, batches: Sequence[Batch]) -> tuple[float, float]:
+        """Mean cost ratio and loss (nats per token) of a dynamic router on some batches, shared out over the ranks."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        total = torch.zeros(2, dtype=torch.float64)
+        with self.forward_context(), self.backbone.use(policy):
+            for batch in batches[rank::world]:
+                loss, tokens = cross_entropy(self.logits(batch), batch["labels"])
+                total += torch.stack([loss, tokens]).cpu()
+        counts = torch.stack(gather(policy.take(), world)).sum(0)
+        loss, tokens = torch.stack(gather(total, world)).sum(0).tolist()
+        return mean_ratio(counts, policy.table), loss / tokens
+
+    def prices_of(self, router: DynamicRouter, table: CostTable, earlier: Prices, batches: Sequence[Batch]) -> Prices:
+        """Prices at which a dynamic router's mean cost on some batches meets the budgets of earlier prices."""
+        device, dtype = self.backbone.model.device, self.backbone.model.dtype
+        on_device = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+        rows = []
+        for row in progress(earlier.rows, "finding the prices of budgets"):
+            reached = 0.0, 0.0
+
+            def mean_cost(price: float, budget: float = row.budget) -> float:
+                nonlocal reached
+                policy = DynamicPolicy(router, table, [budget], [price], device=device, dtype=dtype)
+                reached = self.run_policy(policy, on_device)
+                return reached[0]
+
+            price = solve(mean_cost, row.budget, row.price)
+            rows.append(Priced(row.budget, price, *reached))
+        return Prices(tuple(rows))

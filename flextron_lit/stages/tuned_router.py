@@ -1,0 +1,365 @@
+"""What joint tuning has to know of a kind of router: how it runs in a step, what it answers, how it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from flextron_lit.costs import CostTable
+from flextron_lit.elastic.selection import Selection
+from flextron_lit.measured_loss import batches_of
+from flextron_lit.routers.dynamic import DynamicPolicy, RoutedPass
+from flextron_lit.routers.ladder import Ladder, measured_ladder, worth_measuring
+from flextron_lit.routers.objective import Routed, route
+from flextron_lit.routers.pricing import Prices
+from flextron_lit.routers.trained import TrainedRouter, read_routers
+from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
+from flextron_lit.space import ElasticSpace, SubNetwork
+from flextron_lit.stages.measuring import MeasuringStage
+from flextron_lit.stages.router_training import on_processor
+from flextron_lit.validation import DYNAMIC, ROUTED
+
+RouterKind = Literal["static", "dynamic"]
+ROUTER_KINDS: tuple[RouterKind, ...] = get_args(RouterKind)
+BIAS_LEARNING_RATE = "bias_learning_rate"
+"""In a dynamic router's settings: times the learning rate of its map."""
+Answer = SubNetwork | DynamicPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remeasuring:
+    """How a router's answers are measured again once training has changed the network."""
+
+    candidates: int = 40
+    """Sub-networks that may become rungs of a static router's ladder: half of them its answers to evenly spaced
+    budgets, the others from the ladder before. Fewer rungs leave more of a budget unused."""
+    tokens: int = 1536
+    """Training tokens that each is measured on, and that a dynamic router's prices are found on."""
+    block_size: int = 256
+    """Tokens of a block: short ones show more documents."""
+    batch_size: int = 4
+    """Blocks that run at once."""
+
+    def __post_init__(self) -> None:
+        if self.candidates < 4:
+            raise ValueError(f"remeasuring.candidates must be 4 or more, not {self.candidates}")
+        if min(self.tokens, self.block_size, self.batch_size) < 1:
+            raise ValueError(
+                "remeasuring.tokens, block_size and batch_size must be 1 or more, not "
+                f"{self.tokens}, {self.block_size}, {self.batch_size}"
+            )
+
+
+class RoutedForward(Protocol):
+    """What a router chooses in one pass for one budget."""
+
+    @property
+    def sub_network(self) -> SubNetwork | None:
+        """What runs, if it is the same for all tokens."""
+        ...
+
+    def probabilities(self, block: int, hidden_states: Tensor) -> Tensor:
+        """Straight-through choices, for gates: [N] for all tokens, or [B, T, N]."""
+        ...
+
+    @property
+    def selection(self) -> Selection:
+        """The same choices, to run without gates."""
+        ...
+
+    @property
+    def logits(self) -> Tensor:
+        """[..., 2L, N]; of a dynamic router once the pass has run."""
+        ...
+
+    def ratios(self, table: CostTable) -> Tensor:
+        """Cost ratios with gradients, [B] or [1]; of a dynamic router once the pass has run."""
+        ...
+
+
+class TunedRouter(Protocol):
+    """A router that is tuned together with the backbone."""
+
+    table: CostTable
+    """What budgets are ratios of."""
+    costs: CostTable
+    """What sub-networks cost that are the same for all tokens."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    @property
+    def ladder(self) -> Ladder | None:
+        """A static router's answers, as of the last measurement."""
+        ...
+
+    @property
+    def lowest(self) -> float:
+        """The lowest budget that it can meet."""
+        ...
+
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """What is trained, with how many times the learning rate each group needs."""
+        ...
+
+    def route(self, budget: float, sequences: int, generator: torch.Generator, temperature: float) -> RoutedForward:
+        """Random hard choices for a budget."""
+        ...
+
+    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> dict[str, Answer]:
+        """What budgets get where a model runs, as of the last measurement, by name."""
+        ...
+
+    def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
+        """Find the answers that the router gives now, by measuring."""
+        ...
+
+    def files(self, settings: dict[str, Any]) -> dict[str, bytes]:
+        """By their path in a Flextron checkpoint, with how it was trained."""
+        ...
+
+    def state(self) -> Any:
+        """The answers, for a run that resumes."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Inverse of `state`."""
+        ...
+
+
+# --- static -----------------------------------------------------------------------------------------------------
+
+
+class StaticForward:
+    """One pass of a static router: the same choices for all tokens."""
+
+    def __init__(self, routed: Routed) -> None:
+        self._routed = routed
+        (self._sub_network,) = routed.sub_networks
+
+    @property
+    def sub_network(self) -> SubNetwork:
+        """What all tokens take."""
+        return self._sub_network
+
+    def probabilities(self, block: int, hidden_states: Tensor) -> Tensor:
+        """[N]."""
+        return self._routed.probabilities[0, block]
+
+    @property
+    def selection(self) -> Selection:
+        """The sub-network."""
+        return self._sub_network
+
+    @property
+    def logits(self) -> Tensor:
+        """[1, 2L, N]."""
+        return self._routed.logits
+
+    def ratios(self, table: CostTable) -> Tensor:
+        """[1]."""
+        return self._routed.ratios(table)
+
+
+class TunedStaticRouter:
+    """A static router; its answers are its ladder.
+
+    Args:
+        trained: as the checkpoint holds it.
+        space: the choices.
+    """
+
+    def __init__(self, trained: TrainedRouter, space: ElasticSpace) -> None:
+        self.trained, self.space = trained, space
+        self.table = self.costs = trained.table
+        self._ladder = trained.ladder
+
+    @property
+    def network(self) -> nn.Module:
+        """The MLP."""
+        return self.trained.network
+
+    @property
+    def ladder(self) -> Ladder:
+        """Sub-networks by rising cost."""
+        return self._ladder
+
+    @property
+    def lowest(self) -> float:
+        """What the smallest sub-network costs."""
+        return self.table.smallest_ratio
+
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """All alike."""
+        return [(list(self.network.parameters()), 1.0)]
+
+    def route(self, budget: float, sequences: int, generator: torch.Generator, temperature: float) -> RoutedForward:
+        """One draw for all sequences."""
+        router = self.trained.network
+        budgets = torch.tensor([budget], device=router.smallest.device)
+        return StaticForward(route(router, budgets, generator, temperature))
+
+    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> dict[str, Answer]:
+        """Look-ups in the ladder."""
+        return {f"{ROUTED}{b:.2f}": self._ladder.at(b * self.table.full).sub_network for b in budgets}
+
+    def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
+        """Measure what the router answers and rungs of the ladder that the checkpoint came with; keep the best."""
+        earlier, router = self.trained.ladder, on_processor(self.trained.network)
+        candidates = worth_measuring(router, self.space, self.table, earlier, settings.candidates)
+        stage.measure_on(stage.text_to_measure_on(settings.tokens, settings.block_size), settings.batch_size)
+        losses = stage.losses_of(candidates, f"measuring losses of {len(candidates)} sub-networks for the ladder")
+        self._ladder = measured_ladder(self.table, candidates, losses)
+
+    def files(self, settings: dict[str, Any]) -> dict[str, bytes]:
+        """Weights and ladder."""
+        return replace(self.trained, ladder=self._ladder, settings=settings).files()
+
+    def state(self) -> Any:
+        """The ladder."""
+        return {"measured": self._ladder.measured, "rungs": self._ladder.to_json()}
+
+    def restore(self, state: Any) -> None:
+        """Inverse of `state`."""
+        self._ladder = Ladder.from_json(state["rungs"], measured=state["measured"])
+
+
+# --- dynamic ----------------------------------------------------------------------------------------------------
+
+
+class DynamicForward:
+    """One pass of a dynamic router: every token its own choices."""
+
+    sub_network = None
+
+    def __init__(self, routed: RoutedPass) -> None:
+        self._routed = routed
+
+    def probabilities(self, block: int, hidden_states: Tensor) -> Tensor:
+        """[B, T, N]."""
+        return self._routed.probabilities(block, hidden_states)
+
+    @property
+    def selection(self) -> Selection:
+        """The policy."""
+        return self._routed
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, T, 2L, N], once the pass has run."""
+        return torch.stack([self._routed.logits[block] for block in sorted(self._routed.logits)], -2)
+
+    def ratios(self, table: CostTable) -> Tensor:
+        """[B], once the pass has run."""
+        return self._routed.ratios(table)
+
+
+class TunedDynamicRouter:
+    """A dynamic router; its answers are the prices of budgets.
+
+    Args:
+        trained: as the checkpoint holds it.
+        costs: of sub-networks that are the same for all tokens.
+    """
+
+    ladder = None
+
+    def __init__(self, trained: TrainedDynamicRouter, costs: CostTable) -> None:
+        self.trained, self.table, self.costs = trained, trained.table, costs
+        self.prices = trained.prices
+
+    @property
+    def network(self) -> nn.Module:
+        """All blocks' routers."""
+        return self.trained.network
+
+    @property
+    def lowest(self) -> float:
+        """The lowest budget that has a price."""
+        return self.prices.rows[0].budget
+
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The biases that follow the budget learn faster than the map, by as much as in the router's own stage."""
+        network, times = self.trained.network, float(self.trained.settings.get(BIAS_LEARNING_RATE, 1.0))
+        return [([network.weight], 1.0), ([network.bias], times)]
+
+    def route(self, budget: float, sequences: int, generator: torch.Generator, temperature: float) -> RoutedForward:
+        """One budget for all sequences, a draw for every token."""
+        return DynamicForward(
+            RoutedPass(self.trained.network, torch.full((sequences,), budget), generator, temperature)
+        )
+
+    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> dict[str, Answer]:
+        """Policies by the prices of their budgets."""
+        now = replace(self.trained, network=on_processor(self.trained.network), prices=self.prices)
+        return {f"{DYNAMIC}{b:.2f}": now.policy([b], device=model.device, dtype=model.dtype) for b in budgets}
+
+    def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
+        """Find the prices of the same budgets again, from what they were."""
+        text = stage.text_to_measure_on(settings.tokens, settings.block_size)
+        batches = batches_of(text, settings.batch_size)
+        self.prices = stage.prices_of(on_processor(self.trained.network), self.table, self.prices, batches)
+
+    def files(self, settings: dict[str, Any]) -> dict[str, bytes]:
+        """Weights and prices."""
+        kept = {name: self.trained.settings[name] for name in (BIAS_LEARNING_RATE,) if name in self.trained.settings}
+        return replace(self.trained, prices=self.prices, settings=settings | kept).files()
+
+    def state(self) -> Any:
+        """The prices."""
+        return self.prices.to_json()
+
+    def restore(self, state: Any) -> None:
+        """Inverse of `state`."""
+        self.prices = Prices.from_json(state)
+
+
+# --- which one --------------------------------------------------------------------------------------------------
+
+
+def tuned_router(kind: RouterKind, cost: str | None, folder: Path, space: ElasticSpace) -> TunedRouter:
+    """The router of a Flextron checkpoint that is for a cost.
+
+    Args:
+        kind: `static` or `dynamic`.
+        cost: name of its cost, with the first digits of its cost table's hash where there are several for it; None
+            means the only one.
+        folder: the checkpoint.
+        space: the choices.
+
+    Raises:
+        ValueError: if there is none, or there are several; the message names those that there are.
+    """
+    static = read_routers(folder, space)
+    if kind == "static":
+        return TunedStaticRouter(_chosen(kind, static, cost, folder), space)
+    router = _chosen(kind, read_dynamic_routers(folder, space), cost, folder)
+    costs = next((other.table for other in static if other.table.name == router.table.name), router.table)
+    return TunedDynamicRouter(router, costs)
+
+
+Router = TypeVar("Router", TrainedRouter, TrainedDynamicRouter)
+
+
+def _chosen(kind: RouterKind, routers: Sequence[Router], cost: str | None, folder: Path) -> Router:
+    named = {router.name.removeprefix(f"{kind}-"): router for router in routers}
+    found = {name: router for name, router in named.items() if cost in (None, name, router.table.name)}
+    if not found:
+        there = f"it has those for {', '.join(named)}" if named else "it has none"
+        wanted = "" if cost is None else f" for {cost}"
+        raise ValueError(
+            f"{folder} holds no {kind} router{wanted}, {there}: run the {kind} router stage first "
+            f"(configs/stages/{kind}_router.yaml), or set cost to one of them"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds several {kind} routers; set cost to one of {', '.join(found)}")
+    (router,) = found.values()
+    return router
