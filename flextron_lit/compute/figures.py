@@ -56,7 +56,7 @@ def widths_by_domain(widths: Mapping[str, Tensor], domains: Sequence[str], space
             apart = {name: each - each.mean(0) for name, each in own.items()}
             # the same colours for both kinds
             reach = max(FAINT, *(float((each - each.mean(0)).abs().max()) for each in widths.values()))
-            title = f"{kind}: difference from the domains' mean"
+            title = f"{kind}: difference from mean"
             _heat_map(panels[1][column], apart, domains, layers, title, (-reach, reach, "PuOr_r"))
     for row, label in zip(panels, ("share of the full width", "difference of the shares"), strict=False):
         figure.colorbar(row[0].collections[0], ax=list(row), label=label)

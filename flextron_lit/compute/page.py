@@ -140,7 +140,7 @@ def _style() -> str:
         ":root{color-scheme:light dark;--page:#fff;--ink:" + INK_ON_LIGHT + ";--faint:#595959;--rule:#d0d0d0}"
         "body{margin:2rem auto;max-width:60rem;padding:0 1rem;background:var(--page);color:var(--ink);"
         "font:1rem/1.5 system-ui,sans-serif}"
-        "h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}small,.line::before{color:var(--faint);"
+        "h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}small{color:var(--faint);"
         "font-weight:normal}"
         ".text+.text{margin-top:.8rem}.text{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.8}"
         ".text span,.legend span{border-radius:.2rem;padding:.1rem 0;print-color-adjust:exact;"

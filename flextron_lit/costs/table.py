@@ -46,6 +46,11 @@ class CostTable:
         return self.fixed + sum(min(row) for row in self.blocks)
 
     @property
+    def largest_ratio(self) -> float:
+        """The largest cost that anything has, relative to the full network's: not 1 where there is a `reference`."""
+        return (self.fixed + sum(max(row) for row in self.blocks)) / self.full
+
+    @property
     def smallest_ratio(self) -> float:
         """The smallest cost relative to the full network's: the lowest budget that can be met."""
         return self.smallest / self.full

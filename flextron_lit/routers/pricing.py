@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+from flextron_lit.costs.table import CostTable
+
 TOLERANCE = 0.003
 """Largest relative distance of the mean cost reached from the budget."""
 TRIES = 20
 LARGEST = 1e4
+MARGIN = 0.02
 EDGE = 0.1
 """Of a bracket, never looked at."""
 
@@ -72,6 +75,23 @@ class Prices:
     def from_json(cls, rows: Sequence[dict[str, Any]]) -> Prices:
         """Inverse of `to_json`."""
         return cls(tuple(Priced(**{name: float(value) for name, value in row.items()}) for row in rows))
+
+
+def margin(table: CostTable) -> float:
+    """Cost ratios left out at both ends of a table's range: there a price is not determined."""
+    return MARGIN * (table.largest_ratio - table.smallest_ratio)
+
+
+def spendable(budget: float, table: CostTable) -> float:
+    """A budget, or nearly all that can be spent where it is above that."""
+    return min(budget, table.largest_ratio - margin(table))
+
+
+def evenly_spaced(table: CostTable, count: int) -> list[float]:
+    """Budgets over the whole range of a table, none above 1."""
+    low, high = table.smallest_ratio, min(1.0, table.largest_ratio)
+    step = (high - low - 2 * margin(table)) / (count - 1)
+    return [low + margin(table) + index * step for index in range(count)]
 
 
 def solve(mean_cost: Callable[[float], float], target: float, guess: float = 0.0, step: float = 0.5) -> float:

@@ -13,12 +13,11 @@ from torch import Tensor
 from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.elastic.gates import gated
 from flextron_lit.losses import token_cross_entropy
-from flextron_lit.progress import progress
-from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass, mean_ratio
+from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass
 from flextron_lit.routers.memory import Memory
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
-from flextron_lit.routers.pricing import Priced, Prices, solve
+from flextron_lit.routers.pricing import Prices, evenly_spaced
 from flextron_lit.routers.scale import InputScale
 from flextron_lit.routers.surrogate import encode
 from flextron_lit.routers.token_surrogate import TokenSurrogate
@@ -32,8 +31,6 @@ from flextron_lit.validation import DYNAMIC, ROUTED
 
 Guidance = Literal["backbone", "token", "sequence"]
 KNOTS = 9
-MARGIN = 0.02
-"""Of the range of costs, left out at its ends: there a price is not determined."""
 
 
 class DynamicRouterTraining(RouterTraining):
@@ -377,62 +374,9 @@ class DynamicRouterTraining(RouterTraining):
 
     # --- prices -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _run(self, policy: DynamicPolicy) -> tuple[float, float]:
-        """Mean cost ratio and loss of a policy on the calibration mix, this rank's share of it."""
-        total = tokens = 0.0
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        with self.forward_context(), self.backbone.use(policy):
-            for batch in self._calibration[rank::world] or self._calibration[:1]:
-                losses, predicted = token_cross_entropy(self.logits(batch), batch["labels"])
-                total, tokens = total + float(losses.sum()), tokens + float(predicted.sum())
-        sums = self._summed(torch.cat([policy.take().flatten(), torch.tensor([total, tokens], dtype=torch.float64)]))
-        counts = sums[:-2].view(len(self.backbone.space), -1)
-        return mean_ratio(counts, self.table), float(sums[-2] / sums[-1])
-
-    def _summed(self, values: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return values
-        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum").cpu()
-
-    def _priced(self, budget: float, guess: float) -> Priced:
-        router = on_processor(self.router)
-        found: dict[float, tuple[float, float]] = {}
-
-        def mean_cost(price: float) -> float:
-            found[price] = self._run(self._policy(router, budget, price))
-            return found[price][0]
-
-        # a budget above all that can be spent is met by nearly that
-        price = solve(mean_cost, min(budget, self._dearest - self._margin), guess)
-        return Priced(budget, price, *found[price])
-
-    def _policy(self, router: DynamicRouter, budget: float, price: float) -> DynamicPolicy:
-        # the stage itself is moved later than its network
-        model = self.backbone.model
-        return DynamicPolicy(router, self.table, [budget], [price], device=model.device, dtype=model.dtype)
-
-    def find_prices(self, budgets: Sequence[float]) -> Prices:
-        """Prices of some budgets, each found from its neighbour's."""
-        rows: list[Priced] = []
-        for budget in progress(sorted(budgets, reverse=True), "finding the prices of budgets"):
-            rows.append(self._priced(budget, rows[-1].price if rows else 0.0))
-        return Prices(tuple(reversed(rows)))
-
-    def _stored(self) -> list[float]:
-        """Budgets whose prices are stored: evenly spaced, and the validated ones."""
-        low, high = self.table.smallest_ratio, min(1.0, self._dearest)
-        spaced = torch.linspace(low + self._margin, high - self._margin, self.num_prices).tolist()
-        return sorted({*spaced, *self._validated()})
-
-    @property
-    def _dearest(self) -> float:
-        """The largest cost ratio that a router can have: of a measured table it may lie on either side of 1."""
-        return (self.table.fixed + sum(max(row) for row in self.table.blocks)) / self.table.full
-
-    @property
-    def _margin(self) -> float:
-        return MARGIN * (self._dearest - self.table.smallest_ratio)
+    def _prices_of(self, budgets: Sequence[float]) -> Prices:
+        guesses: dict[float, float | None] = dict.fromkeys(budgets)
+        return self.find_prices(on_processor(self.router), self.table, guesses, self._calibration)
 
     def on_train_end(self) -> None:
         """Find all prices, where no validation did after the last step; all ranks take part."""
@@ -440,7 +384,7 @@ class DynamicRouterTraining(RouterTraining):
             self._find_all_prices()
 
     def _find_all_prices(self) -> None:
-        self.prices = self.find_prices(self._stored())
+        self.prices = self._prices_of([*evenly_spaced(self.table, self.num_prices), *self._validated()])
         self._priced_at = self.trainer.global_step
 
     # --- validation ---------------------------------------------------------------------------------------------
@@ -453,7 +397,7 @@ class DynamicRouterTraining(RouterTraining):
             # the last table is that of the prices that are stored
             self._find_all_prices()
         else:
-            self.prices = self.find_prices(self._validated())
+            self.prices = self._prices_of(self._validated())
         self._watch()
 
     def _validated(self) -> list[float]:
@@ -467,7 +411,14 @@ class DynamicRouterTraining(RouterTraining):
             paid = [b for b in budgets if b >= static.table.smallest_ratio]
             answers |= {f"{ROUTED}{b:.2f}": static.ladder.at(b * static.table.full).sub_network for b in paid}
         router = on_processor(self.router)
-        answers |= {f"{DYNAMIC}{b:.2f}": self._policy(router, b, self.prices.at(b)) for b in budgets}
+        # the stage itself is moved later than its network
+        model, prices = self.backbone.model, self.prices
+        answers |= {
+            f"{DYNAMIC}{b:.2f}": DynamicPolicy(
+                router, self.table, [b], [prices.at(b)], device=model.device, dtype=model.dtype
+            )
+            for b in budgets
+        }
         self.watch_answers(answers, self._costs_of_sub_networks())
 
     def _costs_of_sub_networks(self) -> CostTable:

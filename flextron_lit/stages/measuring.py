@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from flextron_lit.progress import progress
 from flextron_lit.ranks import gather
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, mean_ratio
 from flextron_lit.routers.pairs import Pairs
-from flextron_lit.routers.pricing import Priced, Prices, solve
+from flextron_lit.routers.pricing import Priced, Prices, solve, spendable
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.stage import Batch, Stage
 
@@ -66,20 +67,30 @@ class MeasuringStage(Stage):
         loss, tokens = torch.stack(gather(total, world)).sum(0).tolist()
         return mean_ratio(counts, policy.table), loss / tokens
 
-    def prices_of(self, router: DynamicRouter, table: CostTable, earlier: Prices, batches: Sequence[Batch]) -> Prices:
-        """Prices at which a dynamic router's mean cost on some batches meets the budgets of earlier prices."""
+    def find_prices(
+        self, router: DynamicRouter, table: CostTable, budgets: Mapping[float, float | None], batches: Sequence[Batch]
+    ) -> Prices:
+        """Prices at which a dynamic router's mean cost on some batches meets budgets.
+
+        Args:
+            router: on the processor.
+            table: the cost that it is for.
+            budgets: each with a price to start from; None means that of the next larger budget.
+            batches: the calibration mix.
+        """
         device, dtype = self.backbone.model.device, self.backbone.model.dtype
         on_device = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
-        rows = []
-        for row in progress(earlier.rows, "finding the prices of budgets"):
-            reached = 0.0, 0.0
+        rows: list[Priced] = []
+        for budget in progress(sorted(budgets, reverse=True), "finding the prices of budgets"):
+            found: dict[float, tuple[float, float]] = {}
 
-            def mean_cost(price: float, budget: float = row.budget) -> float:
-                nonlocal reached
+            def mean_cost(price: float, budget: float = budget, found: dict[float, Any] = found) -> float:
                 policy = DynamicPolicy(router, table, [budget], [price], device=device, dtype=dtype)
-                reached = self.run_policy(policy, on_device)
-                return reached[0]
+                found[price] = self.run_policy(policy, on_device)
+                return float(found[price][0])
 
-            price = solve(mean_cost, row.budget, row.price)
-            rows.append(Priced(row.budget, price, *reached))
-        return Prices(tuple(rows))
+            start = budgets[budget]
+            guess = start if start is not None else rows[-1].price if rows else 0.0
+            price = solve(mean_cost, spendable(budget, table), guess)
+            rows.append(Priced(budget, price, *found[price]))
+        return Prices(tuple(reversed(rows)))

@@ -306,7 +306,8 @@ class TunedDynamicRouter:
         """Find the prices of the same budgets again, from what they were."""
         text = stage.text_to_measure_on(settings.tokens, settings.block_size)
         batches = batches_of(text, settings.batch_size)
-        self.prices = stage.prices_of(on_processor(self.trained.network), self.table, self.prices, batches)
+        budgets: dict[float, float | None] = {row.budget: row.price for row in self.prices.rows}
+        self.prices = stage.find_prices(on_processor(self.trained.network), self.table, budgets, batches)
 
     def files(self, settings: dict[str, Any]) -> dict[str, bytes]:
         """Weights and prices."""

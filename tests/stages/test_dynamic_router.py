@@ -214,7 +214,7 @@ def test_a_budget_above_all_that_can_be_spent_is_met(trained, monkeypatch):
     stage, _ = trained
     dearer = dataclasses.replace(stage.table, reference=1.3 * stage.table.full)
     monkeypatch.setattr(stage, "table", dearer)
-    (row,) = stage.find_prices([1.0]).rows
+    (row,) = stage._prices_of([1.0]).rows
     largest = (dearer.fixed + sum(max(costs) for costs in dearer.blocks)) / dearer.full
     assert 0.97 * largest < row.ratio < largest < 1.0 == row.budget
 
