@@ -45,7 +45,7 @@ class DynamicRouterTraining(RouterTraining):
         cost: which cost budgets are ratios of: `latency`, `prefill`, `decode` (with LatencyProfiling), or one that is
             counted: `flops`, `prefill_flops`, `decode_flops`.
         guidance: what tells the router how well it chose. `backbone`: training text runs through the network with
-            gates, gradients straight through; the best by our comparison (docs/experiments.md). `token`: a surrogate
+            gates, gradients straight through; the best in our first trial (docs/experiments.md). `token`: a surrogate
             that predicts each token's excess loss from its own choices and its hidden state (ours). `sequence`: one of
             the mean choices of a sequence (paper), which cannot tell tokens apart. The last two need
             callbacks.SurrogateGuidance and run the network forward only.
