@@ -15,8 +15,9 @@ from flextron_lit.costs.known import known_tables
 from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.loading import shape_of
 from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, workload_of
+from flextron_lit.routers.kept import FOLDER, name_of
 from flextron_lit.routers.ladder import Ladder
-from flextron_lit.routers.trained import FOLDER, TrainedSurrogate, name_of
+from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate
 from flextron_lit.routers.training import train_router
 from flextron_lit.tables import show
 
@@ -65,7 +66,7 @@ def command(args: Sequence[str]) -> None:
     if options.cost not in tables:
         hint = "; measure latencies with `python main.py profile`" if options.cost not in COUNTED else ""
         raise ValueError(f"there is no cost {options.cost!r}; there are {', '.join(tables)}{hint}")
-    name = name_of(tables[options.cost])
+    name = name_of(TrainedRouter.kind, tables[options.cost])
     if (folder / FOLDER / f"{name}.json").is_file() and not options.fresh:
         raise ValueError(f"{folder} has a router for this cost table, {name}; --fresh trains another in its place")
     torch.set_num_threads(1)

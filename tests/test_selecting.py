@@ -6,7 +6,7 @@ import torch
 
 from flextron_lit.budget import parse_budget
 from flextron_lit.costs import COUNTED, Workload
-from flextron_lit.costs.known import known_dynamic_tables, known_tables
+from flextron_lit.costs.known import known_tables
 from flextron_lit.costs.latency import LatencyTable
 from flextron_lit.costs.profiler import profile
 from flextron_lit.loading import load_elastic
@@ -50,7 +50,7 @@ def test_a_dynamic_table_stands_beside_the_static_one(profiled, backbone):
     assert "dynamic-cpu-1x16+4-float32.json" in printed.replace("\n", "")
     assert "measured already" in succeed("profile", *options)
     assert known_tables(folder, backbone, Workload(), None) == before
-    tables, latency = known_dynamic_tables(folder, backbone, Workload(), None)
+    tables, latency = known_tables(folder, backbone, Workload(), None, execution="dynamic")
     assert latency.execution == "dynamic"
     assert len(latency.phases["decode"].held_out) == 2
     assert tables["latency"].reference > 0

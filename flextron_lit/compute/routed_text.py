@@ -24,7 +24,7 @@ from flextron_lit.space import KINDS, ElasticSpace, width_ratios
 Batch = Mapping[str, Tensor]
 
 
-class Recording:
+class Recording(Policy):
     """A policy that chooses as another does, and keeps what was chosen in the last pass.
 
     Args:
@@ -44,9 +44,6 @@ class Recording:
         """Choice index of every token, [B, T]."""
         self._choices[block] = self.policy.choose(block, hidden_states)
         return self._choices[block]
-
-    def note(self, block: int, counts: list[int]) -> None:
-        """Nothing: the choices are kept."""
 
     @property
     def choices(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ def known_tables(
     workload: Workload,
     latency: str | None,
     device: torch.device | None = None,
+    execution: Execution = "static",
 ) -> tuple[dict[str, CostTable], LatencyTable | None]:
-    """The cost tables of a Flextron checkpoint, for sub-networks.
+    """The cost tables of a Flextron checkpoint.
 
     Args:
         folder: the Flextron checkpoint.
@@ -31,53 +32,18 @@ def known_tables(
         workload: what FLOPs, cache and memory are counted for, where no latency table says so.
         latency: name of the latency table to use, of whatever device; None means the only one there is, of this one.
         device: where the network will run; None means where it is.
+        execution: `static` for sub-networks; `dynamic` for a dynamic router, without costs that no choice changes.
 
     Raises:
         ValueError: if there are several latency tables to choose from, none of that name, or only another device's.
     """
-    chosen = _find(folder, backbone, latency, device, "static")
-    return _all(backbone, workload, chosen, COUNTED), chosen
-
-
-def known_dynamic_tables(
-    folder: Path,
-    backbone: ElasticBackbone,
-    workload: Workload,
-    latency: str | None,
-    device: torch.device | None = None,
-) -> tuple[dict[str, CostTable], LatencyTable | None]:
-    """The cost tables of a Flextron checkpoint, for a dynamic router; without those that no choice changes.
-
-    Args:
-        folder: as for `known_tables`.
-        backbone: likewise.
-        workload: likewise.
-        latency: name of the dynamic latency table to use, likewise.
-        device: likewise.
-
-    Raises:
-        ValueError: as `known_tables`.
-    """
-    chosen = _find(folder, backbone, latency, device, "dynamic")
-    return _all(backbone, workload, chosen, DYNAMIC_COUNTED), chosen
-
-
-def _find(
-    folder: Path, backbone: ElasticBackbone, latency: str | None, device: torch.device | None, execution: Execution
-) -> LatencyTable | None:
     measured = {path.stem: table for path, table in read_all(folder, backbone.space, execution).items()}
-    return _chosen(measured, latency, {"device": device_description(device or backbone.model.device)})
-
-
-def _all(
-    backbone: ElasticBackbone,
-    workload: Workload,
-    chosen: LatencyTable | None,
-    counted: Mapping[str, Callable[[ElasticBackbone, Workload], CostTable]],
-) -> dict[str, CostTable]:
+    here = {"device": device_description(device or backbone.model.device)}
+    chosen = _chosen(measured, latency, here)
     counted_for = chosen.workload if chosen else workload
-    tables = {name: count(backbone, counted_for) for name, count in counted.items()}
-    return {**(chosen.tables() if chosen else {}), **tables}
+    known = COUNTED if execution == "static" else DYNAMIC_COUNTED
+    counted = {name: count(backbone, counted_for) for name, count in known.items()}
+    return {**(chosen.tables() if chosen else {}), **counted}, chosen
 
 
 def _chosen(measured: Mapping[str, LatencyTable], name: str | None, here: Mapping[str, Any]) -> LatencyTable | None:

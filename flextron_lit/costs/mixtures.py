@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flextron_lit.elastic.backbone import ElasticBackbone
+from flextron_lit.elastic.selection import CountingPolicy
 from flextron_lit.space import KINDS, BlockKind, ElasticSpace
 
 STEEPNESS = 4.0
@@ -63,7 +64,7 @@ def router_products(backbone: ElasticBackbone, number: int = 0) -> list[Product]
     return [(drawn(len(b.widths), features), drawn(len(b.widths))) for b in backbone.space.blocks]
 
 
-class DrawnChoices:
+class DrawnChoices(CountingPolicy):
     """A policy that does a router's work, a product and an arg-max a block, and answers what was drawn beforehand.
 
     So its passes take as long as those of a router whose tokens choose in given shares.
@@ -98,9 +99,3 @@ class DrawnChoices:
         """Choice index of every token, [B, T]."""
         F.linear(hidden_states, *self.products[block]).argmax(-1)
         return self.choices[block][self.turn]
-
-    def note(self, block: int, counts: list[int]) -> None:
-        """Add up how many tokens took each choice."""
-        tally = self.tally[block]
-        for choice, count in enumerate(counts):
-            tally[choice] += count

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -16,11 +17,14 @@ from flextron_lit.space import ElasticSpace, SubNetwork
 
 
 class Policy(Protocol):
-    """Chooses at run time, for every token and block by block: a dynamic router does."""
+    """Chooses at run time, for every token and block by block: a dynamic router does.
+
+    Those that inherit have to choose; what else they are told is nothing to them unless they say so.
+    """
 
     def begin(self, real: Tensor | None) -> None:
         """A forward pass begins: which tokens are no padding, bool [B, T]; None means all."""
-        ...
+        return
 
     def choose(self, block: int, hidden_states: Tensor) -> Tensor:
         """Choice index of every token for a block's own input [B, T, D]: int64 [B, T].
@@ -31,7 +35,27 @@ class Policy(Protocol):
 
     def note(self, block: int, counts: list[int]) -> None:
         """Tokens that took each choice of a block, padding left out."""
-        ...
+        return
+
+
+class CountingPolicy(Policy, Protocol):
+    """A policy that adds up how many tokens took each choice, since it was made or last asked."""
+
+    tally: list[list[int]]
+    """One row a block, one number a choice."""
+
+    def note(self, block: int, counts: list[int]) -> None:
+        """Add them."""
+        tally = self.tally[block]
+        for choice, count in enumerate(counts):
+            tally[choice] += count
+
+    def take(self) -> Tensor:
+        """How many tokens took each choice since the last call, [2L, N] float64."""
+        width = max(len(row) for row in self.tally)
+        counts = torch.tensor([[*row, *[0] * (width - len(row))] for row in self.tally], dtype=torch.float64)
+        self.tally = [[0] * len(row) for row in self.tally]
+        return counts
 
 
 Selection = SubNetwork | Policy
@@ -55,6 +79,8 @@ class ActiveSelection:
         self._owner: int | None = None
         self._real: Tensor | None = None
         self._hook: RemovableHandle | None = None
+        # looked up once: a decode step is short
+        self._arguments = tuple(signature(type(model).forward).parameters)[1:]
 
     def width(self, block: int, hidden_states: Tensor) -> int | TokenGroups:
         """Units that a block uses for this input: one number, or a width for every token."""
@@ -86,8 +112,7 @@ class ActiveSelection:
     def _begin(self, model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         """A pass begins: what is padding in it, the policy has to know; the blocks get masks that do not tell."""
         assert not isinstance(self.current, SubNetwork)
-        names = list(signature(type(model).forward).parameters)[1:]
-        given = dict(zip(names, inputs, strict=False)) | options
+        given = dict(zip(self._arguments, inputs, strict=False)) | options
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         tokens = (given["inputs_embeds"] if ids is None else ids).shape[1]
         self._real = None

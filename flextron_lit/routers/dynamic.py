@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flextron_lit.costs.table import CostTable
+from flextron_lit.elastic.selection import CountingPolicy, Policy
 from flextron_lit.routers.noise import gumbel_noise, straight_through
 from flextron_lit.space import ElasticSpace, SubNetwork
 
@@ -92,7 +93,7 @@ class DynamicRouter(nn.Module):
         return weight, bias.masked_fill(~self.exists, -torch.inf)
 
 
-class RoutedPass:
+class RoutedPass(Policy):
     """The policy of one training pass: random hard choices for every token, and what they were.
 
     Noise is drawn once a block, so that recomputed activations meet the same choices.
@@ -109,7 +110,7 @@ class RoutedPass:
         self.budgets = budgets.to(router.bias.device)
         self.generator = generator
         self.temperature = temperature
-        self.logits: dict[int, Tensor] = {}
+        self._logits: dict[int, Tensor] = {}
         self._noise: dict[int, Tensor] = {}
         self._chosen: dict[int, Tensor] = {}
 
@@ -129,7 +130,7 @@ class RoutedPass:
             self._noise[block] = gumbel_noise(tuple(logits.shape), self.generator).to(logits.device)
         chosen = straight_through(logits, self._noise[block], self.temperature)
         # a recomputation belongs to another graph: what was chosen first is what losses and costs are of
-        self.logits.setdefault(block, logits)
+        self._logits.setdefault(block, logits)
         self._chosen.setdefault(block, chosen)
         return chosen
 
@@ -139,20 +140,22 @@ class RoutedPass:
         with torch.enable_grad():
             return self.probabilities(block, hidden_states).argmax(-1)
 
-    def note(self, block: int, counts: list[int]) -> None:
-        """Nothing: the choices are kept."""
-
     @property
     def chosen(self) -> Tensor:
         """All choices of the pass, [B, T, 2L, N]."""
-        return torch.stack([self._chosen[block] for block in sorted(self._chosen)], -2)
+        return _stacked(self._chosen)
+
+    @property
+    def logits(self) -> Tensor:
+        """What they were drawn from, [B, T, 2L, N]."""
+        return _stacked(self._logits)
 
     def ratios(self, table: CostTable) -> Tensor:
         """Mean cost over the tokens of each sequence as a ratio of the full network's, [B], with gradients."""
         return (table.expected(self.chosen.mean(1)) / table.full).to(self.budgets.dtype)
 
 
-class DynamicPolicy:
+class DynamicPolicy(CountingPolicy):
     """The policy of a deployed dynamic router: arg-max of logits minus price times cost, and a tally of the choices.
 
     Args:
@@ -184,9 +187,6 @@ class DynamicPolicy:
         self.table = table
         self.tally = [[0] * n for n in counts]
 
-    def begin(self, real: Tensor | None) -> None:
-        """Nothing depends on the pass."""
-
     def choose(self, block: int, hidden_states: Tensor) -> Tensor:
         """Choice index of every token, [B, T].
 
@@ -202,21 +202,13 @@ class DynamicPolicy:
         own = bias.repeat_interleave(sequences, 0)[:, None]
         return (F.linear(hidden_states, self.weights[block]) + own).argmax(-1)
 
-    def note(self, block: int, counts: list[int]) -> None:
-        """Add up how many tokens took each choice."""
-        tally = self.tally[block]
-        for choice, count in enumerate(counts):
-            tally[choice] += count
-
-    def take(self) -> Tensor:
-        """How many tokens took each choice since the last call, [2L, N] float64."""
-        width = max(len(row) for row in self.tally)
-        counts = torch.tensor([[*row, *[0] * (width - len(row))] for row in self.tally], dtype=torch.float64)
-        self.tally = [[0] * len(row) for row in self.tally]
-        return counts
-
 
 def mean_ratio(counts: Tensor, table: CostTable) -> float:
     """Mean cost as a ratio of the full network's, from how many tokens took each choice, [2L, N]."""
     shares = counts / counts.sum(-1, keepdim=True).clamp(min=1)
     return float(table.expected(shares) / table.full)
+
+
+def _stacked(blocks: Mapping[int, Tensor]) -> Tensor:
+    """[B, T, N] of every block to [B, T, 2L, N]."""
+    return torch.stack([blocks[block] for block in sorted(blocks)], -2)

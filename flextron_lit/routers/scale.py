@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flextron_lit.elastic.selection import Policy
 from flextron_lit.space import ElasticSpace
 
 
-class InputScale:
+class InputScale(Policy):
     """A policy that runs the full network and keeps the moments of every block's input.
 
     Args:
@@ -19,17 +20,11 @@ class InputScale:
         self.full = space.full()
         self.moments: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def begin(self, real: Tensor | None) -> None:
-        """Nothing depends on the pass."""
-
     def choose(self, block: int, hidden_states: Tensor) -> Tensor:
         """The full width for every token, [B, T]."""
         flat = hidden_states.float().flatten(0, -2)
         self.moments[block] = flat.mean(0), flat.std(0)
         return torch.full(hidden_states.shape[:-1], self.full.choices[block], device=hidden_states.device)
-
-    def note(self, block: int, counts: list[int]) -> None:
-        """Nothing to count."""
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
         """Of every feature of each block's input, [2L, D] each."""

@@ -1,9 +1,8 @@
-"""A trained surrogate and trained routers, as a Flextron checkpoint holds them.
+"""A trained surrogate and trained static routers, as a Flextron checkpoint holds them.
 
 ```
 surrogate.safetensors     what predicts losses, the pairs it learned from, and the text they were measured on
-routers/static-<cost>-<hash of its cost table>.json             the cost table, the ladder, how it was trained
-routers/static-<cost>-<hash of its cost table>.safetensors      weights
+routers/static-...        a router and its ladder
 ```
 """
 
@@ -11,9 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from flextron_lit.costs.table import CostTable
+from flextron_lit.routers.kept import Kept, KeptRouter
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
@@ -28,15 +28,11 @@ from flextron_lit.routers.surrogate import Surrogate, Target, decode, encode
 from flextron_lit.space import ElasticSpace
 
 SURROGATE = "surrogate.safetensors"
-FOLDER = "routers"
-STATIC = "static-"
 META = "flextron"
-STALE = "stale_since"
-"""In the settings: the first stage that changed the network after losses of it were measured or predicted."""
 
 
 @dataclass(frozen=True)
-class TrainedSurrogate:
+class TrainedSurrogate(Kept):
     """A surrogate with what it predicts, and what it learned from."""
 
     network: Surrogate
@@ -61,15 +57,6 @@ class TrainedSurrogate:
     def to_nats(self, predicted: Tensor) -> Tensor:
         """Predicted targets as losses in nats per token."""
         return decode(self.target, predicted, self.full_loss)
-
-    @property
-    def stale(self) -> str | None:
-        """The stage that changed the network since losses were measured; None if none did."""
-        return self.settings.get(STALE)
-
-    def stale_since(self, stage: str) -> TrainedSurrogate:
-        """The same, marked."""
-        return replace(self, settings={STALE: stage, **self.settings})
 
     def refuse_stale(self, folder: Path) -> None:
         """Refuse to train by what it says of a network that is no more.
@@ -114,73 +101,31 @@ class TrainedSurrogate:
 
 
 @dataclass(frozen=True)
-class TrainedRouter:
+class TrainedRouter(KeptRouter):
     """A static router, the cost table it belongs to, and its ladder."""
 
+    kind: ClassVar[str] = "static"
     network: StaticRouter
     table: CostTable
     ladder: Ladder
     settings: dict[str, Any] = field(default_factory=dict)
     """How it was trained; JSON-able."""
 
-    @property
-    def name(self) -> str:
-        """Stem of its files: a checkpoint may hold routers for several devices."""
-        return name_of(self.table)
-
-    @property
-    def stale(self) -> str | None:
-        """The stage that changed the network since its ladder was made; None if none did."""
-        return self.settings.get(STALE)
-
-    def stale_since(self, stage: str) -> TrainedRouter:
-        """The same, marked."""
-        return replace(self, settings={STALE: stage, **self.settings})
-
-    def files(self) -> dict[str, bytes]:
-        """Its files by their path in a Flextron checkpoint."""
-        about = {
-            "kind": "static",
-            "table_sha256": self.table.sha256,
-            "settings": self.settings,
-            "table": self.table.to_json(),
-            "losses": "measured" if self.ladder.measured else "predicted",
-            "ladder": self.ladder.to_json(),
-        }
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        return {
-            f"{FOLDER}/{self.name}.json": (json.dumps(about, indent=1) + "\n").encode(),
-            f"{FOLDER}/{self.name}.safetensors": save(weights),
-        }
+    def answers(self) -> dict[str, Any]:
+        """The ladder, and where its losses come from."""
+        return {"losses": "measured" if self.ladder.measured else "predicted", "ladder": self.ladder.to_json()}
 
     @classmethod
-    def read(cls, path: Path, space: ElasticSpace) -> TrainedRouter:
-        """Read its JSON file, and the weights beside it.
-
-        Raises:
-            ValueError: if a file is damaged, or belongs to another space.
-        """
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            table = CostTable.from_json(about["table"])
-            table.check(space)
-            if table.sha256 != about["table_sha256"]:
-                raise ValueError("its cost table is not the one that it was trained on")
-            ladder = Ladder.from_json(about["ladder"], measured=about.get("losses") == "measured")
-            for rung in ladder.rungs:
-                space.check(rung.sub_network)
-            weights = load_file(path.with_suffix(".safetensors"))
-            hidden = weights["layers.0.weight"].shape[0]
-            network = StaticRouter(space, hidden, torch.Generator())
-            network.load_state_dict(weights)
-            return cls(network, table, ladder, about["settings"])
-        except (ValueError, LookupError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-            raise ValueError(f"{path} is damaged, or of another space ({error}); train the router again") from error
-
-
-def name_of(table: CostTable) -> str:
-    """Stem of the files of the static router for a cost table."""
-    return f"{STATIC}{table.name}-{table.sha256[:8]}"
+    def made(
+        cls, about: Mapping[str, Any], table: CostTable, weights: Mapping[str, Tensor], space: ElasticSpace
+    ) -> TrainedRouter:
+        """From what its files hold."""
+        ladder = Ladder.from_json(about["ladder"], measured=about.get("losses") == "measured")
+        for rung in ladder.rungs:
+            space.check(rung.sub_network)
+        network = StaticRouter(space, weights["layers.0.weight"].shape[0], torch.Generator())
+        network.load_state_dict(weights)
+        return cls(network, table, ladder, about["settings"])
 
 
 def read_routers(folder: Path, space: ElasticSpace) -> list[TrainedRouter]:
@@ -189,7 +134,7 @@ def read_routers(folder: Path, space: ElasticSpace) -> list[TrainedRouter]:
     Raises:
         ValueError: if a file is damaged, or belongs to another space.
     """
-    return [TrainedRouter.read(path, space) for path in sorted((folder / FOLDER).glob(f"{STATIC}*.json"))]
+    return TrainedRouter.read_all(folder, space)
 
 
 def _parts(path: Path) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Any]]:

@@ -131,10 +131,7 @@ class BackboneTraining(WatchedStage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Full forward, what is planned forward and backward, full backward: memory holds one graph more."""
-        if not self.plan:
-            raise ValueError(
-                f"this step has no {self.plans} to train: add callbacks.BudgetSampling to trainer.callbacks"
-            )
+        self.check_plan()
         space = self.backbone.space
         parts = LossParts()
         original = self._original_logits(batch)

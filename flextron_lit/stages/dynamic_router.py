@@ -12,10 +12,11 @@ from torch import Tensor
 
 from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.elastic.gates import gated
-from flextron_lit.losses import token_cross_entropy
+from flextron_lit.losses import mean_cross_entropy, token_cross_entropy
+from flextron_lit.ranks import gather
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass
 from flextron_lit.routers.memory import Memory
-from flextron_lit.routers.noise import Temperature, entropy
+from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.routers.pricing import Prices, evenly_spaced
 from flextron_lit.routers.scale import InputScale
@@ -26,8 +27,7 @@ from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dyna
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.router_training import RouterTraining, functional, on_processor
 from flextron_lit.stages.stage import Batch, LossParts
-from flextron_lit.stages.watched import budgets_to_watch
-from flextron_lit.validation import DYNAMIC, ROUTED
+from flextron_lit.stages.watched import budgets_to_watch, dynamic_answers, ladder_answers
 
 Guidance = Literal["backbone", "token", "sequence"]
 KNOTS = 9
@@ -205,16 +205,7 @@ class DynamicRouterTraining(RouterTraining):
         return next((router for router in routers if router.table.name == self.cost), routers[0])
 
     def _use_trained(self, folder: Path) -> None:
-        routers = read_dynamic_routers(folder, self.backbone.space)
-        own = [router for router in routers if router.table.name == self.cost]
-        if not own:
-            there = ", ".join(router.table.name for router in routers) or "none"
-            raise ValueError(
-                f"{folder} holds no dynamic router for {self.cost}; it has {there}: run `fit` first, or set cost to "
-                "one of them"
-            )
-        last = self.history[-1]["settings"].get("table_sha256")
-        found = next((router for router in own if router.table.sha256 == last), own[0])
+        found = self.trained_one(read_dynamic_routers(folder, self.backbone.space), "dynamic router")
         self.router, self.table, self.prices = found.network, found.table, found.prices
         self._watch()
 
@@ -259,33 +250,16 @@ class DynamicRouterTraining(RouterTraining):
         """Training text in short sequences, each with a budget of its own."""
         return self.text.train_dataloader(block_size=self.block_size, batch_size=self.batch_size)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One update of the router, if the gate lets it move, and one of the surrogate."""
-        self.check_plan()
-        parts = LossParts()
-        temperature = self.temperature.at(self.progress)
-        routed = RoutedPass(self.router, self._budgets(len(batch["labels"])), self.generator, temperature)
+    def draw(self, batch: Batch, temperature: float) -> RoutedPass:
+        """What will choose for every token."""
+        return RoutedPass(self.router, self._budgets(len(batch["labels"])), self.generator, temperature)
+
+    def guided_loss(self, routed: RoutedPass, batch: Batch, parts: LossParts) -> Tensor:
+        """What the surrogate predicts, or what the backbone loses."""
         guide = self._through_backbone if self.guidance == "backbone" else self._through_surrogate
         loss = guide(routed, batch, parts)
-        ratios = routed.ratios(self.table)
-        penalty = self.penalty.of(ratios, routed.budgets)
-        parts.add("cost_penalty", penalty)
-        loss = self.held(loss + penalty)
-        if self.surrogate_learns:
-            error = self._surrogate_error()
-            parts.add("surrogate_error", error)
-            loss = loss + error
-        self.manual_backward(loss)
-        self.step_optimizers()
         self.tokens_seen += batch["labels"].numel() * self.trainer.world_size
-        logits = torch.stack([routed.logits[block] for block in sorted(routed.logits)], -2)
-        metrics = parts.means() | {
-            "entropy": entropy(logits.detach()).mean(),
-            "cost_gap": (ratios.detach() - routed.budgets).mean(),
-            "temperature": temperature,
-        }
-        self.log_step({f"train/{name}": value for name, value in metrics.items()})
-        self.log_dict(parts.means(), prog_bar=True, logger=False)
+        return loss
 
     def _budgets(self, sequences: int) -> Tensor:
         """One of the planned budgets for every sequence.
@@ -303,8 +277,7 @@ class DynamicRouterTraining(RouterTraining):
 
     def _through_backbone(self, routed: RoutedPass, batch: Batch, parts: LossParts) -> Tensor:
         with gated(self.backbone, routed.probabilities):
-            losses, predicted = token_cross_entropy(self.logits(batch), batch["labels"])
-        loss = losses.sum() / predicted.sum().clamp(min=1)
+            loss = mean_cross_entropy(self.logits(batch), batch["labels"])
         parts.add("language", loss)
         return loss
 
@@ -363,11 +336,10 @@ class DynamicRouterTraining(RouterTraining):
         """Rows of all ranks, so that every rank learns the same."""
         if self.trainer.world_size == 1:
             return rows
-        gathered: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(gathered, rows.cpu())
-        return torch.cat(gathered).to(rows.device)
+        return torch.cat(gather(rows.cpu(), self.trainer.world_size)).to(rows.device)
 
-    def _surrogate_error(self) -> Tensor:
+    def surrogate_error(self) -> Tensor:
+        """On random rows of the memory."""
         rows = self.memory.sample(self.surrogate_batch_size, self.generator)
         inputs = [rows[name] for name in sorted(rows) if name.startswith("input")]
         return ((self.surrogate(*inputs) - rows["target"]) / self._scale).square().mean()
@@ -409,16 +381,10 @@ class DynamicRouterTraining(RouterTraining):
         answers: dict[str, SubNetwork | DynamicPolicy] = {}
         if static.table.name == self.table.name:
             paid = [b for b in budgets if b >= static.table.smallest_ratio]
-            answers |= {f"{ROUTED}{b:.2f}": static.ladder.at(b * static.table.full).sub_network for b in paid}
-        router = on_processor(self.router)
+            answers |= ladder_answers(static.ladder, static.table, paid)
+        now = TrainedDynamicRouter(on_processor(self.router), self.table, self.prices)
         # the stage itself is moved later than its network
-        model, prices = self.backbone.model, self.prices
-        answers |= {
-            f"{DYNAMIC}{b:.2f}": DynamicPolicy(
-                router, self.table, [b], [prices.at(b)], device=model.device, dtype=model.dtype
-            )
-            for b in budgets
-        }
+        answers |= dynamic_answers(now, budgets, self.backbone.model)
         self.watch_answers(answers, self._costs_of_sub_networks())
 
     def _costs_of_sub_networks(self) -> CostTable:

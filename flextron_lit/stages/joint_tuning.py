@@ -28,7 +28,7 @@ from flextron_lit.stages.tuned_router import (
     RouterKind,
     tuned_router,
 )
-from flextron_lit.stages.watched import budgets_to_watch
+from flextron_lit.stages.watched import budgets_to_watch, check_budgets
 
 
 class JointTuning(MeasuringStage, BackboneTraining):
@@ -105,9 +105,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
         )
         if router not in ROUTER_KINDS:
             raise ValueError(f"router is one of {', '.join(ROUTER_KINDS)}, not {router!r}")
-        wrong = [budget for budget in budgets or () if not 0 < budget <= 1]
-        if wrong:
-            raise ValueError(f"a budget is a ratio of the full network's cost, above 0 and at most 1, not {wrong[0]}")
+        check_budgets(budgets)
         self.kind, self.cost, self.budgets, self.train_router = router, cost, budgets, train_router
         self.temperature, self.penalty, self.router_optimizer = temperature, penalty, router_optimizer
         self.remeasuring, self.seed = remeasuring, seed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from flextron_lit.costs import CostTable, Workload
-from flextron_lit.routers.noise import Temperature
+from flextron_lit.routers.kept import KeptRouter
+from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.stages.frozen import FrozenStage
-from flextron_lit.stages.stage import NonFiniteError
-from flextron_lit.stages.watched import WatchedStage
+from flextron_lit.stages.stage import LossParts, NonFiniteError
+from flextron_lit.stages.watched import WatchedStage, check_budgets
+
+Trained = TypeVar("Trained", bound=KeptRouter)
 
 
 class RouterTraining(FrozenStage, WatchedStage):
@@ -61,9 +64,7 @@ class RouterTraining(FrozenStage, WatchedStage):
         attn_implementation: str,
     ) -> None:
         super().__init__(checkpoint, workload=workload, attn_implementation=attn_implementation)
-        wrong = [budget for budget in budgets or () if not 0 < budget <= 1]
-        if wrong:
-            raise ValueError(f"a budget is a ratio of the full network's cost, above 0 and at most 1, not {wrong[0]}")
+        check_budgets(budgets)
         if surrogate_batch_size < 1:
             raise ValueError(f"surrogate_batch_size must be 1 or more, not {surrogate_batch_size}")
         self.cost, self.budgets, self.temperature, self.penalty = cost, budgets, temperature, penalty
@@ -133,6 +134,26 @@ class RouterTraining(FrozenStage, WatchedStage):
         """What the router's optimizer is given."""
         return self.router.parameters()
 
+    def trained_one(self, routers: Sequence[Trained], name: str) -> Trained:
+        """Of a checkpoint's routers the one for this cost; of several, for several devices, the last one trained.
+
+        Args:
+            routers: all of the kind.
+            name: of the kind.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        own = [router for router in routers if router.table.name == self.cost]
+        if not own:
+            there = ", ".join(router.table.name for router in routers) or "none"
+            raise ValueError(
+                f"{self.flextron_folder()} holds no {name} for {self.cost}; it has {there}: run `fit` first, or set "
+                "cost to one of them"
+            )
+        last = self.history[-1]["settings"].get("table_sha256")
+        return next((router for router in own if router.table.sha256 == last), own[0])
+
     def configure_optimizers(self) -> Any:
         """The router's, with a cosine schedule, and the surrogate's if it goes on learning."""
         router = self.optimizer(self.router_parameters())
@@ -160,14 +181,42 @@ class RouterTraining(FrozenStage, WatchedStage):
 
     # --- one step -----------------------------------------------------------------------------------------------
 
-    def check_plan(self) -> None:
-        """Refuse a step without budgets.
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """One update of the router, if the gate lets it move, and one of the surrogate."""
+        self.check_plan()
+        parts = LossParts()
+        temperature = self.temperature.at(self.progress)
+        routed = self.draw(batch, temperature)
+        loss = self.guided_loss(routed, batch, parts)
+        ratios = routed.ratios(self.table)
+        penalty = self.penalty.of(ratios, routed.budgets)
+        parts.add("cost_penalty", penalty)
+        loss = self.held(loss + penalty)
+        if self.surrogate_learns:
+            error = self.surrogate_error()
+            parts.add("surrogate_error", error)
+            loss = loss + error
+        self.manual_backward(loss)
+        self.step_optimizers()
+        metrics = parts.means() | {
+            "entropy": entropy(routed.logits.detach()).mean(),
+            "cost_gap": (ratios.detach() - routed.budgets).mean(),
+            "temperature": temperature,
+        }
+        self.log_step({f"train/{name}": value for name, value in metrics.items()})
+        self.log_dict(parts.means(), prog_bar=True, logger=False)
 
-        Raises:
-            ValueError: naming the callback that draws them.
-        """
-        if not self.plan:
-            raise ValueError("this step has no budgets to train for: add callbacks.BudgetSampling to trainer.callbacks")
+    def draw(self, batch: Any, temperature: float) -> Any:
+        """Random hard choices for the planned budgets; a dynamic router's are made as the pass runs."""
+        raise NotImplementedError
+
+    def guided_loss(self, routed: Any, batch: Any, parts: LossParts) -> Tensor:
+        """The guide's loss of the choices, with the callbacks' terms."""
+        raise NotImplementedError
+
+    def surrogate_error(self) -> Tensor:
+        """Mean squared error of the surrogate over the variance of its targets, on pairs that it knows."""
+        raise NotImplementedError
 
     def held(self, loss: Tensor) -> Tensor:
         """The router's loss, or nothing of it while the gate holds the router still.
@@ -186,23 +235,13 @@ class RouterTraining(FrozenStage, WatchedStage):
         return 0.0 * torch.stack([parameter.sum() for parameter in self.router.parameters()]).sum()
 
     def step_optimizers(self) -> None:
-        """One update of the router, if the gate lets it move, and one of the surrogate."""
-        optimizers = self.optimizers()
-        router, *others = optimizers if isinstance(optimizers, list) else [optimizers]
-        # Lightning counts every step of every optimizer; a step of the run is one step of all of them
-        counted = others[0] if others else router
+        """As for every stage, but for a router that the gate holds still."""
         if not self.router_moves:
+            optimizers: Any = self.optimizers()
+            router = optimizers[0] if isinstance(optimizers, list) else optimizers
             # without gradients an optimizer leaves parameters and momenta as they are
             router.zero_grad()
-        if router is not counted:
-            router.optimizer.step()
-        counted.step()
-        for optimizer in (router, *others):
-            optimizer.zero_grad()
-        schedule = self.lr_schedulers()
-        assert schedule is not None
-        assert not isinstance(schedule, list)
-        schedule.step()
+        super().step_optimizers()
 
     # --- loaders ------------------------------------------------------------------------------------------------
 

@@ -213,6 +213,17 @@ class Stage(LightningModule):
 
     # --- one optimizer step -------------------------------------------------------------------------------------
 
+    def check_plan(self) -> None:
+        """Refuse a step without a plan.
+
+        Raises:
+            ValueError: naming the callback that makes one.
+        """
+        if not self.plan:
+            raise ValueError(
+                f"this step has no {self.plans} to train for: add callbacks.BudgetSampling to trainer.callbacks"
+            )
+
     def language_loss(self, done: Pass, name: str, parts: LossParts, weight: float = 1.0) -> Tensor:
         """Weighted language loss of a pass plus the callbacks' terms.
 

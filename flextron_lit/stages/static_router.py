@@ -17,7 +17,7 @@ from flextron_lit.costs import Workload
 from flextron_lit.elastic.gates import for_all_tokens, gated
 from flextron_lit.losses import mean_cross_entropy
 from flextron_lit.routers.ladder import Ladder, build_ladder
-from flextron_lit.routers.noise import Temperature, entropy
+from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.objective import CostPenalty, Routed, route
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
@@ -25,8 +25,7 @@ from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedRouter, TrainedSurrogate, read_routers
 from flextron_lit.stages.router_training import RouterTraining, functional, on_processor
 from flextron_lit.stages.stage import Batch, LossParts
-from flextron_lit.stages.watched import budgets_to_watch
-from flextron_lit.validation import ROUTED
+from flextron_lit.stages.watched import budgets_to_watch, ladder_answers
 
 
 class StaticRouterTraining(RouterTraining):
@@ -147,16 +146,7 @@ class StaticRouterTraining(RouterTraining):
             self._use_trained(folder)
 
     def _use_trained(self, folder: Path) -> None:
-        routers = read_routers(folder, self.backbone.space)
-        own = [router for router in routers if router.table.name == self.cost]
-        if not own:
-            there = ", ".join(router.table.name for router in routers) or "none"
-            raise ValueError(
-                f"{folder} holds no router for {self.cost}; it has {there}: run `fit` first, or set cost to one of them"
-            )
-        # of several, for several devices, the one that this run trained
-        last = self.history[-1]["settings"].get("table_sha256")
-        found = next((router for router in own if router.table.sha256 == last), own[0])
+        found = self.trained_one(read_routers(folder, self.backbone.space), "router")
         self.router, self.table = found.network, found.table
         self.__dict__["ladder"] = found.ladder
         self._watch()
@@ -175,33 +165,14 @@ class StaticRouterTraining(RouterTraining):
             return self.text.train_dataloader()
         return self.positions(self.trainer.max_steps, 1, self.seed)
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        """One update of the router, if the gate lets it move, and one of the surrogate."""
-        self.check_plan()
-        parts = LossParts()
-        temperature = self.temperature.at(self.progress)
-        routed = self.route(torch.tensor(self.plan), self.generator)
-        loss = self.held(self._router_loss(routed, batch, parts))
-        if self.surrogate_learns:
-            error = self._surrogate_error()
-            parts.add("surrogate_error", error)
-            loss = loss + error
-        self.manual_backward(loss)
-        self.step_optimizers()
-        gap = routed.ratios(self.table).detach() - routed.budgets
-        metrics = parts.means() | {
-            "entropy": entropy(routed.logits).mean().detach(),
-            "cost_gap": gap.mean(),
-            "temperature": temperature,
-        }
-        self.log_step({f"train/{name}": value for name, value in metrics.items()})
-        self.log_dict(parts.means(), prog_bar=True, logger=False)
+    def draw(self, batch: Any, temperature: float) -> Routed:
+        """The same choices for all tokens, one draw a budget."""
+        return self.route(torch.tensor(self.plan), self.generator)
 
-    def _router_loss(self, routed: Routed, batch: Any, parts: LossParts) -> Tensor:
-        penalty = self.penalty.of(routed.ratios(self.table), routed.budgets)
-        parts.add("cost_penalty", penalty)
-        loss = penalty + self.terms(routed, parts)
-        return loss + self._language_loss(routed, batch, parts) if self.through_backbone else loss
+    def guided_loss(self, routed: Routed, batch: Any, parts: LossParts) -> Tensor:
+        """What the surrogate predicts, or what the backbone loses."""
+        loss = self.terms(routed, parts)
+        return torch.as_tensor(loss + self._language_loss(routed, batch, parts) if self.through_backbone else loss)
 
     def _language_loss(self, routed: Routed, batch: Batch, parts: LossParts) -> Tensor:
         """Mean over the budgets in nats, straight through the backbone; the graph of one budget in memory at a time."""
@@ -222,7 +193,8 @@ class StaticRouterTraining(RouterTraining):
         predicted = functional(self.surrogate, routed.probabilities).mean()
         return (predicted - self.surrogate.centre) / self.surrogate.scale
 
-    def _surrogate_error(self) -> Tensor:
+    def surrogate_error(self) -> Tensor:
+        """On random pairs of all that were measured."""
         inputs, targets = self._learned
         chosen = torch.randint(len(targets), (self.surrogate_batch_size,), generator=self.generator)
         return self.surrogate.error(inputs[chosen], targets[chosen])
@@ -257,8 +229,7 @@ class StaticRouterTraining(RouterTraining):
 
     def _watch(self) -> None:
         budgets = budgets_to_watch(self.budgets, self.table)
-        routed = {f"{ROUTED}{b:.2f}": self.ladder.at(b * self.table.full).sub_network for b in budgets}
-        self.watch_answers(routed, self.table)
+        self.watch_answers(ladder_answers(self.ladder, self.table, budgets), self.table)
 
     # --- what is kept -------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
@@ -23,7 +23,7 @@ from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dyna
 from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.stages.measuring import MeasuringStage
 from flextron_lit.stages.router_training import on_processor
-from flextron_lit.validation import DYNAMIC, ROUTED
+from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 
 RouterKind = Literal["static", "dynamic"]
 ROUTER_KINDS: tuple[RouterKind, ...] = get_args(RouterKind)
@@ -114,7 +114,7 @@ class TunedRouter(Protocol):
         """Random hard choices for a budget."""
         ...
 
-    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> dict[str, Answer]:
+    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> Mapping[str, Answer]:
         """What budgets get where a model runs, as of the last measurement, by name."""
         ...
 
@@ -207,9 +207,9 @@ class TunedStaticRouter:
         budgets = torch.tensor([budget], device=router.smallest.device)
         return StaticForward(route(router, budgets, generator, temperature))
 
-    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> dict[str, Answer]:
+    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> Mapping[str, Answer]:
         """Look-ups in the ladder."""
-        return {f"{ROUTED}{b:.2f}": self._ladder.at(b * self.table.full).sub_network for b in budgets}
+        return ladder_answers(self._ladder, self.table, budgets)
 
     def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
         """Measure what the router answers and rungs of the ladder that the checkpoint came with; keep the best."""
@@ -255,7 +255,7 @@ class DynamicForward:
     @property
     def logits(self) -> Tensor:
         """[B, T, 2L, N], once the pass has run."""
-        return torch.stack([self._routed.logits[block] for block in sorted(self._routed.logits)], -2)
+        return self._routed.logits
 
     def ratios(self, table: CostTable) -> Tensor:
         """[B], once the pass has run."""
@@ -297,10 +297,10 @@ class TunedDynamicRouter:
             RoutedPass(self.trained.network, torch.full((sequences,), budget), generator, temperature)
         )
 
-    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> dict[str, Answer]:
+    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> Mapping[str, Answer]:
         """Policies by the prices of their budgets."""
         now = replace(self.trained, network=on_processor(self.trained.network), prices=self.prices)
-        return {f"{DYNAMIC}{b:.2f}": now.policy([b], device=model.device, dtype=model.dtype) for b in budgets}
+        return dynamic_answers(now, budgets, model)
 
     def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
         """Find the prices of the same budgets again, from what they were."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from flextron_lit.costs import CostTable
 from flextron_lit.losses import cross_entropy
 from flextron_lit.routers.dynamic import DynamicPolicy
+from flextron_lit.routers.ladder import Ladder
+from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.stage import Batch, Stage
-from flextron_lit.validation import LossTable, ValidationResult, Watched, typical
+from flextron_lit.validation import DYNAMIC, ROUTED, LossTable, ValidationResult, Watched, typical
 
 
 class WatchedStage(Stage):
@@ -94,6 +98,29 @@ class WatchedStage(Stage):
             rows["loss"][name] = [(total / tokens).item() for total, tokens in pairs]
             rows["tokens"] = [int(tokens) for _, tokens in pairs]
         return rows
+
+
+def check_budgets(budgets: list[float] | None) -> None:
+    """Refuse budgets that are no ratios.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    wrong = [budget for budget in budgets or () if not 0 < budget <= 1]
+    if wrong:
+        raise ValueError(f"a budget is a ratio of the full network's cost, above 0 and at most 1, not {wrong[0]}")
+
+
+def ladder_answers(ladder: Ladder, table: CostTable, budgets: Sequence[float]) -> dict[str, SubNetwork]:
+    """What a static router answers to budgets, by the name that it is watched under."""
+    return {f"{ROUTED}{b:.2f}": ladder.at(b * table.full).sub_network for b in budgets}
+
+
+def dynamic_answers(
+    router: TrainedDynamicRouter, budgets: Sequence[float], model: PreTrainedModel
+) -> dict[str, DynamicPolicy]:
+    """What a dynamic router chooses by at budgets, where a model runs, by the name that it is watched under."""
+    return {f"{DYNAMIC}{b:.2f}": router.policy([b], device=model.device, dtype=model.dtype) for b in budgets}
 
 
 def budgets_to_watch(wanted: list[float] | None, table: CostTable, lowest: float | None = None) -> list[float]:

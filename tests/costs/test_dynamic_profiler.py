@@ -7,7 +7,7 @@ import torch
 
 from flextron_lit.costs import DYNAMIC_COUNTED, Workload, dynamic_profiler, profiler
 from flextron_lit.costs.dynamic_profiler import fit, profile_dynamic
-from flextron_lit.costs.known import known_dynamic_tables, known_tables
+from flextron_lit.costs.known import known_tables
 from flextron_lit.costs.latency import HeldOut, LatencyTable, conditions, find, read_all
 from flextron_lit.costs.mixtures import shares
 from flextron_lit.costs.profiler import Passes, profile
@@ -192,19 +192,19 @@ def test_a_held_out_row_says_which_kind_it_is():
 
 def test_known_costs_are_of_one_kind_of_execution(backbone, machine, tmp_path):
     other = Workload(prompt_tokens=7)
-    counted, none = known_dynamic_tables(tmp_path, backbone, other, None)
+    counted, none = known_tables(tmp_path, backbone, other, None, execution="dynamic")
     assert none is None
     assert set(counted) == set(DYNAMIC_COUNTED)
     before = known_tables(tmp_path, backbone, other, None)
     dynamic = profile_dynamic(backbone, WORKLOAD, budget_seconds=0.05, held_out=0)
     dynamic.write(tmp_path)
     assert known_tables(tmp_path, backbone, other, None) == before
-    tables, chosen = known_dynamic_tables(tmp_path, backbone, other, None)
+    tables, chosen = known_tables(tmp_path, backbone, other, None, execution="dynamic")
     assert chosen == dynamic
     assert set(tables) == {"prefill", "decode", "latency", *DYNAMIC_COUNTED}
     assert tables["latency"].reference == tables["latency"].full > 0
     # what is counted is counted for the workload that was measured
     assert tables["flops"] == DYNAMIC_COUNTED["flops"](backbone, dynamic.workload) != counted["flops"]
-    assert known_dynamic_tables(tmp_path, backbone, other, "dynamic-cpu-2x12+5-float32")[1] == dynamic
+    assert known_tables(tmp_path, backbone, other, "dynamic-cpu-2x12+5-float32", execution="dynamic")[1] == dynamic
     with pytest.raises(ValueError, match="no latency table 'latency-cpu-2x12"):
-        known_dynamic_tables(tmp_path, backbone, other, "latency-cpu-2x12+5-float32")
+        known_tables(tmp_path, backbone, other, "latency-cpu-2x12+5-float32", execution="dynamic")
