@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -65,8 +66,8 @@ class Passes:
     def _half_way(self) -> DynamicCache:
         cache = DynamicCache(config=self.backbone.model.config)
         # a policy finds the keys and values of all groups, whoever computed them
-        static = self.selection if isinstance(self.selection, SubNetwork) else self.backbone.space.full()
-        before = Passes(self.backbone, static, self.workload)
+        before = copy(self)
+        before.selection = self.selection if isinstance(self.selection, SubNetwork) else self.backbone.space.full()
         before._run(self._tokens(round(self.workload.decode_context) - 1), cache)
         return cache
 

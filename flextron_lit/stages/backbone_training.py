@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import torch
@@ -140,7 +142,7 @@ class BackboneTraining(WatchedStage):
             full_loss = self._full_loss(full, original, parts)
         last = (self.trainer.fit_loop.total_batch_idx + 1) % self.accumulate == 0
         with self.no_sync():
-            trained = dict(self.train_planned(planned, full, original, parts) for planned in self.plan)
+            trained = dict(chain.from_iterable(self.train_planned(p, full, original, parts) for p in self.plan))
             if not last:
                 self.train_full(full_loss)
         if last:
@@ -150,8 +152,10 @@ class BackboneTraining(WatchedStage):
             norms = self.update({"the full network": full_loss.detach(), **trained})
             self._log_step(parts, norms, batch["input_ids"].numel())
 
-    def train_planned(self, planned: Any, full: Pass, original: Tensor | None, parts: LossParts) -> tuple[str, Tensor]:
-        """Forward and backward of one entry of the plan; returns what to call it, and its loss."""
+    def train_planned(
+        self, planned: Any, full: Pass, original: Tensor | None, parts: LossParts
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Forward and backward of what one entry of the plan stands for: what to call each pass, and its loss."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -105,13 +106,13 @@ class ElasticTraining(BackboneTraining):
 
     def train_planned(
         self, planned: SubNetwork, full: Pass, original: Tensor | None, parts: LossParts
-    ) -> tuple[str, Tensor]:
+    ) -> Iterator[tuple[str, Tensor]]:
         """Forward and backward of a sampled sub-network."""
         with self.backbone.use(planned):
             done = Pass(planned, full.batch, self.logits(full.batch))
             loss = self.smaller_loss(done, "sampled", full, original, parts)
             self.manual_backward(loss / self.accumulate)
-        return str(planned.choices), loss.detach()
+        yield str(planned.choices), loss.detach()
 
     # --- what is kept -------------------------------------------------------------------------------------------
 

@@ -22,28 +22,30 @@ from flextron_lit.stages.measuring import MeasuringStage
 from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.stage import LossParts, Pass
 from flextron_lit.stages.tuned_router import (
-    ROUTER_KINDS,
+    TUNED,
+    Answer,
     Remeasuring,
     RoutedForward,
-    RouterKind,
-    tuned_router,
+    Tuned,
+    TunedRouter,
+    tuned_routers,
 )
 from flextron_lit.stages.watched import budgets_to_watch, check_budgets
 
 
 class JointTuning(MeasuringStage, BackboneTraining):
-    """Tune backbone and router together for a short while.
+    """Tune backbone and routers together for a short while.
 
     Each step: the full network's forward; for every budget that BudgetSampling planned, forward and backward of what
-    the router draws for it, straight through to router and backbone; the full network's backward; one update of both.
+    each router draws for it, straight through to router and backbone; the full network's backward; one update of all.
     The surrogate takes no part: the text says what choices are worth.
 
     The surrogate and all other routers of the checkpoint knew the weights as they were: they go along marked as stale.
-    The tuned router's answers are measured anew at each validation, the last one after the last step.
+    The tuned routers' answers are measured anew at each validation, the last one after the last step.
 
     Args:
         checkpoint: the Flextron checkpoint that a router stage wrote.
-        router: the kind of router: `static` or `dynamic`.
+        router: which router: `static`, `dynamic`, or `both`, so that none of them is stale afterwards (ours).
         cost: the cost that the router is for; where the checkpoint has several of them, with the first digits of the
             cost table's hash, as its file has them: `latency-0123abcd`. None means the only router there is.
         budgets: ratios at which routed sub-networks are validated, beside uniform ones; None means 0.9, 0.8, ..., up to
@@ -74,7 +76,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
     def __init__(
         self,
         checkpoint: str,
-        router: RouterKind = "static",
+        router: Tuned = "static",
         cost: str | None = None,
         budgets: list[float] | None = None,
         train_router: bool = True,
@@ -103,8 +105,8 @@ class JointTuning(MeasuringStage, BackboneTraining):
             clip_norm=clip_norm,
             accumulate=accumulate,
         )
-        if router not in ROUTER_KINDS:
-            raise ValueError(f"router is one of {', '.join(ROUTER_KINDS)}, not {router!r}")
+        if router not in TUNED:
+            raise ValueError(f"router is one of {', '.join(TUNED)}, not {router!r}")
         check_budgets(budgets)
         self.kind, self.cost, self.budgets, self.train_router = router, cost, budgets, train_router
         self.temperature, self.penalty, self.router_optimizer = temperature, penalty, router_optimizer
@@ -120,17 +122,17 @@ class JointTuning(MeasuringStage, BackboneTraining):
             return
         folder = self.flextron_folder()
         self.load_trainable(None)
-        self.tuned = tuned_router(self.kind, self.cost, folder, self.backbone.space)
-        self.router = self.tuned.network.requires_grad_(self.train_router)
-        self.table, self.costs = self.tuned.table, self.tuned.costs
+        self.tuned = tuned_routers(self.kind, self.cost, folder, self.backbone.space)
+        self.routers = torch.nn.ModuleList(tuned.network for tuned in self.tuned).requires_grad_(self.train_router)
+        self.table, self.costs = self.tuned[0].table, self.tuned[0].costs
         self._watch()
 
     def configure_optimizers(self) -> Any:
-        """The backbone's and, if it is trained, the router's, each with its schedule."""
+        """The backbone's and, if they are trained, the routers', each with its schedule."""
         backbone = super().configure_optimizers()
         if not self.train_router:
             return backbone
-        groups = self.tuned.groups()
+        groups = [group for tuned in self.tuned for group in tuned.groups()]
         router = self.router_optimizer([{"params": parameters} for parameters, _ in groups])
         for group, (_, times) in zip(router.param_groups, groups, strict=True):
             group["lr"] *= times
@@ -141,22 +143,30 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     def train_planned(
         self, planned: float, full: Pass, original: Tensor | None, parts: LossParts
-    ) -> tuple[str, Tensor]:
-        """Forward and backward of what the router draws for a budget."""
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Forward and backward of what each router draws for a budget."""
+        for tuned in self.tuned:
+            budget = max(planned, tuned.lowest)
+            loss = self._train_routed(tuned, budget, full, original, parts)
+            yield f"what the {tuned.kind} router drew for the budget {budget:.3f}", loss.detach()
+
+    def _train_routed(
+        self, tuned: TunedRouter, budget: float, full: Pass, original: Tensor | None, parts: LossParts
+    ) -> Tensor:
         temperature = self.temperature.at(self.trainer.global_step / self.planned_updates())
-        routed = self.tuned.route(planned, len(full.batch["input_ids"]), self.generator, temperature)
+        routed = tuned.route(budget, len(full.batch["input_ids"]), self.generator, temperature)
         with self._running(routed):
             done = Pass(routed.sub_network, full.batch, self.logits(full.batch))
-            loss = self.smaller_loss(done, "routed", full, original, parts)
-            ratios = routed.ratios(self.table)
+            loss = self.smaller_loss(done, tuned.prefix, full, original, parts)
+            ratios = routed.ratios(tuned.table)
             if self.train_router:
-                penalty = self.penalty.of(ratios, torch.full_like(ratios, planned))
-                parts.add("cost_penalty", penalty)
+                penalty = self.penalty.of(ratios, torch.full_like(ratios, budget))
+                parts.add(f"{tuned.prefix}/cost_penalty", penalty)
                 loss = loss + penalty
             self.manual_backward(loss / self.accumulate)
-        parts.add("cost_gap", ratios.mean() - planned)
-        parts.add("entropy", entropy(routed.logits.detach()).mean())
-        return f"what the router drew for the budget {planned:.3f}", loss.detach()
+        parts.add(f"{tuned.prefix}/cost_gap", ratios.mean() - budget)
+        parts.add(f"{tuned.prefix}/entropy", entropy(routed.logits.detach()).mean())
+        return loss
 
     def _running(self, routed: RoutedForward) -> AbstractContextManager[None]:
         """With gates where choices need gradients; else the sub-network itself, which is less work."""
@@ -168,14 +178,14 @@ class JointTuning(MeasuringStage, BackboneTraining):
         """The full network's backward."""
         if self.train_router:
             # data-parallel ranks reduce gradients in this backward pass alone, and wait for all parameters
-            loss = loss + 0.0 * torch.stack([parameter.sum() for parameter in self.router.parameters()]).sum()
+            loss = loss + 0.0 * torch.stack([parameter.sum() for parameter in self.routers.parameters()]).sum()
         super().train_full(loss)
 
     def clip(self) -> dict[str, Tensor]:
-        """As for every stage, with the router's norm."""
+        """As for every stage, with the routers' norm."""
         norms = super().clip()
         if self.train_router:
-            gradients = [p.grad for p in self.router.parameters() if p.grad is not None]
+            gradients = [p.grad for p in self.routers.parameters() if p.grad is not None]
             norms["router_gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
         return norms
 
@@ -194,7 +204,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
     @property
     def ladder(self) -> Ladder | None:
         """What a static router answers, as of the last validation."""
-        return self.tuned.ladder
+        return next((tuned.ladder for tuned in self.tuned if tuned.ladder), None)
 
     def on_validation_start(self) -> None:
         """What the router answers now; before training, what the checkpoint said."""
@@ -221,7 +231,8 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     def _remeasure(self) -> None:
         with self._evaluating():
-            self.tuned.remeasure(self, self.remeasuring)
+            for tuned in self.tuned:
+                tuned.remeasure(self, self.remeasuring)
         self._measured_at = self.trainer.global_step
         self._watch()
 
@@ -235,8 +246,11 @@ class JointTuning(MeasuringStage, BackboneTraining):
             self.model.train(training)
 
     def _watch(self) -> None:
-        budgets = budgets_to_watch(self.budgets, self.table, self.tuned.lowest)
-        self.watch_answers(self.tuned.answers(budgets, self.backbone.model), self.costs)
+        answers: dict[str, Answer] = {}
+        for tuned in self.tuned:
+            budgets = budgets_to_watch(self.budgets, tuned.table, tuned.lowest)
+            answers |= tuned.answers(budgets, self.backbone.model)
+        self.watch_answers(answers, self.costs)
 
     # --- what is kept -------------------------------------------------------------------------------------------
 
@@ -246,8 +260,9 @@ class JointTuning(MeasuringStage, BackboneTraining):
         return super().record()
 
     def files(self) -> dict[str, bytes]:
-        """The router, and what else the checkpoint held, marked as stale."""
-        return super().files() | self.tuned.files(self.settings())
+        """The routers, and what else the checkpoint held, marked as stale."""
+        settings = self.settings()
+        return super().files() | {path: data for t in self.tuned for path, data in t.files(settings).items()}
 
     def settings(self) -> dict[str, Any]:
         """As for every stage that trains a backbone, with this one's own."""
@@ -257,8 +272,8 @@ class JointTuning(MeasuringStage, BackboneTraining):
             super().settings()
             | {
                 "router": self.kind,
-                "cost": self.table.name,
-                "table_sha256": self.table.sha256,
+                "costs": {tuned.kind: tuned.table.name for tuned in self.tuned},
+                "tables_sha256": {tuned.kind: tuned.table.sha256 for tuned in self.tuned},
                 "train_router": self.train_router,
                 "temperature": asdict(self.temperature),
                 "penalty": asdict(self.penalty),
@@ -273,7 +288,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
         super().on_save_checkpoint(checkpoint)
         checkpoint["joint"] = {
             "generator": self.generator.get_state(),
-            "answers": self.tuned.state(),
+            "answers": [tuned.state() for tuned in self.tuned],
             "measured_at": self._measured_at,
         }
 
@@ -281,5 +296,6 @@ class JointTuning(MeasuringStage, BackboneTraining):
         """Inverse of `on_save_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         self.generator.set_state(checkpoint["joint"]["generator"])
-        self.tuned.restore(checkpoint["joint"]["answers"])
+        for tuned, state in zip(self.tuned, checkpoint["joint"]["answers"], strict=True):
+            tuned.restore(state)
         self._measured_at = checkpoint["joint"]["measured_at"]

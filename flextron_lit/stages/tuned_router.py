@@ -24,9 +24,11 @@ from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.stages.measuring import MeasuringStage
 from flextron_lit.stages.router_training import on_processor
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
+from flextron_lit.validation import DYNAMIC, ROUTED
 
 RouterKind = Literal["static", "dynamic"]
-ROUTER_KINDS: tuple[RouterKind, ...] = get_args(RouterKind)
+Tuned = Literal["static", "dynamic", "both"]
+TUNED: tuple[Tuned, ...] = get_args(Tuned)
 BIAS_LEARNING_RATE = "bias_learning_rate"
 """In a dynamic router's settings: times the learning rate of its map."""
 Answer = SubNetwork | DynamicPolicy
@@ -86,6 +88,10 @@ class RoutedForward(Protocol):
 class TunedRouter(Protocol):
     """A router that is tuned together with the backbone."""
 
+    kind: RouterKind
+    """Which kind it is."""
+    prefix: str
+    """How the names of its losses and answers begin."""
     table: CostTable
     """What budgets are ratios of."""
     costs: CostTable
@@ -176,6 +182,9 @@ class TunedStaticRouter:
         trained: as the checkpoint holds it.
         space: the choices.
     """
+
+    kind: RouterKind = "static"
+    prefix = ROUTED
 
     def __init__(self, trained: TrainedRouter, space: ElasticSpace) -> None:
         self.trained, self.space = trained, space
@@ -270,6 +279,8 @@ class TunedDynamicRouter:
         costs: of sub-networks that are the same for all tokens.
     """
 
+    kind: RouterKind = "dynamic"
+    prefix = DYNAMIC
     ladder = None
 
     def __init__(self, trained: TrainedDynamicRouter, costs: CostTable) -> None:
@@ -326,25 +337,28 @@ class TunedDynamicRouter:
 # --- which one --------------------------------------------------------------------------------------------------
 
 
-def tuned_router(kind: RouterKind, cost: str | None, folder: Path, space: ElasticSpace) -> TunedRouter:
-    """The router of a Flextron checkpoint that is for a cost.
+def tuned_routers(which: Tuned, cost: str | None, folder: Path, space: ElasticSpace) -> list[TunedRouter]:
+    """The routers of a Flextron checkpoint that are for a cost.
 
     Args:
-        kind: `static` or `dynamic`.
-        cost: name of its cost, with the first digits of its cost table's hash where there are several for it; None
+        which: `static`, `dynamic`, or `both`, in this order.
+        cost: name of the cost, with the first digits of its cost table's hash where there are several for it; None
             means the only one.
         folder: the checkpoint.
         space: the choices.
 
     Raises:
-        ValueError: if there is none, or there are several; the message names those that there are.
+        ValueError: if there is none of a kind, or there are several; the message names those that there are.
     """
+    found: list[TunedRouter] = []
     static = read_routers(folder, space)
-    if kind == "static":
-        return TunedStaticRouter(_chosen(kind, static, cost, folder), space)
-    router = _chosen(kind, read_dynamic_routers(folder, space), cost, folder)
-    costs = next((other.table for other in static if other.table.name == router.table.name), router.table)
-    return TunedDynamicRouter(router, costs)
+    if which != "dynamic":
+        found.append(TunedStaticRouter(_chosen("static", static, cost, folder), space))
+    if which != "static":
+        router = _chosen("dynamic", read_dynamic_routers(folder, space), cost, folder)
+        costs = next((other.table for other in static if other.table.name == router.table.name), router.table)
+        found.append(TunedDynamicRouter(router, costs))
+    return found
 
 
 Router = TypeVar("Router", TrainedRouter, TrainedDynamicRouter)

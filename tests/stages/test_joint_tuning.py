@@ -72,18 +72,21 @@ class Budgets(Callback):
 
 
 class RouterGradients(Callback):
-    """Keeps the router's weights before the first update, and their gradients."""
+    """Keeps a router's weights before the first update, and their gradients."""
 
-    def __init__(self):
-        self.kept = None
+    def __init__(self, index=0):
+        self.index, self.kept = index, None
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.kept is None:
-            self.weights = {n: p.detach().clone() for n, p in pl_module.router.named_parameters()}
+            self.weights = {n: p.detach().clone() for n, p in pl_module.routers[self.index].named_parameters()}
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if self.kept is None:
-            self.kept = {n: None if p.grad is None else p.grad.clone() for n, p in pl_module.router.named_parameters()}
+            self.kept = {
+                n: None if p.grad is None else p.grad.clone()
+                for n, p in pl_module.routers[self.index].named_parameters()
+            }
 
 
 def tuning(folder, **settings):
@@ -137,7 +140,7 @@ def test_the_backbone_gets_the_gradients_of_what_the_router_drew(routed, tmp_pat
     assert all(torch.allclose(kept.kept[n], g, rtol=1e-3, atol=1e-6) for n, g in expected.items())
     without = sum_of_losses(module, kept.batches, budgets.drawn[1:2])
     assert not all(torch.allclose(kept.kept[n], g, rtol=1e-3, atol=1e-6) for n, g in without.items())
-    moved = [not torch.equal(p, router.weights[n]) for n, p in module.router.named_parameters()]
+    moved = [not torch.equal(p, router.weights[n]) for n, p in module.routers[0].named_parameters()]
     assert all(moved) if "train_router" not in settings else not any(moved)
 
 
@@ -147,18 +150,18 @@ def test_the_router_gets_the_gradients_of_the_text_and_of_the_cost(routed, tmp_p
     kept, router = Gradients(), RouterGradients()
     fit(module, tmp_path, Budgets(), kept, router)
     module.model.load_state_dict(kept.weights, strict=False)
-    module.router.load_state_dict(router.weights, strict=False)
+    module.routers[0].load_state_dict(router.weights, strict=False)
     (batch,) = kept.batches
 
     def gradients(seed, text_counts=True):
-        module.router.zero_grad()
+        module.routers[0].zero_grad()
         generator = torch.Generator().manual_seed(seed)
         for budget in BUDGETS:
-            drawn = route(module.router, torch.tensor([budget]), generator, 0.7)
+            drawn = route(module.routers[0], torch.tensor([budget]), generator, 0.7)
             with gated(module.backbone, for_all_tokens(drawn.probabilities[0])):
                 loss = mean_cross_entropy(module.logits(batch), batch["labels"])
             (text_counts * loss + penalty.of(drawn.ratios(module.table), drawn.budgets)).backward()
-        return {n: p.grad.clone() for n, p in module.router.named_parameters()}
+        return {n: p.grad.clone() for n, p in module.routers[0].named_parameters()}
 
     def equal(expected):
         return all(torch.allclose(router.kept[n], g, rtol=1e-3, atol=1e-7) for n, g in expected.items())
@@ -181,7 +184,7 @@ def test_training_helps_what_the_router_chooses(routed, tmp_path):
         rungs = [module.ladder.at(budget * module.table.full) for budget in BUDGETS]
         means[rate] = sum(rung.loss for rung in rungs) / len(rungs)
         before = router_for(routed, "parameters", module.backbone.space).network.state_dict()
-        same = all(torch.equal(value, before[name]) for name, value in module.router.state_dict().items())
+        same = all(torch.equal(value, before[name]) for name, value in module.routers[0].state_dict().items())
         assert same == (rate == 0)
     assert means[3e-3] < means[0.0] - 0.05
 
@@ -190,7 +193,7 @@ def test_what_is_not_finite_in_the_router_stops_before_the_update(routed, tmp_pa
     class Poison(Callback):
         def on_after_backward(self, trainer, pl_module):
             if trainer.global_step == 1:
-                next(pl_module.router.parameters()).grad[0, 0] = float("inf")
+                next(pl_module.routers[0].parameters()).grad[0, 0] = float("inf")
 
     with pytest.raises(ValueError, match=r"update of step 2: the router gradient norm is inf.*for the budget 0.450"):
         fit(tuning(routed), tmp_path, Budgets(), Poison(), steps=3)
@@ -287,7 +290,7 @@ def test_tokens_get_their_own_gradients_with_gates_as_in_groups(routed_by_token,
         kept, watched = Gradients(), RouterGradients()
         fit(module, tmp_path, Budgets((0.75, 0.85)), kept, watched)
         gradients[name] = torch.cat([gradient.flatten() for gradient in kept.kept.values()])
-        moved = [not torch.equal(p, watched.weights[n]) for n, p in module.router.named_parameters()]
+        moved = [not torch.equal(p, watched.weights[n]) for n, p in module.routers[0].named_parameters()]
         assert moved == [module.train_router] * 2
         router = watched if name == "gates" else router
     for name in ("checkpointing", "groups"):
@@ -317,6 +320,24 @@ def test_a_dynamic_router_gets_new_prices(routed_by_token, tmp_path):
         assert (ratio, loss) == pytest.approx((row.ratio, row.loss), abs=1e-5)
     missed = [module.run_policy(before.policy([row.budget]), batches)[0] - row.budget for row in before.prices.rows]
     assert max(map(abs, missed)) > 5 * TOLERANCE
+
+
+def test_both_routers_are_tuned_at_once_and_neither_is_stale(routed_by_token, tmp_path):
+    module, watched = tuning(routed_by_token, router="both", cost="flops"), [RouterGradients(), RouterGradients(1)]
+    validate = {"limit_val_batches": 1.0, "num_sanity_val_steps": -1, "val_check_interval": 4}
+    callers = [callbacks.FlextronCheckpointWriter(), callbacks.ParetoReport(), callbacks.RouterReport()]
+    # below what every token with the keys and values of all groups can meet: the dynamic router takes its lowest
+    fit(module, tmp_path, Budgets((0.5, 0.9)), *callers, *watched, steps=4, check_val_every_n_epoch=None, **validate)
+    for index, kept in enumerate(watched):
+        assert all(gradient.abs().sum() > 0 for gradient in kept.kept.values())
+        assert any(not torch.equal(p, kept.weights[n]) for n, p in module.routers[index].named_parameters())
+    assert {"routed0.90", "dynamic0.90"} <= {row["sub_network"] for row in table(tmp_path)}
+    folder, space = tmp_path / "flextron", module.backbone.space
+    assert [router.stale for router in read_dynamic_routers(folder, space)] == [None]
+    assert {router.table.name: router.stale for router in read_routers(folder, space)} == {
+        "flops": None,
+        "parameters": "JointTuning",
+    }
 
 
 # --- what becomes stale -----------------------------------------------------------------------------------------
@@ -404,7 +425,7 @@ class Stop(Callback):
             raise RuntimeError("stopped")
 
 
-@pytest.mark.parametrize("kind", ["static", "dynamic"])
+@pytest.mark.parametrize("kind", ["static", "dynamic", "both"])
 def test_a_run_that_resumes_ends_like_one_that_was_not_interrupted(kind, routed_by_token, tmp_path):
     def attempt(name, *others, ckpt_path=None):
         module = tuning(routed_by_token, router=kind, cost="flops")
@@ -418,20 +439,20 @@ def test_a_run_that_resumes_ends_like_one_that_was_not_interrupted(kind, routed_
     state = RunFolder(tmp_path / "killed").resume_state
     assert torch.load(state, weights_only=True)["global_step"] == 4
     resumed = attempt("killed", ckpt_path=state)
-    for name in ("model", "router"):
+    for name in ("model", "routers"):
         one, other = getattr(whole, name).state_dict(), getattr(resumed, name).state_dict()
         assert all(torch.equal(one[key], other[key]) for key in one)
-    assert whole.tuned.state() == resumed.tuned.state()
+    assert [tuned.state() for tuned in whole.tuned] == [tuned.state() for tuned in resumed.tuned]
     files = {str(p.relative_to(tmp_path / "whole")) for p in (tmp_path / "whole/flextron").rglob("*") if p.is_file()}
     for file in files - {"flextron/flextron.json"}:
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes(), file
     # stopped behind the last step, before anything was measured
     behind = attempt("killed", ckpt_path=RunFolder(tmp_path / "whole").resume_state)
-    assert behind.tuned.state() == whole.tuned.state()
+    assert [tuned.state() for tuned in behind.tuned] == [tuned.state() for tuned in whole.tuned]
     # another seed of the noise would have ended elsewhere
     other = tuning(routed_by_token, router=kind, cost="flops", seed=1)
     fit(other, tmp_path / "other", callbacks.BudgetSampling(k=2), steps=8)
-    assert not torch.equal(*(next(module.router.parameters()) for module in (whole, other)))
+    assert not torch.equal(*(next(module.routers[0].parameters()) for module in (whole, other)))
 
 
 def test_two_ranks_through_the_front_door_then_select(routed, tmp_path, capsys):
@@ -487,7 +508,7 @@ def test_what_does_not_fit_is_refused(routed, tmp_path):
         fit(tuning("random:configs/models/tiny-llama"), tmp_path, callbacks.BudgetSampling())
     with pytest.raises(ValueError, match="this step has no budgets to train"):
         fit(tuning(routed), tmp_path)
-    with pytest.raises(ValueError, match="router is one of static, dynamic, not 'greedy'"):
+    with pytest.raises(ValueError, match="router is one of static, dynamic, both, not 'greedy'"):
         tuning(routed, router="greedy")
     with pytest.raises(ValueError, match="above 0 and at most 1, not 1.5"):
         tuning(routed, budgets=[1.5])

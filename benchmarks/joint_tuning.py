@@ -1,0 +1,119 @@
+"""Joint tuning of network and static router against continued elastic training for as many tokens, on test documents.
+
+    OMP_NUM_THREADS=1 python benchmarks/joint_tuning.py --start runs/router0 runs/router1 \
+      --joint runs/joint0 runs/joint1 --continued runs/continued0 runs/continued1 --check
+
+The runs of a seed have the same place in the three lists; joint tuning and continued training began with the weights of
+its start. The routed loss of a joint run is that of its own ladder, which the run measured; those of the start and of
+continued training are of the start's ladder, also rebuilt for the continued network by measuring the same number of
+candidates (`continued, re-measured`), so that what measuring alone brings is told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+from held_out_text import flextron_folders, measured_on, on_test_documents
+
+from flextron_lit.data import TextDataModule
+from flextron_lit.loading import Loaded, load_elastic
+from flextron_lit.routers.ladder import Ladder, measured_ladder, worth_measuring
+from flextron_lit.routers.trained import TrainedRouter, read_routers
+from flextron_lit.stages.tuned_router import Remeasuring
+
+FULL_LIMIT = 0.02
+ARMS = ("start", "joint", "continued", "continued, re-measured")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one set of weights loses with one ladder: full, then one loss a budget."""
+
+    full: float
+    routed: list[float]
+
+
+def router_of(loaded: Loaded) -> TrainedRouter:
+    (router,) = read_routers(loaded.folder, loaded.backbone.space)
+    return router
+
+
+def row(loaded: Loaded, ladder: Ladder, router: TrainedRouter, budgets: list[float], tokens: int) -> Row:
+    """Losses on test documents."""
+    measured = on_test_documents(loaded, tokens)
+    rungs = [ladder.at(budget * router.table.full) for budget in budgets]
+    return Row(measured(loaded.backbone.space.full()), [measured(rung.sub_network) for rung in rungs])
+
+
+def measured_again(loaded: Loaded, router: TrainedRouter) -> Ladder:
+    """The ladder that measuring makes of the start's router and the network as it is: as joint tuning ends."""
+    settings = Remeasuring()
+    assert loaded.record is not None
+    described = next(each["data"] for each in reversed(loaded.record.history) if each.get("data"))
+    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder))
+    data.prepare_data()
+    shape = {"block_size": settings.block_size, "batch_size": settings.batch_size}
+    batches = data.calibration_batches(settings.tokens, **shape)
+    candidates = worth_measuring(
+        router.network, loaded.backbone.space, router.table, router.ladder, settings.candidates
+    )
+    losses = measured_on(loaded, batches)
+    return measured_ladder(router.table, candidates, [losses(candidate) for candidate in candidates])
+
+
+def compared(start: Path, joint: Path, continued: Path, budgets: list[float], tokens: int) -> dict[str, Row]:
+    """One seed's rows by arm."""
+    before = load_elastic(str(start))
+    router = router_of(before)
+    found = {"start": row(before, router.ladder, router, budgets, tokens)}
+    tuned = load_elastic(str(joint))
+    found["joint"] = row(tuned, router_of(tuned).ladder, router, budgets, tokens)
+    trained = load_elastic(str(continued))
+    found["continued"] = row(trained, router.ladder, router, budgets, tokens)
+    found["continued, re-measured"] = row(trained, measured_again(trained, router), router, budgets, tokens)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("start", "joint", "continued"):
+        parser.add_argument(f"--{name}", type=Path, nargs="+", required=True, help="run folders, one a seed")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.8, 0.7, 0.6])
+    parser.add_argument("--tokens", type=int, default=4096, help="test tokens of each domain")
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 if joint tuning is behind, or costs the full network"
+    )
+    options = parser.parse_args()
+    runs = [flextron_folders(folders) for folders in (options.start, options.joint, options.continued)]
+    bad = []
+    shown = Table(title="loss on test documents, nats per token")
+    for column in ("seed", "weights and ladder", "full", *(f"{budget:g}" for budget in options.budgets)):
+        shown.add_column(column, no_wrap=True)
+    rows: dict[str, list[Row]] = {arm: [] for arm in ARMS}
+    for seed, folders in enumerate(zip(*runs, strict=True)):
+        found = compared(*folders, options.budgets, options.tokens)
+        for arm in ARMS:
+            rows[arm].append(found[arm])
+            shown.add_row(str(seed), arm, f"{found[arm].full:.3f}", *(f"{loss:.3f}" for loss in found[arm].routed))
+        both = zip(found["continued"].routed, found["continued, re-measured"].routed, strict=True)
+        against = [min(losses) for losses in both]
+        bad += [f"seed {seed}"] * any(o >= t for o, t in zip(found["joint"].routed, against, strict=True))
+        bad += [f"full, seed {seed}"] * (found["joint"].full > found["start"].full + FULL_LIMIT)
+    for arm in ARMS:
+        means = [mean(each) for each in zip(*(one.routed for one in rows[arm]), strict=True)]
+        shown.add_row("mean", arm, f"{mean(one.full for one in rows[arm]):.3f}", *(f"{loss:.3f}" for loss in means))
+    Console(width=140).print(shown)
+    if options.check and bad:
+        sys.exit(f"beyond the limit: {', '.join(bad)}")
+
+
+if __name__ == "__main__":
+    main()
