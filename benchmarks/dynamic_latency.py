@@ -28,7 +28,6 @@ from flextron_lit.costs.latency import LatencyTable, device_description
 from flextron_lit.costs.profiler import Passes, measuring
 from flextron_lit.costs.timing import interleaved, seconds
 from flextron_lit.costs.workload import Phase
-from flextron_lit.elastic.selection import Selection
 from flextron_lit.loading import Loaded, load_elastic
 from flextron_lit.progress import progress
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
@@ -37,17 +36,6 @@ from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 LIMIT = 0.08
 CONSTANT = 0.98
 """Share of a block's tokens from which on they are said to choose alike."""
-
-
-class TextPasses(Passes):
-    """A workload's passes on real text [1, T]: its first tokens, and its last one in a decode step."""
-
-    def __init__(self, loaded: Loaded, selection: Selection, workload: Workload, text: Tensor) -> None:
-        super().__init__(loaded.backbone, selection, workload)
-        self.text = text
-
-    def _tokens(self, length: int) -> Tensor:
-        return self.text[:, -1:] if length == 1 else self.text[:, :length]
 
 
 def texts(loaded: Loaded, tokens: int, number: int) -> list[Tensor]:
@@ -71,11 +59,11 @@ def rows(
     }
     with measuring(loaded.backbone, workload):
         runs = {
-            (budget, index): getattr(TextPasses(loaded, policy, workload, sample[index]), phase)
+            (budget, index): getattr(Passes(loaded.backbone, policy, workload, sample[index]), phase)
             for (budget, index), policy in policies.items()
         }
         full = loaded.backbone.space.full()
-        reference = getattr(TextPasses(loaded, full, workload, sample[0]), phase)
+        reference = getattr(Passes(loaded.backbone, full, workload, sample[0]), phase)
         turns = progress(range(rounds), f"{phase} of {loaded.folder.parent.name}")
         times = interleaved(runs, reference, turns, lambda run: seconds(run, device)).ratios
         counts = {name: policy.take() for name, policy in policies.items()}

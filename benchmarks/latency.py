@@ -69,7 +69,7 @@ def targets(backbone: ElasticBackbone, table: LatencyTable, seconds: float) -> l
             fitted = fit(space, space.random(generator), [Limit(costs, target * costs.full, str(target))], generator)
             assert fitted is not None
             chosen[target] = fitted
-        measured = measure(backbone, table.workload, phase, chosen, seconds)
+        measured = measure(backbone, table.workload, phase, chosen, seconds).ratios
         found += [(phase, target, costs.ratio(sub), measured[target].value) for target, sub in chosen.items()]
     return found
 

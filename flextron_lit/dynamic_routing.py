@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,9 @@ class DynamicRouting:
         Returns:
             The full network if one budget is asked for and it meets it, else what chooses for every token.
 
+        Warns:
+            UserWarning: if the network has changed since the router was trained.
+
         Raises:
             ValueError: if a budget cannot be read or met, or is of a cost that no choice of a dynamic router changes.
         """
@@ -69,6 +73,12 @@ class DynamicRouting:
         if not each and limits[0].loose:
             return backbone.space.full()
         router = self.routers[names.pop()]
+        if router.stale:
+            warnings.warn(
+                f"the dynamic router for {router.table.name} is stale: {router.stale} has changed the network since, "
+                "so train it again",
+                stacklevel=2,
+            )
         ratios = [limit.value / limit.table.full for limit in limits]
         return router.policy(ratios, device=backbone.model.device, dtype=backbone.model.dtype)
 

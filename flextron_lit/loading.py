@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint
@@ -16,7 +17,6 @@ from flextron_lit.costs import Workload
 from flextron_lit.costs.known import known_tables
 from flextron_lit.dynamic_routing import Budget, DynamicRouting
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.elastic.selection import Selection
 from flextron_lit.routing import Answer, Routing
 from flextron_lit.sources import load_dense, load_tokenizer, resolve_model
 from flextron_lit.space import ElasticSpace, SpaceConfig
@@ -24,7 +24,7 @@ from flextron_lit.space import ElasticSpace, SpaceConfig
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a source holds."""
+    """What a source holds, and what answers budgets for it; `FlextronModel` is made of it."""
 
     backbone: ElasticBackbone
     tokenizer: PreTrainedTokenizerBase
@@ -33,6 +33,16 @@ class Loaded:
     folder: Path
     """Where it was read from."""
     _routings: dict[tuple[str | None, Workload], Routing] = field(default_factory=dict, repr=False)
+
+    @property
+    def order(self) -> list[Tensor]:
+        """Per block, the unit of the dense model that stands at each position, [units]."""
+        return self.record.order if self.record else [torch.arange(block.full) for block in self.backbone.space.blocks]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """How it was made, a record for every stage; none for a dense model."""
+        return self.record.history if self.record else []
 
     def routing(self, latency: str | None = None, workload: Workload = Workload()) -> Routing:
         """What answers budgets: the routers and the surrogate of the checkpoint, read once.
@@ -49,8 +59,8 @@ class Loaded:
             self._routings[latency, workload] = Routing.read(self.folder, self.backbone.space, tables)
         return self._routings[latency, workload]
 
-    def set_budget(self, budget: str | float, latency: str | None = None, workload: Workload = Workload()) -> Answer:
-        """Switch to the sub-network for a budget, until the next call: a look-up, nothing is copied.
+    def answer(self, budget: Budget, latency: str | None = None, workload: Workload = Workload()) -> Answer:
+        """The sub-network for a budget.
 
         Args:
             budget: a ratio of the full network's cost (0.6), or as on the command line: `decode=12ms`, `90M`,
@@ -65,7 +75,6 @@ class Loaded:
         answer = routing.answer(routing.parse(budget))
         if answer is None:
             raise ValueError(f"{self.folder} has neither a router nor a surrogate; train them, or search with `select`")
-        self.backbone.selection.set(answer.sub_network)
         return answer
 
     @cached_property
@@ -76,22 +85,6 @@ class Loaded:
             ValueError: if there is none, or a file is damaged.
         """
         return DynamicRouting.read(self.folder, self.backbone.space)
-
-    def set_dynamic_budget(self, budgets: Budget | Sequence[Budget]) -> Selection:
-        """Let every token take its own widths within a mean budget, until the next call.
-
-        Args:
-            budgets: one for all sequences, or one for each sequence of a batch, as in `DynamicRouting.answer`.
-
-        Returns:
-            What is active now: the full network if it meets the budget, else a policy that also counts what it chose.
-
-        Raises:
-            ValueError: if a budget cannot be read or met, or the checkpoint has no dynamic router.
-        """
-        selection = self.dynamic_routing.answer(budgets, self.backbone)
-        self.backbone.selection.set(selection)
-        return selection
 
 
 def load_elastic(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,13 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import Path_fr
+from lightning.pytorch.utilities import rank_zero_only
+from rich.table import Table
 
 from flextron_lit.cli import FRESH_HELP, StageCLI
 from flextron_lit.run_folder import RunFolder
+from flextron_lit.summary import summarise
+from flextron_lit.tables import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,36 +32,98 @@ class PipelineStage:
     """Config files, later ones winning; paths are relative to the pipeline's own file."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings on top of the files."""
+    quick: dict[str, Any] = field(default_factory=dict)
+    """Settings on top of those in a quick run."""
+    minutes: float | None = None
+    """How long it takes on the machine that the config was written for; shown before the run."""
+    quick_minutes: float | None = None
+    """The same of a quick run."""
 
 
-def run(stages: dict[str, PipelineStage], run_folder: Path = Path("runs/pipeline"), fresh: bool = False) -> None:
-    """Run all stages in turn; the same command picks up at the first unfinished one.
+def run(
+    stages: dict[str, PipelineStage],
+    run_folder: Path = Path("runs/pipeline"),
+    disk_gb: float = 0.0,
+    quick: bool = False,
+    fresh: bool = False,
+) -> None:
+    """Run all stages in turn; the same command picks up at the first unfinished one. Ends with a table of all answers.
 
     Args:
         stages: the stages by name, in order; each writes to the folder of its name in `run_folder`.
-        run_folder: everything the pipeline writes.
+        run_folder: everything the pipeline writes; a quick run adds `-quick` to the name.
+        disk_gb: gigabytes that the run folder needs at most; with less free, the run does not start.
+        quick: a first look: fewer steps and fewer measurements, where the config says which.
         fresh: delete what the run folders hold and start anew.
 
     Raises:
-        ValueError: if there is no stage.
+        ValueError: if there is no stage, or too little room on the disk.
     """
     if not stages:
         raise ValueError("the pipeline lists no stages")
+    if quick and not any(stage.quick for stage in stages.values()):
+        raise ValueError("--quick has no effect on this pipeline: none of its stages has `quick` settings")
+    place = run_folder.with_name(f"{run_folder.name}-quick") if quick else run_folder
+    folders = {name: RunFolder(place / name) for name in stages}
+    if fresh or any(folder.status != "finished" for folder in folders.values()):
+        _check_room(place, disk_gb)
+    show(planned(stages, folders, quick=quick, fresh=fresh))
     before: Path | None = None
     for number, (name, stage) in enumerate(stages.items(), 1):
-        folder = RunFolder(run_folder / name)
+        folder, begun = folders[name], time.monotonic()
         print(f"stage {number} of {len(stages)}: {name} in {folder.path}", flush=True)
-        _fit(list(arguments(stage, folder.path, before, fresh=fresh)))
+        _fit(list(arguments(stage, folder.path, before, quick=quick, fresh=fresh)))
+        print(f"{name} took {duration(time.monotonic() - begun)}", flush=True)
         before = folder.checkpoint
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        summarise(list(folders.values()), place)
     print(f"pipeline finished: {len(stages)} of {len(stages)} stages; the last checkpoint is {before}")
 
 
-def arguments(stage: PipelineStage, folder: Path, before: Path | None, *, fresh: bool) -> Iterator[str]:
+def planned(
+    stages: Mapping[str, PipelineStage], folders: Mapping[str, RunFolder], *, quick: bool, fresh: bool
+) -> Table:
+    """What is done, what is to come, and about how long it takes."""
+    words = {"new": "to do", "unfinished": "to resume", "finished": "done"}
+    table = Table(title=f"{len(stages)} stages; the same command goes on where it was stopped", title_justify="left")
+    for column in ("stage", "", "about"):
+        table.add_column(column, justify="right" if column == "about" else "left", no_wrap=True)
+    left = 0.0
+    for name, stage in stages.items():
+        status = "new" if fresh else folders[name].status
+        minutes = stage.quick_minutes if quick else stage.minutes
+        left += 0 if status == "finished" else minutes or 0
+        table.add_row(name, words[status], f"{minutes:g} min" if minutes else "")
+    if left:
+        table.add_row("", "left", f"{left:g} min")
+    return table
+
+
+def duration(seconds: float) -> str:
+    """At a glance: 48 s, 2 min 5 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _check_room(place: Path, gigabytes: float) -> None:
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free / 1e9
+    if free < gigabytes:
+        raise ValueError(
+            f"the pipeline needs {gigabytes:g} GB in {place}, but {free:.1f} GB are free there; make room, or name "
+            "another --run_folder"
+        )
+
+
+def arguments(
+    stage: PipelineStage, folder: Path, before: Path | None, *, quick: bool = False, fresh: bool = False
+) -> Iterator[str]:
     """The command line of one stage's `fit`."""
     for config in stage.configs:
         yield from ("-c", str(config.absolute if isinstance(config, Path_fr) else config))
-    if stage.settings:
-        yield from ("-c", json.dumps(stage.settings))
+    for settings in (stage.settings, stage.quick if quick else {}):
+        if settings:
+            yield from ("-c", json.dumps(settings))
     yield from ("--run_folder", str(folder))
     if before is not None:
         yield from ("--model.init_args.checkpoint", str(before))
@@ -93,8 +161,13 @@ def command(args: Sequence[str]) -> None:
     parser = ArgumentParser(prog="main.py pipeline", description="Example: main.py pipeline -c configs/quickstart.yaml")
     parser.add_argument("-c", "--config", action="config", help="The pipeline, in YAML.")
     parser.add_argument("--fresh", action="store_true", help=FRESH_HELP)
-    parser.add_function_arguments(run, as_positional=False, skip={"fresh"})
+    parser.add_argument("--quick", action="store_true", help="A first look: fewer steps, fewer measurements.")
+    parser.add_function_arguments(run, as_positional=False, skip={"fresh", "quick"})
     options = parser.parse_args(list(args))
     # not through instantiate_classes: it would make callbacks of what settings only describe
-    stages = {name: PipelineStage(configs=s.configs, settings=_plain(s.settings)) for name, s in options.stages.items()}
-    run(stages, options.run_folder, options.fresh)
+    stages = {name: PipelineStage(**vars(s) | _settings(s)) for name, s in options.stages.items()}
+    run(stages, options.run_folder, options.disk_gb, options.quick, options.fresh)
+
+
+def _settings(stage: Namespace) -> dict[str, Any]:
+    return {name: _plain(stage[name]) for name in ("settings", "quick")}

@@ -251,6 +251,22 @@ def test_the_pipeline_runs_its_stages_and_picks_up(tmp_path):
     again = run("pipeline", "-c", config)
     assert again.returncode == 0
     assert again.stdout.count("is finished") == 2
+    assert again.stdout.count(" done ") == 2
+
+
+def test_a_quick_pipeline_has_its_own_folder_and_settings(tmp_path):
+    debug = {"configs": [str(ROOT / "configs/debug.yaml")], "minutes": 3, "quick_minutes": 0.5}
+    steps = {
+        name: {"trainer": {"max_steps": count, "val_check_interval": count}}
+        for name, count in (("settings", 4), ("quick", 2))
+    }
+    config = tmp_path / "pipeline.yaml"
+    config.write_text(yaml.safe_dump({"run_folder": str(tmp_path / "run"), "stages": {"one": debug | steps}}))
+    printed = succeed("pipeline", "-c", config, "--quick")
+    assert "0.5 min" in printed
+    (record,) = checkpoint.read(tmp_path / "run-quick/one/flextron").history
+    assert record["steps"] == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_ranks_share_one_latency_table(tmp_path):

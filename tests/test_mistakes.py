@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, PhiConfig, PhiForCausalLM
 
 from flextron_lit import checkpoint
 from flextron_lit.commands import main
@@ -81,18 +81,10 @@ def quantised(folder):
     return model
 
 
-def mistral(folder):
-    config = MistralConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        head_dim=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = folder / "mistral"
-    MistralForCausalLM(config).save_pretrained(model)
+def phi(folder):
+    config = PhiConfig(vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    model = folder / "phi"
+    PhiForCausalLM(config).save_pretrained(model)
     load_tokenizer(f"random:{TINY}").save_pretrained(model)
     return model
 
@@ -197,8 +189,8 @@ MISTAKES = {
     "truncated order": (lambda f: start_from(spoiled(flextron(f) / "order.safetensors", cut)), "is damaged"),
     "model without a tokenizer": (lambda f: start_from(without_tokenizer(f)), "cannot load a tokenizer"),
     "model class that is not supported": (
-        lambda f: start_from(mistral(f)),
-        "supported model classes are LlamaForCausalLM, GPT2LMHeadModel",
+        lambda f: start_from(phi(f)),
+        "supported model classes are LlamaForCausalLM, MistralForCausalLM, ",
     ),
     "quantised model": (lambda f: start_from(quantised(f)), "quanti"),
     "heads that do not divide": (
@@ -249,6 +241,14 @@ MISTAKES = {
         "run `fit` with the same config first",
     ),
     "pipeline without stages": (lambda f: ("pipeline", "--stages", "{}"), "the pipeline lists no stages"),
+    "pipeline that does not fit on the disk": (
+        lambda f: ("pipeline", "-c", str(ROOT / "configs/debug_pipeline.yaml"), "--disk_gb", "1e9"),
+        "the pipeline needs 1e+09 GB",
+    ),
+    "quick pipeline without quick settings": (
+        lambda f: ("pipeline", "-c", str(ROOT / "configs/debug_pipeline.yaml"), "--quick"),
+        "--quick has no effect on this pipeline",
+    ),
     "info on a folder that is none": (lambda f: ("info", str(f)), "flextron.json"),
 }
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from flextron_lit import checkpoint
+from flextron_lit import FlextronModel, checkpoint
 from flextron_lit.budget import Limit
 from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.loading import load_elastic
@@ -58,7 +58,32 @@ def test_every_stage_says_what_it_found(piped):
         "pipeline finished: 5 of 5 stages",
     ):
         assert said in printed
-    assert "5 of 5" in succeed(*PIPELINE, "--run_folder", piped[0])
+
+
+def test_the_pipeline_ends_with_one_table_and_shows_it_again(piped):
+    folder, printed = piped
+    rows = json.loads((folder / "summary.json").read_text())
+    names = [f"{kind}{budget:.2f}" for budget in (0.9, 0.8, 0.7, 0.6) for kind in ("dynamic", "routed")]
+    assert [row["name"] for row in rows] == ["full", *names]
+    last = [row for row in table(folder / "joint_tuning") if row["step"] == 20]
+    for row in rows:
+        losses = {each["domain"]: each["loss"] for each in last if each["sub_network"] == row["name"]}
+        assert row["losses"] == losses
+        # budgets are of no latency, so nothing was timed
+        assert "latency_ms" not in row
+    loaded = load_elastic(str(folder / "joint_tuning/flextron"))
+    parameters = COUNTED["parameters"](loaded.backbone, Workload())
+    small = next(row for row in rows if row["name"] == "routed0.60")
+    assert small["parameters"] == parameters.cost(loaded.answer("flops<=0.6").sub_network)
+    assert {row["parameters"] for row in rows if row["router"] != "static"} == {parameters.full}
+    shown = printed[printed.index("what each budget gets") :]
+    (folder / "summary.csv").unlink()
+    again = succeed(*PIPELINE, "--run_folder", folder)
+    assert "5 of 5" in again
+    assert shown.split("wrote")[0] in again
+    # shown from what was written, not made again
+    assert not (folder / "summary.csv").exists()
+    assert again.count(" done ") == 5
 
 
 def test_the_surrogate_beats_the_ridge_fit(piped):
@@ -83,7 +108,7 @@ def test_tensorboard_has_what_the_router_did(piped):
     for name in ("widths.png", "ladder.png", "training.png"):
         assert (folder / "static_router" / name).stat().st_size > 10_000
     header, *rungs = (folder / "static_router/ladder.csv").read_text().splitlines()
-    assert header == "ratio,parameters,predicted_loss,sub_network"
+    assert header == "ratio,flops,predicted_loss,sub_network"
     ratios = [float(rung.split(",")[0]) for rung in rungs]
     assert ratios == sorted(ratios)
     assert ratios[-1] == 1.0
@@ -108,8 +133,8 @@ def test_the_later_stages_add_a_dynamic_router_and_tune_the_network(piped):
     space = checkpoint.read(joint / "flextron").space
     (router,), (later,) = (read_dynamic_routers(each / "flextron", space) for each in (dynamic, joint))
     assert router.stale is None
-    # it was made for the network as it was
-    assert later.stale == "JointTuning"
+    # both were tuned with the network
+    assert later.stale is None
     assert all(router.ladder.measured and not router.stale for router in read_routers(joint / "flextron", space))
     assert (dynamic / "compute.html").stat().st_size > 1000
     assert [row["stage"] for row in checkpoint.read(joint / "flextron").history[-2:]] == [
@@ -119,31 +144,31 @@ def test_the_later_stages_add_a_dynamic_router_and_tune_the_network(piped):
 
 
 def test_select_looks_up_what_the_router_was_trained_for(routed, loaded):
-    found = answer(routed, "parameters<=0.5")
-    assert found["how"] == "a look-up in the ladder of the router for parameters"
-    assert found["costs"]["parameters"]["ratio"] <= 0.5
+    found = answer(routed, "flops<=0.5")
+    assert found["how"] == "a look-up in the ladder of the router for flops"
+    assert found["costs"]["flops"]["ratio"] <= 0.5
     assert found["loss"] is None
     rung = read_routers(routed / "flextron", loaded.backbone.space)[0].ladder.at(
-        0.5 * found["costs"]["parameters"]["cost"] / found["costs"]["parameters"]["ratio"]
+        0.5 * found["costs"]["flops"]["cost"] / found["costs"]["flops"]["ratio"]
     )
     assert (rung.loss, rung.sub_network.to_json()) == (found["predicted_loss"], found["sub_network"])
 
 
 def test_select_searches_by_the_surrogate_where_no_router_was_trained(routed):
-    found = answer(routed, "parameters<=0.5,kv_bytes<=0.4")
+    found = answer(routed, "flops<=0.5,kv_bytes<=0.4")
     assert found["how"] == "a search by the surrogate, since a router knows one limit, not several"
-    assert found["costs"]["parameters"]["ratio"] <= 0.5
+    assert found["costs"]["flops"]["ratio"] <= 0.5
     assert found["costs"]["kv_bytes"]["ratio"] <= 0.4
-    assert found["predicted_loss"] > answer(routed, "parameters<=0.5")["predicted_loss"]
+    assert found["predicted_loss"] > answer(routed, "flops<=0.5")["predicted_loss"]
     (routed.parent / "text.txt").write_text("Ada feeds the owl at the mill. " * 40)
-    on_text = answer(routed, "parameters<=0.5", "--text", routed.parent / "text.txt", "--tokens", 128)
+    on_text = answer(routed, "flops<=0.5", "--text", routed.parent / "text.txt", "--tokens", 128)
     assert on_text["how"].startswith("a look-up")
     assert 0 < on_text["loss"] < 10
     assert "--count has no effect on a look-up" in fail(
-        "select", "--checkpoint", routed, "--budget", "parameters<=0.5", "--count", 5
+        "select", "--checkpoint", routed, "--budget", "flops<=0.5", "--count", 5
     )
-    assert answer(routed, "flops<=0.5")["how"].endswith("since no router was trained for flops")
-    assert answer(routed, "parameters<=0.5", "--search", "uniform", "--tokens", 128)["how"].startswith("uniform search")
+    assert answer(routed, "parameters<=0.5")["how"].endswith("since no router was trained for parameters")
+    assert answer(routed, "flops<=0.5", "--search", "uniform", "--tokens", 128)["how"].startswith("uniform search")
     assert "holds no router and no surrogate" in fail(
         "select", "--checkpoint", routed.parent / "elastic", "--budget", "0.5", "--search", "router"
     )
@@ -151,62 +176,63 @@ def test_select_searches_by_the_surrogate_where_no_router_was_trained(routed):
 
 def test_limits_that_no_sub_network_meets_at_once_are_an_error(loaded):
     space = loaded.backbone.space
-    rising = COUNTED["parameters"](loaded.backbone, Workload())
+    rising = COUNTED["flops"](loaded.backbone, Workload())
     rows = [tuple(1.0 - i / len(row) for i in range(len(row))) for row in rising.blocks]
     falling = CostTable("idle", "units", 1.0, tuple(rows))
-    routing = Routing(space, {"parameters": rising, "idle": falling}, {}, loaded.routing().surrogate)
+    routing = Routing(space, {"flops": rising, "idle": falling}, {}, loaded.routing().surrogate)
     found = routing.answer([Limit(rising, 0.8 * rising.full, "a"), Limit(falling, 0.8 * falling.full * 2, "b")])
     assert rising.ratio(found.sub_network) <= 0.8
     with pytest.raises(ValueError, match="meets all limits of the budget at once"):
         routing.answer([Limit(rising, rising.smallest, "a"), Limit(falling, falling.smallest, "b")])
 
 
-def test_set_budget_switches_a_loaded_model(loaded, routed):
+def test_set_budget_switches_a_loaded_model(routed):
+    model = FlextronModel.from_pretrained(routed)
     tokens = torch.arange(20)[None]
     with torch.no_grad():
-        full = loaded.backbone.model(tokens).logits
-        for budget in ("parameters<=0.4", "kv_bytes<=0.5"):
-            chosen = loaded.set_budget(budget)
-            switched = loaded.backbone.model(tokens).logits
-            with loaded.backbone.use(chosen.sub_network):
-                assert torch.equal(loaded.backbone.model(tokens).logits, switched)
+        full = model(tokens).logits
+        for budget in ("flops<=0.4", "kv_bytes<=0.5"):
+            chosen = model.set_budget(budget)
+            switched = model(tokens).logits
+            with model.use(chosen.sub_network):
+                assert torch.equal(model(tokens).logits, switched)
             assert not torch.equal(switched, full)
-        assert loaded.set_budget(1.0).sub_network == loaded.backbone.space.full()
-        assert torch.equal(loaded.backbone.model(tokens).logits, full)
+        assert model.set_budget(1.0).sub_network == model.backbone.space.full()
+        assert torch.equal(model(tokens).logits, full)
         # a bare ratio is of what the router is for
-        assert loaded.set_budget(0.4) == loaded.set_budget("parameters<=0.4")
-        loaded.set_budget(1.0)
-    with pytest.raises(ValueError, match="the smallest parameters possible"):
-        loaded.set_budget(0.001)
+        assert model.set_budget(0.4) == model.set_budget("flops<=0.4")
+        model.set_budget(1.0)
+    with pytest.raises(ValueError, match="the smallest flops possible"):
+        model.set_budget(0.001)
     with pytest.raises(ValueError, match="neither a router nor a surrogate"):
-        load_elastic(str(routed.parent / "elastic/flextron")).set_budget(0.5)
+        FlextronModel.from_pretrained(routed.parent / "elastic").set_budget(0.5)
 
 
 def test_a_router_of_another_cost_table_is_not_used(loaded):
     space = loaded.backbone.space
-    other = COUNTED["parameters"](loaded.backbone, Workload())
+    other = COUNTED["flops"](loaded.backbone, Workload())
     other = CostTable(other.name, other.unit, other.fixed + 1, other.blocks)
-    routing = Routing.read(loaded.folder, space, {"parameters": other})
-    found = routing.answer(routing.parse("parameters<=0.5"))
+    routing = Routing.read(loaded.folder, space, {"flops": other})
+    found = routing.answer(routing.parse("flops<=0.5"))
     assert found.how.endswith("`python main.py reroute` trains one for this")
     assert other.ratio(found.sub_network) <= 0.5
     own = Routing.read(loaded.folder, space, loaded.routing().tables)
-    assert own.answer(own.parse("parameters<=0.5")).how.startswith("a look-up")
+    assert own.answer(own.parse("flops<=0.5")).how.startswith("a look-up")
 
 
 def test_reroute_trains_for_another_cost_without_the_network(routed, tmp_path):
     folder = tmp_path / "flextron"
     checkpoint.extend(routed / "flextron", folder, files={})
     # without its weights nothing could be measured; only their headers are looked at
-    printed = succeed("reroute", "--checkpoint", folder, "--cost", "flops", "--steps", 100)
-    assert "the router for flops" in printed
+    printed = succeed("reroute", "--checkpoint", folder, "--cost", "parameters", "--steps", 100)
+    assert "the router for parameters" in printed
     assert checkpoint.verify(folder)
-    assert answer(folder, "flops<=0.5")["how"] == "a look-up in the ladder of the router for flops"
-    assert answer(folder, "parameters<=0.5") == answer(routed, "parameters<=0.5")
-    assert "--fresh trains another" in fail("reroute", "--checkpoint", folder, "--cost", "flops")
-    succeed("reroute", "--checkpoint", folder, "--cost", "flops", "--steps", 50, "--fresh")
+    assert answer(folder, "parameters<=0.5")["how"] == "a look-up in the ladder of the router for parameters"
+    assert answer(folder, "flops<=0.5") == answer(routed, "flops<=0.5")
+    assert "--fresh trains another" in fail("reroute", "--checkpoint", folder, "--cost", "parameters")
+    succeed("reroute", "--checkpoint", folder, "--cost", "parameters", "--steps", 50, "--fresh")
     assert "no cost 'latency'; there are parameters" in fail("reroute", "--checkpoint", folder)
-    assert "holds no surrogate" in fail("reroute", "--checkpoint", routed.parent / "elastic", "--cost", "flops")
+    assert "holds no surrogate" in fail("reroute", "--checkpoint", routed.parent / "elastic", "--cost", "parameters")
 
 
 def test_validate_uses_the_router_of_the_run(routed):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -23,7 +22,7 @@ from transformers import DynamicCache
 from flextron_lit import sampling
 from flextron_lit.costs.latency import HeldOut, LatencyTable, PhaseLatency, conditions
 from flextron_lit.costs.table import CostTable
-from flextron_lit.costs.timing import Interleaved, Ratio, Run, interleaved, seconds
+from flextron_lit.costs.timing import Interleaved, Run, interleaved, seconds
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
@@ -46,34 +45,41 @@ class Passes:
         backbone: the elastic network, on the device to measure.
         selection: what to run: a sub-network, or a policy.
         workload: shapes of the prompt and of the generation.
+        text: token ids [B, T], T at least the workload's total: what a trained router chooses depends on them. None
+            for a sub-network, or a policy that does not look at them.
     """
 
-    def __init__(self, backbone: ElasticBackbone, selection: Selection, workload: Workload) -> None:
+    def __init__(
+        self, backbone: ElasticBackbone, selection: Selection, workload: Workload, text: Tensor | None = None
+    ) -> None:
         self.backbone = backbone
         self.selection = selection
         self.workload = workload
+        shape = workload.batch_size, workload.total_tokens
+        self.text = (torch.ones(shape, dtype=torch.long) if text is None else text).to(backbone.model.device)
+        assert self.text.shape[0] == shape[0]
+        assert self.text.shape[1] >= shape[1]
+        self._behind = round(workload.decode_context) - 1
+        self._steps = 0
 
     def prefill(self) -> None:
         """All tokens of the prompt at once, into an empty cache."""
-        self._run(self._tokens(self.workload.prompt_tokens), DynamicCache(config=self.backbone.model.config))
+        self._run(self.text[:, : self.workload.prompt_tokens], DynamicCache(config=self.backbone.model.config))
 
     def decode(self) -> None:
-        """One token, behind as many as there are half-way through the generation."""
-        self._run(self._tokens(1), self._half_way)
+        """One token, behind as many as there are half-way through the generation; each time the next of the text."""
+        place = self._behind + self._steps % (self.workload.total_tokens - self._behind)
+        self._steps += 1
+        self._run(self.text[:, place : place + 1], self._half_way)
         self._half_way.crop(-1)
 
     @cached_property
     def _half_way(self) -> DynamicCache:
         cache = DynamicCache(config=self.backbone.model.config)
         # a policy finds the keys and values of all groups, whoever computed them
-        before = copy(self)
-        before.selection = self.selection if isinstance(self.selection, SubNetwork) else self.backbone.space.full()
-        before._run(self._tokens(round(self.workload.decode_context) - 1), cache)
+        static = self.selection if isinstance(self.selection, SubNetwork) else self.backbone.space.full()
+        Passes(self.backbone, static, self.workload, self.text)._run(self.text[:, : self._behind], cache)
         return cache
-
-    def _tokens(self, length: int) -> Tensor:
-        model = self.backbone.model
-        return torch.ones(self.workload.batch_size, length, dtype=torch.long, device=model.device)
 
     def _run(self, ids: Tensor, cache: DynamicCache) -> None:
         with self.backbone.use(self.selection), torch.no_grad():
@@ -113,14 +119,23 @@ def measure(
     phase: Phase,
     chosen: Mapping[Name, Selection],
     budget_seconds: float,
-) -> dict[Name, Ratio]:
+    text: Tensor | None = None,
+) -> Interleaved[Name]:
     """Times of sub-networks or policies relative to the full network's, in one phase of a workload.
+
+    Args:
+        backbone: the elastic network, on the device to measure.
+        workload: the request to measure.
+        phase: of the request.
+        chosen: what to time, by name.
+        budget_seconds: time for it.
+        text: as in `Passes`.
 
     Raises:
         ValueError: if the workload does not fit in memory.
     """
     with measuring(backbone, workload):
-        return timed(backbone, workload, phase, chosen, budget_seconds, "measuring").ratios
+        return timed(backbone, workload, phase, chosen, budget_seconds, "measuring", text)
 
 
 def probes(space: ElasticSpace) -> dict[Probe, SubNetwork]:
@@ -145,6 +160,7 @@ def timed(
     chosen: Mapping[Name, Selection],
     budget_seconds: float,
     title: str,
+    text: Tensor | None = None,
 ) -> Interleaved[Name]:
     """Time one phase of some selections against the full network, in as many rounds as fit.
 
@@ -155,9 +171,15 @@ def timed(
         chosen: what to time, by name.
         budget_seconds: time for the rounds.
         title: what is being done, for the progress.
+        text: as in `Passes`.
     """
-    runs: dict[Name, Run] = {name: getattr(Passes(backbone, each, workload), phase) for name, each in chosen.items()}
-    reference: Run = getattr(Passes(backbone, backbone.space.full(), workload), phase)
+
+    def passes(selection: Selection) -> Run:
+        run: Run = getattr(Passes(backbone, selection, workload, text), phase)
+        return run
+
+    runs: dict[Name, Run] = {name: passes(each) for name, each in chosen.items()}
+    reference = passes(backbone.space.full())
     device = backbone.model.device
 
     def clock(run: Run) -> float:
@@ -170,8 +192,8 @@ def timed(
     interleaved(runs, reference, range(1), clock)
     rounds = int(budget_seconds / max(timer() - begun, 1e-9))
     rounds = min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)
-    text = f"{title} {phase}: {rounds} rounds of {len(runs)} networks against the full one"
-    return interleaved(runs, reference, progress(range(rounds), text), clock)
+    description = f"{title} {phase}: {rounds} rounds of {len(runs)} networks against the full one"
+    return interleaved(runs, reference, progress(range(rounds), description), clock)
 
 
 def time_shares(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> dict[BlockKind, float]:

@@ -26,6 +26,8 @@ CONFIG_KEYS = {
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 UNITS = {"mlp": "neurons", "attention": "KV groups"}
 SURROGATE = "surrogate.safetensors"
+STALE = "stale_since"
+"""As `routers/kept.py` has it, which this module must not import: it would bring torch along."""
 
 
 def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
@@ -49,12 +51,30 @@ def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
         "space": {"groups": _groups(record.space), "num_sub_networks": record.space.num_sub_networks},
         "costs": [name for name in files if name.startswith("costs/")],
         "routers": [name for name in files if name.startswith("routers/")],
+        "stale": _stale(folder),
         "surrogate": SURROGATE if SURROGATE in files else None,
         "history": record.history,
         "files": files,
         "bytes": sum(files.values()),
         "verified": verified,
     }
+
+
+def _stale(folder: Path) -> dict[str, str]:
+    """Routers that a later stage made stale: file and stage.
+
+    Raises:
+        ValueError: if a router's file is damaged.
+    """
+    found = {}
+    for path in sorted((folder / "routers").glob("*.json")):
+        try:
+            stage = json.loads(path.read_text(encoding="utf-8"))["settings"].get(STALE)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); train the router again") from error
+        if stage:
+            found[f"routers/{path.name}"] = stage
+    return found
 
 
 def _model(folder: Path, space: ElasticSpace, headers: Mapping[str, Header]) -> dict[str, Any]:
@@ -116,6 +136,9 @@ def _contents(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "sub-networks", huge(description["space"]["num_sub_networks"])
     yield "cost tables", ", ".join(description["costs"]) or "none"
     yield "routers", ", ".join(description["routers"]) or "none"
+    if description["stale"]:
+        marks = (f"{name}, since {stage} changed the network" for name, stage in description["stale"].items())
+        yield "stale", "\n".join(marks)
     yield "surrogate", description["surrogate"] or "none"
 
 

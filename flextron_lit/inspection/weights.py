@@ -16,7 +16,7 @@ from flextron_lit import checkpoint
 PARTS = {
     # norms first: post_attention_layernorm is one of them
     "norms": ("norm", "ln_"),
-    "attention": ("attn",),
+    "attention": ("attn", "attention."),
     "mlp": ("mlp",),
     "embedding": ("embed", "wte", "wpe", "lm_head"),
 }

@@ -201,9 +201,7 @@ class Stage(LightningModule):
         """
         loaded = load_elastic(self.checkpoint, space, attn_implementation=self.attn_implementation)
         self.backbone, self.tokenizer = loaded.backbone, loaded.tokenizer
-        unsorted = [torch.arange(block.full) for block in self.backbone.space.blocks]
-        self.order = loaded.record.order if loaded.record else unsorted
-        self.history = loaded.record.history if loaded.record else []
+        self.order, self.history = loaded.order, loaded.history
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, T, V] of the active sub-network; documents packed into a block do not see each other."""

@@ -348,7 +348,8 @@ def tuned_routers(which: Tuned, cost: str | None, folder: Path, space: ElasticSp
         space: the choices.
 
     Raises:
-        ValueError: if there is none of a kind, or there are several; the message names those that there are.
+        ValueError: if there is none of a kind, or there are several; the message names those that there are. For
+            `both`, if they are for different costs.
     """
     found: list[TunedRouter] = []
     static = read_routers(folder, space)
@@ -358,6 +359,12 @@ def tuned_routers(which: Tuned, cost: str | None, folder: Path, space: ElasticSp
         router = _chosen("dynamic", read_dynamic_routers(folder, space), cost, folder)
         costs = next((other.table for other in static if other.table.name == router.table.name), router.table)
         found.append(TunedDynamicRouter(router, costs))
+    names = [tuned.table.name for tuned in found]
+    if len({*names}) > 1:
+        raise ValueError(
+            f"the static router of {folder} is for {names[0]}, the dynamic one for {names[1]}: both are tuned for one "
+            "cost; set router to one of them"
+        )
     return found
 
 

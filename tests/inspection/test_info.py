@@ -10,6 +10,7 @@ from flextron_lit import checkpoint
 from flextron_lit.inspection.info import describe, tables
 from flextron_lit.inspection.location import locate
 from flextron_lit.inspection.weights import part_of
+from flextron_lit.routers.kept import STALE
 from flextron_lit.space import LayerWidths, SpaceConfig
 from flextron_lit.tables import huge, ranges, settings, short, show
 from tests.conftest import make_llama, space_for
@@ -104,6 +105,17 @@ def test_what_later_stages_add_is_listed(written, capsys):
     assert told["surrogate"] == "surrogate.safetensors"
     assert told["bytes"] == sum(p.stat().st_size for p in written.rglob("*") if p.is_file())
     assert "added since: costs/latency.json" in printed(written, capsys)
+
+
+def test_routers_that_know_another_network_are_told(written, capsys):
+    (written / "routers").mkdir()
+    for name, about in (("static-flops-1", {}), ("dynamic-flops-2", {STALE: "JointTuning"})):
+        (written / f"routers/{name}.json").write_text(json.dumps({"settings": about}))
+    assert described(written)["stale"] == {"routers/dynamic-flops-2.json": "JointTuning"}
+    assert "dynamic-flops-2.json, since JointTuning changed the network" in printed(written, capsys)
+    (written / "routers/static-flops-1.json").write_text("{")
+    with pytest.raises(ValueError, match="static-flops-1.json is damaged"):
+        described(written)
 
 
 def test_integrity_is_told(written, capsys):

@@ -1,0 +1,365 @@
+"""`python main.py generate`: text from a checkpoint within a budget, as it comes."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from flextron_lit.budget import HELP
+from flextron_lit.costs.timing import Interleaved, interleaved, seconds
+from flextron_lit.costs.workload import Dtype
+from flextron_lit.data.rows import decode
+from flextron_lit.elastic.selection import Selection
+from flextron_lit.inspection.location import FOLDER_HELP, locate
+from flextron_lit.model import FlextronModel
+from flextron_lit.profiling import add_device, add_latency, device_of
+from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
+from flextron_lit.stages import ElasticTraining, JointTuning
+from flextron_lit.tables import show
+
+NEW_TOKENS = 100
+ROUNDS = 2
+"""Of a comparison: in each the full network runs before and after."""
+COMPARED = "budget"
+"""Name of what is compared with the full network."""
+STDIN = "-"
+TRAIN_WEIGHTS = (ElasticTraining.__name__, JointTuning.__name__)
+Inputs = Mapping[str, Any]
+"""`input_ids` and `attention_mask` of one prompt, [1, T]."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a command line's budget gets."""
+
+    selection: Selection
+    how: str
+    ratios: Mapping[str, float]
+    """What it costs, relative to the full network, by the names of the budget's costs; empty for a dynamic router."""
+
+    def spent(self) -> Mapping[str, float]:
+        """The ratios; of a dynamic router the mean over all tokens since it was last asked, the prompt's included."""
+        if isinstance(self.selection, DynamicPolicy):
+            table = self.selection.table
+            return {table.name: mean_ratio(self.selection.take(), table)}
+        return self.ratios
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer."""
+
+    text: str
+    tokens: int
+    """How many were generated, the one that ends the text included."""
+    seconds: float
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second, the pass over the prompt included."""
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class Report:
+    """An answer, and what there is to say of it."""
+
+    budget: str | None
+    how: str
+    spent: Mapping[str, float]
+    """Costs relative to the full network."""
+    prompt_tokens: int
+    made: Generated
+    timed: Interleaved[str] | None
+    """Of a comparison with the full network."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for scripts."""
+        made, timed = self.made, self.timed
+        found: dict[str, Any] = {
+            "text": made.text,
+            "budget": self.budget,
+            "how": self.how,
+            "costs": dict(self.spent),
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": made.tokens,
+            "seconds": made.seconds,
+            "tokens_per_second": made.speed,
+        }
+        if timed is not None:
+            ratio = timed.ratios[COMPARED]
+            found |= {"time_ratio": ratio.value, "spread": ratio.spread, "full_seconds": timed.reference}
+        return found
+
+    def lines(self) -> Iterator[str]:
+        """All but the text, for people."""
+        costs = [f"{ratio:.3f} of the full network's {name}" for name, ratio in self.spent.items()]
+        asked = "" if self.budget is None else f"budget {self.budget}: "
+        yield asked + "; ".join([self.how, *costs])
+        made = self.made
+        speed = f"{made.tokens} new in {made.seconds:.2f} s ({made.speed:.1f}/s)"
+        yield f"tokens: {self.prompt_tokens} of the prompt, {speed}"
+        if self.timed is not None:
+            ratio, full = self.timed.ratios[COMPARED], made.tokens / self.timed.reference
+            yield (
+                f"{made.tokens} tokens take {ratio.value:.3f} ± {ratio.spread:.3f} of the full network's time: "
+                f"{full / ratio.value:.1f}/s, the full network {full:.1f}/s"
+            )
+
+
+# --- what goes in -----------------------------------------------------------------------------------------------
+
+
+def prompt_of(prompt: str | None, file: Path | None) -> str:
+    """The prompt that a command line names; a line break that ends a file or standard input is no part of it.
+
+    Raises:
+        ValueError: if there is none, or it is not UTF-8.
+    """
+    if (prompt is None) == (file is None):
+        raise ValueError("name the prompt with either --prompt or --prompt_file")
+    if STDIN in (prompt, str(file)):
+        prompt = decode("the prompt", sys.stdin.buffer.read()).rstrip("\n")
+    elif file is not None:
+        prompt = decode(str(file), file.read_bytes()).rstrip("\n")
+    assert prompt is not None
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; there is nothing to go on from")
+    return prompt
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` of a prompt, [1, T].
+
+    Raises:
+        ValueError: if it is to be a chat's first message and the tokenizer has no chat template.
+    """
+    if not chat:
+        read = tokenizer(prompt, return_tensors="pt", verbose=False)
+    elif tokenizer.chat_template is None:
+        raise ValueError("the tokenizer has no chat template: this is no chat model; leave --chat out")
+    else:
+        messages = [{"role": "user", "content": prompt}]
+        read = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    return {name: read[name] for name in ("input_ids", "attention_mask")}
+
+
+def room(prompt_tokens: int, positions: int, wanted: int | None) -> int:
+    """How many tokens to generate at most; what nobody asked for is cut to what the network can still read.
+
+    Raises:
+        ValueError: if prompt and answer are more than it reads at once.
+    """
+    left = positions - prompt_tokens
+    if left < 1:
+        raise ValueError(
+            f"the prompt has {prompt_tokens} tokens, but the network reads {positions} at once, the answer included; "
+            "shorten the prompt"
+        )
+    if wanted is not None and wanted > left:
+        raise ValueError(
+            f"the prompt has {prompt_tokens} tokens and --max_new_tokens asks for {wanted} more, but the network reads "
+            f"{positions} at once; ask for {left}, or shorten the prompt"
+        )
+    return min(NEW_TOKENS, left) if wanted is None else wanted
+
+
+def decoding(temperature: float | None, top_p: float | None) -> dict[str, Any]:
+    """How `generate` takes the next token: the likeliest, or drawn as asked for and not as the model's files say."""
+    if temperature is None and top_p is None:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": 0}
+
+
+def chosen(model: FlextronModel, budget: str | None, *, dynamic: bool, latency: str | None) -> Chosen:
+    """What a budget gets; None gets the full network.
+
+    Raises:
+        ValueError: if the budget cannot be read or met, or the checkpoint has nothing to answer it with.
+    """
+    loaded = model.flextron
+    if budget is None:
+        return Chosen(model.backbone.space.full(), "the full network", {})
+    if dynamic:
+        selection = loaded.dynamic_routing.answer(budget, model.backbone)
+        if isinstance(selection, DynamicPolicy):
+            return Chosen(selection, f"the dynamic router for {selection.table.name}", {})
+        return Chosen(selection, "the full network meets it", {})
+    answer = loaded.answer(budget, latency)
+    tables = (limit.table for limit in loaded.routing(latency).parse(budget))
+    return Chosen(answer.sub_network, answer.how, {table.name: table.ratio(answer.sub_network) for table in tables})
+
+
+def raw_text(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the domains that are no conversations among those that a checkpoint's weights were trained on."""
+    trained = [row.get("data") or {} for row in history if row.get("stage") in TRAIN_WEIGHTS]
+    domains = {name: domain for data in trained for name, domain in data.get("domains", {}).items()}
+    return [name for name, domain in domains.items() if domain.get("format") != "chat"]
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------
+
+
+def generate(
+    model: FlextronModel,
+    inputs: Inputs,
+    selection: Selection,
+    settings: Mapping[str, Any],
+    streamer: TextStreamer | None = None,
+) -> Generated:
+    """Generate within a selection; the streamer tells each word as it comes.
+
+    Args:
+        model: the network.
+        inputs: of one prompt, [1, T].
+        selection: what is active.
+        settings: of Hugging Face's `generate`.
+        streamer: None tells nothing.
+    """
+    found: list[Tensor] = []
+
+    def run() -> None:
+        found.append(model.generate(**inputs, **settings, streamer=streamer))
+
+    with model.use(selection):
+        took = seconds(run, model.device)
+    new = found[0][0, inputs["input_ids"].shape[1] :]
+    return Generated(str(model.tokenizer.decode(new, skip_special_tokens=True)), len(new), took)
+
+
+def compare(
+    model: FlextronModel, inputs: Inputs, selection: Selection, settings: Mapping[str, Any], tokens: int
+) -> Interleaved[str]:
+    """Time of the same number of tokens within a selection, relative to the full network's before and after it."""
+    same = {**settings, "min_new_tokens": tokens, "max_new_tokens": tokens}
+    run = partial(generate, model, inputs, settings=same)
+    runs = {COMPARED: partial(run, selection=selection)}
+    full = partial(run, selection=model.backbone.space.full())
+    return interleaved(runs, full, range(ROUNDS), lambda each: each().seconds)
+
+
+def report(model: FlextronModel, inputs: Inputs, options: Any) -> Report:
+    """Generate what a command line asks for; the text is told as it comes, unless it is to be part of JSON.
+
+    Raises:
+        ValueError: for a budget that cannot be met or read, or a prompt and answer that are too long.
+    """
+    prompt_tokens = inputs["input_ids"].shape[1]
+    most = room(prompt_tokens, model.config.max_position_embeddings, options.max_new_tokens)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        choice = chosen(model, options.budget, dynamic=options.dynamic, latency=options.latency)
+    for note in notes:
+        say(f"note: {note.message}")
+    full = model.backbone.space.full()
+    if options.compare and choice.selection == full:
+        raise ValueError("--compare has no effect: this is the full network; ask for a --budget that it does not meet")
+    pad = model.tokenizer.eos_token_id if model.tokenizer.pad_token_id is None else model.tokenizer.pad_token_id
+    settings = {**decoding(options.temperature, options.top_p), "max_new_tokens": most, "pad_token_id": pad}
+    streamer = None if options.json else TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    torch.manual_seed(options.seed or 0)
+    made = generate(model, inputs, choice.selection, settings, streamer)
+    # before a comparison adds to what a policy counted
+    spent = choice.spent()
+    timed = compare(model, inputs, choice.selection, settings, made.tokens) if options.compare else None
+    return Report(options.budget, choice.how, spent, prompt_tokens, made, timed)
+
+
+def say(line: str) -> None:
+    """Tell something beside the text, which alone goes to standard output."""
+    print(line, file=sys.stderr)
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+def parser() -> ArgumentParser:
+    """Of the command line."""
+    made = ArgumentParser(
+        prog="main.py generate",
+        description="Text from a checkpoint within a budget, told as it comes; costs and speed go to standard "
+        "error. "
+        'Example: main.py generate --checkpoint runs/quickstart/static_router --budget 0.7 --prompt "The President"',
+    )
+    made.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
+    made.add_argument("--budget", type=str, default=None, help=f"{HELP} Default: the full network.")
+    made.add_argument("--dynamic", action="store_true", help="Every token takes its own widths, within it on average.")
+    made.add_argument("--prompt", type=str, default=None, help="What to go on from; - reads standard input.")
+    made.add_argument("--prompt_file", type=Path, default=None, help="A file to read it from, or -.")
+    made.add_argument("--chat", action="store_true", help="The prompt is a user's message to a chat model.")
+    made.add_argument(
+        "--max_new_tokens", type=int, default=None, help=f"Most tokens of the answer ({NEW_TOKENS}, if they fit)."
+    )
+    text = "Draw tokens, at this temperature; without it and --top_p the likeliest is taken."
+    made.add_argument("--temperature", type=float, default=None, help=text)
+    made.add_argument("--top_p", type=float, default=None, help="Draw from the likeliest tokens of this probability.")
+    made.add_argument("--seed", type=int, default=None, help="Of drawing tokens (0).")
+    add_latency(made)
+    add_device(made)
+    made.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="Of weights and activations.")
+    made.add_argument("--threads", type=int, default=None, help="On a CPU; by default as many as torch takes.")
+    text = f"Then time the same number of tokens against the full network, {ROUNDS} rounds."
+    made.add_argument("--compare", action="store_true", help=text)
+    made.add_argument("--json", action="store_true", help="Print JSON alone, for scripts.")
+    return made
+
+
+def check(options: Any) -> None:
+    """Refuse options that are out of range, or have no effect beside the others.
+
+    Raises:
+        ValueError: naming one.
+    """
+    for name in ("max_new_tokens", "threads"):
+        if options[name] is not None and options[name] < 1:
+            raise ValueError(f"--{name} must be 1 or more, not {options[name]}")
+    if options.temperature is not None and not 0 < options.temperature < math.inf:
+        raise ValueError(
+            f"--temperature must be finite and above 0, not {options.temperature}; leave it out for the likeliest token"
+        )
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise ValueError(f"--top_p must be above 0 and at most 1, not {options.top_p}")
+    if options.seed is not None and options.temperature is None and options.top_p is None:
+        raise ValueError("--seed has no effect where the likeliest token is taken; add --temperature or --top_p")
+    if options.budget is None:
+        for name in ("dynamic", "latency", "compare"):
+            if options[name]:
+                raise ValueError(f"--{name} has no effect on the full network; add a --budget")
+    if options.dynamic and options.latency is not None:
+        raise ValueError("--latency has no effect with --dynamic: a dynamic router has a cost table of its own")
+
+
+def command(args: Sequence[str]) -> None:
+    """`python main.py generate`."""
+    options = parser().parse_args(list(args))
+    check(options)
+    prompt = prompt_of(options.prompt, options.prompt_file)
+    folder = locate(options.checkpoint).checkpoint
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    dtype = getattr(torch, options.dtype)
+    model = FlextronModel.from_pretrained(folder, dtype=dtype, device=device_of(options.device))
+    inputs = encoded(model.tokenizer, prompt, chat=options.chat)
+    raw = raw_text(model.flextron.history)
+    if options.chat and raw:
+        say(f"note: the weights were trained on raw text ({', '.join(raw)}), which weakens how a chat model answers")
+    found = report(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, options)
+    if options.json:
+        show(json.dumps(found.to_json(), indent=1))
+        return
+    for line in found.lines():
+        say(line)

@@ -1,0 +1,236 @@
+"""The elastic network as a Hugging Face model: loaded, given a budget, run and saved like any other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flextron_lit import checkpoint
+from flextron_lit.costs import Workload
+from flextron_lit.costs.latency import FOLDER as COSTS
+from flextron_lit.dynamic_routing import Budget
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.selection import Selection
+from flextron_lit.inspection.location import locate
+from flextron_lit.loading import Loaded, load_elastic
+from flextron_lit.routers.kept import FOLDER as ROUTERS
+from flextron_lit.routers.staleness import stale_files
+from flextron_lit.routers.trained import SURROGATE
+from flextron_lit.routing import Answer
+
+if TYPE_CHECKING:
+    Stock = PreTrainedModel
+else:
+    # what a model is beside a FlextronModel comes from its config, when it is loaded
+    Stock = object
+
+ADDED = (f"{COSTS}/*", f"{ROUTERS}/*", SURROGATE)
+"""Files of a Flextron checkpoint that belong to its network and are neither weights nor the record."""
+TRAINED_HERE = "training in Python"
+"""What stale routers say of weights that were changed through this class."""
+
+
+class FlextronModel(Stock):
+    """An elastic causal LM that answers budgets: `FlextronModel.from_pretrained(...)`.
+
+    It is the stock class too (a LlamaForCausalLM, say), so whatever takes a Hugging Face model takes it. Without a
+    budget it is the full network. `AutoModelForCausalLM` reads the same folder as the plain dense model.
+
+    The object shares all modules with `backbone.model`, which stays of the stock class, so that what is extracted or
+    saved is stock as well (ours).
+    """
+
+    flextron: Loaded
+    """Backbone, tokenizer, record and routers that it is made of."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # a source, not a Hub name with thirty options
+        cls,
+        source: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        attn_implementation: str = "sdpa",
+    ) -> FlextronModel:
+        """Load a network; a dense model becomes elastic with the default space.
+
+        Args:
+            source: a Flextron checkpoint, a run folder that holds one, or a dense model in any notation.
+            dtype: of the weights in memory.
+            device: where to put them.
+            attn_implementation: `sdpa` or `eager`.
+
+        Raises:
+            ValueError: if the source does not exist, is damaged, or cannot become elastic.
+        """
+        loaded = load_elastic(_resolved(source), attn_implementation=attn_implementation, dtype=dtype, device=device)
+        # a second object around the same modules, parameters and hooks
+        model = copy.copy(loaded.backbone.model)
+        model.__class__ = _flextron_class(type(model))
+        flextron = cast(FlextronModel, model)
+        flextron.flextron = loaded
+        return flextron
+
+    @property
+    def backbone(self) -> ElasticBackbone:
+        """The elastic network and its space."""
+        return self.flextron.backbone
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer."""
+        return self.flextron.tokenizer
+
+    # --- budgets ------------------------------------------------------------------------------------------------
+
+    @overload
+    def set_budget(
+        self,
+        budget: Budget,
+        dynamic: Literal[False] = False,
+        *,
+        latency: str | None = None,
+        workload: Workload | None = None,
+    ) -> Answer: ...
+    @overload
+    def set_budget(self, budget: Budget | Sequence[Budget], dynamic: Literal[True]) -> Selection: ...
+    def set_budget(
+        self,
+        budget: Budget | Sequence[Budget],
+        dynamic: bool = False,
+        *,
+        latency: str | None = None,
+        workload: Workload | None = None,
+    ) -> Answer | Selection:
+        """Keep within a budget until the next call: a look-up, nothing is copied. 1.0 is the full network again.
+
+        Args:
+            budget: a ratio of the full network's cost (0.6), or as on the command line: `decode=12ms`, `90M`,
+                `latency<=0.6,kv_bytes<=0.5`; with `dynamic` also one for each sequence of a batch.
+            dynamic: let every token take its own widths, within the budget on average.
+            latency: name of the latency table to use, where there are several; not with `dynamic`.
+            workload: what FLOPs, cache and memory are counted for, where no latency table says so; not with `dynamic`.
+
+        Returns:
+            The sub-network and where it comes from; with `dynamic` what is active now: the full network if it meets
+            the budget, else a policy that also counts what it chose.
+
+        Raises:
+            ValueError: if the budget cannot be read or met, or the checkpoint has nothing to answer it with.
+        """
+        if dynamic:
+            _refuse_given(latency=latency, workload=workload)
+            selection = self._for_tokens(budget)
+            self.backbone.selection.set(selection)
+            return selection
+        answer = self.flextron.answer(_one(budget), latency, workload or Workload())
+        self.backbone.selection.set(answer.sub_network)
+        return answer
+
+    def use(self, selection: Selection) -> AbstractContextManager[None]:
+        """Make a sub-network, or a policy that chooses one, active for a while; see `ActiveSelection.use`."""
+        return self.backbone.use(selection)
+
+    def generate(
+        self, *args: Any, budget: Budget | Sequence[Budget] | None = None, dynamic: bool = False, **kwargs: Any
+    ) -> Any:
+        """As Hugging Face's `generate`, within a budget of this call alone if one is given.
+
+        Pipelines pass on what they do not know, so `pipeline("text-generation", model=..., tokenizer=...)` takes
+        `budget` and `dynamic` too, with each call or for all.
+
+        Args:
+            args: as for the stock model.
+            budget: as in `set_budget`; None keeps to what is active.
+            dynamic: as in `set_budget`.
+            kwargs: as for the stock model.
+
+        Raises:
+            ValueError: as `set_budget`, or if `dynamic` comes without a budget.
+        """
+        if budget is None:
+            if dynamic:
+                raise ValueError("dynamic has no effect without a budget: generate(..., budget=0.7, dynamic=True)")
+            return cast(Any, super()).generate(*args, **kwargs)
+        selection = self._for_tokens(budget) if dynamic else self.flextron.answer(_one(budget)).sub_network
+        with self.use(selection):
+            return cast(Any, super()).generate(*args, **kwargs)
+
+    def _for_tokens(self, budget: Budget | Sequence[Budget]) -> Selection:
+        return self.flextron.dynamic_routing.answer(budget, self.backbone)
+
+    # --- saving -------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:  # type: ignore[override]  # whole, never in part
+        """Write a Flextron checkpoint: weights, tokenizer, record, cost tables, routers, surrogate.
+
+        If the weights in memory are no longer those of the checkpoint, routers and surrogate go along marked as stale.
+
+        Args:
+            folder: target; an existing one is replaced, whole or not at all.
+
+        Raises:
+            ValueError: if it cannot be written, or files of the checkpoint it was read from are damaged or gone.
+        """
+        loaded = self.flextron
+        source = loaded.folder
+        files: dict[str, Path | bytes] = {}
+        if loaded.record is not None:
+            files |= {str(path.relative_to(source)): path for each in ADDED for path in sorted(source.glob(each))}
+            if not _same_weights(loaded):
+                files |= stale_files(source, loaded.backbone.space, TRAINED_HERE)
+        checkpoint.write(
+            Path(folder),
+            loaded.backbone,
+            loaded.tokenizer,
+            order=loaded.order,
+            history=loaded.history,
+            files=files,
+        )
+
+
+def _flextron_class(stock: type[PreTrainedModel]) -> type[FlextronModel]:
+    """The stock class with budgets. It keeps its name: pipelines look up by it what a model can do."""
+    return type(stock.__name__, (FlextronModel, stock), {"__module__": __name__, "__doc__": FlextronModel.__doc__})
+
+
+def _resolved(source: str | Path) -> str:
+    """What `load_elastic` reads: of a run folder the checkpoint in it."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not (folder / checkpoint.CONFIG).is_file():
+        return str(locate(folder).checkpoint)
+    return str(source)
+
+
+def _one(budget: Budget | Sequence[Budget]) -> Budget:
+    if not isinstance(budget, str | int | float):
+        raise ValueError(
+            f"one sub-network has one budget, not {budget!r}; with dynamic=True each sequence can have its own"
+        )
+    return budget
+
+
+def _refuse_given(**options: Any) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{given[0]} has no effect with dynamic=True: a dynamic router has a cost table of its own; leave it out"
+        )
+
+
+def _same_weights(loaded: Loaded) -> bool:
+    """Whether the weights in memory are those of the checkpoint, in the precision that they were loaded in."""
+    live = loaded.backbone.model.state_dict()
+    for path in checkpoint.weight_files(loaded.folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if not torch.equal(file.get_tensor(name).to(live[name]), live[name]):
+                    return False
+    return True

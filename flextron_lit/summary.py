@@ -1,0 +1,182 @@
+"""What a pipeline ends with: one table of what each budget gets, and what it costs and loses, static and dynamic."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from flextron_lit.costs import Workload, parameter_table
+from flextron_lit.costs.known import known_tables
+from flextron_lit.costs.profiler import measure, phase_seconds
+from flextron_lit.data import TextDataModule
+from flextron_lit.elastic.selection import Selection
+from flextron_lit.loading import Loaded, load_elastic
+from flextron_lit.routers.trained import read_routers
+from flextron_lit.routers.trained_dynamic import read_dynamic_routers
+from flextron_lit.run_folder import RunFolder
+from flextron_lit.space import SubNetwork
+from flextron_lit.stages.watched import dynamic_answers, ladder_answers
+from flextron_lit.tables import short, show
+from flextron_lit.validation import DYNAMIC, ROUTED
+
+SECONDS = 40.0
+"""For measuring the latencies of all rows."""
+Row = dict[str, Any]
+
+
+def summarise(stages: Sequence[RunFolder], folder: Path) -> None:
+    """Print the table, and write it as `summary.csv` and `summary.json`; what is written already is shown again.
+
+    Losses and widths are those of the last validation of the last stage that watched a router; where its budgets are of
+    a latency, the last checkpoint's answers are measured once more, against the full network.
+
+    Args:
+        stages: run folders of the finished stages, in order.
+        folder: where to write.
+    """
+    written, checkpoint = folder / "summary.json", stages[-1].checkpoint
+    if written.is_file() and written.stat().st_mtime >= (checkpoint / "flextron.json").stat().st_mtime:
+        rows = json.loads(written.read_text(encoding="utf-8"))
+    else:
+        rows = with_costs(validated(stages), load_elastic(str(checkpoint)))
+        if rows:
+            write(rows, folder)
+    if rows:
+        show(shown(rows), f"wrote {folder / 'summary.csv'}")
+
+
+def validated(stages: Iterable[RunFolder]) -> list[Row]:
+    """The full network and every router's answers, as validated last: one row each, losses by domain."""
+    found: dict[str, Row] = {}
+    for stage in stages:
+        path = stage.path / "training.json"
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        last = [row for row in rows if row["step"] == rows[-1]["step"]]
+        if any(_router(row["sub_network"]) for row in last):
+            # a stage that watches a kind of router says all there is to say of it
+            kinds = {_router(row["sub_network"]) for row in last}
+            found = {name: row for name, row in found.items() if _router(name) not in kinds}
+            found |= _by_sub_network(last)
+    return sorted(found.values(), key=lambda row: (-row["budget"], row["router"]))
+
+
+def _router(name: str) -> str:
+    """The kind of router that a watched sub-network is an answer of; "" for those that no router chose."""
+    kinds = {ROUTED: "static", DYNAMIC: "dynamic"}
+    return next((kind for prefix, kind in kinds.items() if name.startswith(prefix)), "")
+
+
+def _by_sub_network(rows: Iterable[Row]) -> dict[str, Row]:
+    """Rows a domain to rows a sub-network; uniform and random ones are left out."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        name, kind = row["sub_network"], _router(row["sub_network"])
+        if not kind and name != "full":
+            continue
+        number = name.removeprefix(ROUTED).removeprefix(DYNAMIC) if kind else "1"
+        new = {"name": name, "budget": float(number), "router": kind, "losses": {}}
+        new |= {"mlp_width": [], "attention_width": []}
+        into = found.setdefault(name, new)
+        into["losses"][row["domain"]] = row["loss"]
+        for column in ("mlp_width", "attention_width"):
+            into[column].append(row[column])
+    for row in found.values():
+        row |= {column: sum(row[column]) / len(row[column]) for column in ("mlp_width", "attention_width")}
+    return found
+
+
+def with_costs(rows: list[Row], loaded: Loaded) -> list[Row]:
+    """Add parameters; and the latency, measured, where budgets are of one."""
+    if not rows:
+        return rows
+    loaded.backbone.model.eval()
+    space, folder = loaded.backbone.space, loaded.folder
+    static = [router for router in read_routers(folder, space) if not router.stale]
+    dynamic = [router for router in read_dynamic_routers(folder, space) if not router.stale]
+    selections: dict[str, Selection] = {"full": space.full()}
+    for trained in static[:1]:
+        selections |= ladder_answers(trained.ladder, trained.table, _budgets(rows, "static"))
+    for routed in dynamic[:1]:
+        selections |= dynamic_answers(routed, _budgets(rows, "dynamic"), loaded.backbone.model)
+    # a router that a later stage made stale answers for a network that is no more
+    rows = [row for row in rows if row["name"] in selections]
+    parameters = parameter_table(loaded.backbone)
+    for row in rows:
+        selection = selections[row["name"]]
+        row["parameters"] = round(parameters.cost(selection if isinstance(selection, SubNetwork) else space.full()))
+    if any(router.table.unit == "ms" for router in (*static, *dynamic)):
+        _, latency = known_tables(folder, loaded.backbone, Workload(), None)
+        workload = latency.workload if latency else Workload()
+        found = latencies(loaded, {row["name"]: selections[row["name"]] for row in rows}, workload)
+        for row in rows:
+            row["latency_ms"] = found[row["name"]]
+    return rows
+
+
+def _budgets(rows: Iterable[Row], router: str) -> list[float]:
+    return [row["budget"] for row in rows if row["router"] == router]
+
+
+def latencies(loaded: Loaded, chosen: Mapping[str, Selection], workload: Workload) -> dict[str, float]:
+    """Milliseconds of a whole request, on validation text of all domains."""
+    text = mixed_text(loaded, workload)
+    total = dict.fromkeys(chosen, 0.0)
+    for phase, count in workload.phases.items():
+        found = measure(loaded.backbone, workload, phase, chosen, phase_seconds(phase, SECONDS), text)
+        for name, ratio in found.ratios.items():
+            total[name] += count * 1e3 * found.reference * ratio.value
+    return total
+
+
+def mixed_text(loaded: Loaded, workload: Workload) -> Tensor:
+    """The beginnings of each domain's first validation block one after the other, [B, T]; repeated if too short."""
+    assert loaded.record is not None
+    described = next(row["data"] for row in reversed(loaded.record.history) if row.get("data"))
+    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder))
+    data.prepare_data()
+    blocks = [next(iter(loader))["input_ids"][0] for loader in data.val_dataloader()]
+    each = ceil(workload.total_tokens / len(blocks))
+    text = torch.cat([block[:each] for block in blocks])
+    times = ceil(workload.total_tokens / len(text))
+    return text.repeat(times)[: workload.total_tokens].expand(workload.batch_size, -1)
+
+
+def write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """`summary.json`, and the same flat in `summary.csv`."""
+    flat = [{**{k: v for k, v in row.items() if k not in ("name", "losses")}, **row["losses"]} for row in rows]
+    with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
+    (folder / "summary.json").write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
+
+
+def shown(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """For people."""
+    timed = "latency_ms" in rows[0]
+    table = Table(title="what each budget gets; losses in nats per token on validation documents")
+    table.add_column("budget", justify="right", no_wrap=True)
+    table.add_column("router", no_wrap=True)
+    columns = ["MLP", "attention", "parameters", *(["measured"] if timed else []), *rows[0]["losses"], "mean"]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        losses = list(row["losses"].values())
+        table.add_row(
+            f"{row['budget']:.2f}",
+            row["router"] or "full network",
+            f"{row['mlp_width']:.0%}",
+            f"{row['attention_width']:.0%}",
+            short(row["parameters"]),
+            *([f"{row['latency_ms']:.0f} ms"] if timed else []),
+            *(f"{loss:.3f}" for loss in (*losses, sum(losses) / len(losses))),
+        )
+    return table
