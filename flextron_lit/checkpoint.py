@@ -230,7 +230,7 @@ def write(
         _write_record(partial, _record(backbone.space, history))
 
     weights = state_dict.values() if state_dict else backbone.model.parameters()
-    _write_whole(folder, fill, size=sum(weight.nbytes for weight in weights))
+    write_whole(folder, fill, size=sum(weight.nbytes for weight in weights))
 
 
 def extend(
@@ -269,7 +269,7 @@ def extend(
         # what was noted before, so that damage since then is still noticed
         _write_record(partial, record, {name: digest for name, digest in noted.items() if name in kept})
 
-    _write_whole(folder, fill, size=sum(path.stat().st_size for path in kept.values()))
+    write_whole(folder, fill, size=sum(path.stat().st_size for path in kept.values()))
 
 
 def _record(space: ElasticSpace, history: Sequence[Mapping[str, Any] | StageRecord]) -> dict[str, Any]:
@@ -296,10 +296,19 @@ def _link(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _write_whole(folder: Path, fill: Callable[[Path], None], *, size: int) -> None:
-    """Fill a sibling, then rename it into place; `size` is the room it needs at least, in bytes."""
+def write_whole(folder: Path, fill: Callable[[Path], None], *, size: int) -> None:
+    """Fill a sibling, then rename it into place: a folder is there whole or not at all.
+
+    Args:
+        folder: what is to be there; an existing one is replaced.
+        fill: writes the sibling that it is given.
+        size: room that it needs at least, in bytes.
+
+    Raises:
+        ValueError: if it cannot be written, with the reason; nothing is left then.
+    """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"cannot write the checkpoint {folder}: a file of that name exists; name another place")
+        raise ValueError(f"cannot write {folder}: a file of that name exists; name another place")
     partial = _sibling(folder, "partial")
     try:
         recover(folder)
@@ -377,11 +386,11 @@ def _error_number(error: BaseException) -> int | None:
 def _cannot_write(folder: Path, number: int, needed: int) -> str:
     reason = os.strerror(number)
     if number not in OUT_OF_SPACE:
-        return f"cannot write the checkpoint {folder} ({reason}); name another place, or mend this one"
+        return f"cannot write {folder} ({reason}); name another place, or mend this one"
     disk = next(parent for parent in folder.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(disk).free
     return (
-        f"cannot write the checkpoint {folder} ({reason}): it needs about {needed / 1e6:.1f} MB beside what is there, "
+        f"cannot write {folder} ({reason}): it needs about {needed / 1e6:.1f} MB beside what is there, "
         f"but {free / 1e6:.1f} MB are free; make room, or name another place"
     )
 

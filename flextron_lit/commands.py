@@ -24,6 +24,8 @@ commands
   predict    loss on every test block, as JSON lines
   profile    measure the latency of this device, with the table's own error
   select     the sub-network for a budget: widths, costs, loss
+  export     one sub-network as a stand-alone model, for transformers or llama.cpp
+  generate   text from a checkpoint within a budget, as it comes
   reroute    train a router for another device or cost, from the kept surrogate
   highlight  a text shaded by what a dynamic router spends on each token, as a web page
   info       what a Flextron checkpoint holds and how it was made
@@ -86,6 +88,21 @@ def _select() -> int:
     return 0
 
 
+def _export() -> int:
+    from flextron_lit.exporting import command
+
+    command(sys.argv[2:])
+    return 0
+
+
+def _generate() -> int:
+    from flextron_lit.generating import command
+
+    _end_with_the_reader()
+    command(sys.argv[2:])
+    return 0
+
+
 def _reroute() -> int:
     from flextron_lit.rerouting import command
 
@@ -115,6 +132,8 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "predict": _stage,
     "profile": _profile,
     "select": _select,
+    "export": _export,
+    "generate": _generate,
     "reroute": _reroute,
     "highlight": _highlight,
     "info": _info,

@@ -12,6 +12,7 @@ from flextron_lit.budget import Limit, parse_budget
 from flextron_lit.costs.dynamic import refuse_constant
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
+from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
 from flextron_lit.space import ElasticSpace
 
@@ -74,11 +75,7 @@ class DynamicRouting:
             return backbone.space.full()
         router = self.routers[names.pop()]
         if router.stale:
-            warnings.warn(
-                f"the dynamic router for {router.table.name} is stale: {router.stale} has changed the network since, "
-                "so train it again",
-                stacklevel=2,
-            )
+            warnings.warn(stale_note(f"the dynamic router for {router.table.name}", router.stale), stacklevel=2)
         ratios = [limit.value / limit.table.full for limit in limits]
         return router.policy(ratios, device=backbone.model.device, dtype=backbone.model.dtype)
 

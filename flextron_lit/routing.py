@@ -11,6 +11,7 @@ import torch
 from flextron_lit.budget import Limit, Limits, meets, parse_budget
 from flextron_lit.costs.table import CostTable
 from flextron_lit.routers.decoding import Bound, decode
+from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
 from flextron_lit.search import fit
 from flextron_lit.space import ElasticSpace, SubNetwork
@@ -120,5 +121,4 @@ def _look_up(router: TrainedRouter) -> str:
 
 
 def _warned(what: str, stale: str | None) -> str:
-    """What to say of something that was made for the network before a stage changed it."""
-    return f"; this {what} is stale: {stale} has changed the network since, so train it again" if stale else ""
+    return f"; {stale_note(f'this {what}', stale)}" if stale else ""

@@ -20,6 +20,11 @@ def all_routers(folder: Path, space: ElasticSpace) -> list[AnyRouter]:
     return [*read_routers(folder, space), *read_dynamic_routers(folder, space)]
 
 
+def stale_note(what: str, stage: str) -> str:
+    """What to say of something that was made for the network before a stage changed it."""
+    return f"{what} is stale: {stage} has changed the network since, so train it again"
+
+
 def stale_files(folder: Path, space: ElasticSpace, stage: str) -> dict[str, bytes]:
     """Surrogate and routers of a Flextron checkpoint, marked by the stage that changed the network.
 

@@ -1,0 +1,36 @@
+"""Llama whose layers differ in width, with skips and numbers of heads that no stock class holds.
+
+See `flextron_layers.py`.
+"""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from .flextron_layers import no_layers, own_layers
+
+
+# validators are bound when the decorator runs: without it the parent's would still hold
+@strict
+class FlextronLlamaConfig(LlamaConfig):
+    """Heads, KV heads and neurons of every layer in `per_layer_config`; the size of a head is the same in all."""
+
+    model_type = "flextron_llama"
+
+    def validate_architecture(self) -> None:
+        """Heads need not divide the hidden size: `head_dim` says how large they are."""
+        assert self.head_dim is not None
+
+
+class FlextronLlamaForCausalLM(LlamaForCausalLM):
+    """The stock causal LM but for its layers."""
+
+    config_class = FlextronLlamaConfig
+
+    def __init__(self, config: FlextronLlamaConfig) -> None:
+        with no_layers(config):
+            super().__init__(config)
+        self.model.layers = own_layers(config, LlamaDecoderLayer, "self_attn", "mlp")
+        self.post_init()

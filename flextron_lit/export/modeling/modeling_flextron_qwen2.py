@@ -1,0 +1,29 @@
+"""Qwen2 whose layers differ in width, with skips and numbers of heads that no stock class holds.
+
+See `flextron_layers.py`.
+"""
+
+from __future__ import annotations
+
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+from .flextron_layers import no_layers, own_layers
+
+
+class FlextronQwen2Config(Qwen2Config):
+    """Heads, KV heads and neurons of every layer in `per_layer_config`; the size of a head is the same in all."""
+
+    model_type = "flextron_qwen2"
+
+
+class FlextronQwen2ForCausalLM(Qwen2ForCausalLM):
+    """The stock causal LM but for its layers."""
+
+    config_class = FlextronQwen2Config
+
+    def __init__(self, config: FlextronQwen2Config) -> None:
+        with no_layers(config):
+            super().__init__(config)
+        self.model.layers = own_layers(config, Qwen2DecoderLayer, "self_attn", "mlp")
+        self.post_init()

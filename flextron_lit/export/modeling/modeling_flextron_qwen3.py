@@ -1,0 +1,29 @@
+"""Qwen3 whose layers differ in width, with skips and numbers of heads that no stock class holds.
+
+See `flextron_layers.py`.
+"""
+
+from __future__ import annotations
+
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+from .flextron_layers import no_layers, own_layers
+
+
+class FlextronQwen3Config(Qwen3Config):
+    """Heads, KV heads and neurons of every layer in `per_layer_config`; the size of a head is the same in all."""
+
+    model_type = "flextron_qwen3"
+
+
+class FlextronQwen3ForCausalLM(Qwen3ForCausalLM):
+    """The stock causal LM but for its layers."""
+
+    config_class = FlextronQwen3Config
+
+    def __init__(self, config: FlextronQwen3Config) -> None:
+        with no_layers(config):
+            super().__init__(config)
+        self.model.layers = own_layers(config, Qwen3DecoderLayer, "self_attn", "mlp")
+        self.post_init()

@@ -1,0 +1,89 @@
+"""Whether what was written computes what the elastic network does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.losses import cross_entropy
+from flextron_lit.measured_loss import INPUTS, Batch
+from flextron_lit.space import SubNetwork
+
+TOLERANCE = 1e-5
+"""Largest difference of a logit, relative to the largest logit: two orders of summation in float32."""
+PROMPT = (2, 32)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How a model that was read back compares with the elastic network."""
+
+    difference: float
+    """Largest difference of a logit, relative to the largest logit of the elastic network in float32."""
+    agreement: float
+    """Share of positions at which both predict the same token."""
+    loss: float | None
+    """Of the written model, in nats per token; None where there is no text."""
+    elastic_loss: float | None
+    """Of the sub-network in the elastic network, in float32, on the same text."""
+
+
+def prompt(vocab_size: int, device: torch.device) -> Tensor:
+    """The same token ids every time, int64 [2, 32]."""
+    return torch.randint(vocab_size, PROMPT, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+@torch.no_grad()
+def elastic_logits(backbone: ElasticBackbone, sub_network: SubNetwork) -> Tensor:
+    """What the elastic network says to the prompt, [2, 32, V]."""
+    with backbone.use(sub_network):
+        return logits(backbone.model)
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    """What a model says to the prompt, [2, 32, V] float32."""
+    ids = prompt(model.config.vocab_size, model.device)
+    found: Tensor = model(ids, use_cache=False).logits
+    return found.float()
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest magnitude expected; infinite where a number is not finite."""
+    worst = float((found - expected.to(found.device)).abs().max() / expected.abs().max())
+    return worst if worst == worst else float("inf")
+
+
+def agreement(found: Tensor, expected: Tensor) -> float:
+    """Share of positions whose most likely token is the same."""
+    return float((found.argmax(-1) == expected.to(found.device).argmax(-1)).float().mean())
+
+
+def demand_equal(found: Tensor, expected: Tensor) -> None:
+    """Refuse a model that computes something else.
+
+    Raises:
+        ValueError: with how much it differs.
+    """
+    worst = difference(found, expected)
+    if not worst <= TOLERANCE:
+        raise ValueError(
+            f"the written model does not compute what the elastic network does: logits differ by {worst:.1e} of the "
+            f"largest, more than {TOLERANCE:.0e}; nothing was kept. Please report this with your command"
+        )
+
+
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
+    """Nats per token of a model that is not elastic."""
+    total, count = 0.0, 0
+    for batch in batches:
+        inputs = {name: batch[name].to(model.device) for name in INPUTS if name in batch}
+        loss, tokens = cross_entropy(model(**inputs, use_cache=False).logits, batch["labels"].to(model.device))
+        total, count = total + loss.item(), count + int(tokens)
+    return total / count

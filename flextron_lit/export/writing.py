@@ -1,0 +1,112 @@
+"""Export: a sub-network is cut out, written beside its place, read back, compared, and only then put there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from flextron_lit import checkpoint
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.export import verification
+from flextron_lit.export.card import Origin, Written, card
+from flextron_lit.export.forms import Form, WrittenForm, in_form
+from flextron_lit.export.small import SmallModel, cut_out
+from flextron_lit.export.verification import Verified
+from flextron_lit.loading import Loaded
+from flextron_lit.measured_loss import Batch, MeasuredLoss
+from flextron_lit.selecting import to_json
+
+CARD = "README.md"
+RECORD = "sub_network.json"
+"""What `select --output` would have written: by it an exported folder is known."""
+
+
+def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+    """Look before anything is searched or measured.
+
+    Raises:
+        ValueError: if something is there that is not to be replaced, or is no export.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{folder} exists; name another place, or replace it with --overwrite")
+    if not (folder / RECORD).is_file():
+        raise ValueError(f"{folder} has no {RECORD}, so it is no export, and --overwrite does not delete it")
+
+
+def export(loaded: Loaded, folder: Path, form: Form, origin: Origin, batches: Sequence[Batch]) -> Verified:
+    """Write a sub-network as a model of its own, whole and verified or not at all.
+
+    Args:
+        loaded: the elastic network, in float32; its weights are rounded to what is written.
+        folder: where; an earlier export there is replaced.
+        form: what it is to be like.
+        origin: which sub-network, and what is known of it.
+        batches: text to measure its loss on; none measures none.
+
+    Raises:
+        ValueError: if the form cannot hold the sub-network, what was written computes something else, or the folder
+            cannot be written; nothing is left then.
+    """
+    backbone, sub_network = loaded.backbone, origin.selection.sub_network
+    elastic_loss = MeasuredLoss(backbone, batches)(sub_network) if batches else None
+    in_full = verification.elastic_logits(backbone, sub_network)
+    round_weights(backbone, getattr(torch, form.dtype))
+    rounded = verification.elastic_logits(backbone, sub_network)
+    small = cut_out(backbone, sub_network)
+    written = in_form(small, loaded.tokenizer, form, folder.name)
+    results: list[Verified] = []
+
+    def fill(partial: Path) -> None:
+        written.write(partial)
+        model = written.read(partial)
+        verification.demand_equal(verification.logits(model), rounded)
+        if form.quantize:
+            written.quantise(partial)
+            model = written.read(partial)
+        found = verification.logits(model)
+        results.append(
+            Verified(
+                difference=verification.difference(found, in_full),
+                agreement=verification.agreement(found, in_full),
+                loss=verification.mean_loss(model, batches) if batches else None,
+                elastic_loss=elastic_loss,
+            )
+        )
+        _describe(partial, folder.name, origin, small, written, form, results[0], backbone)
+
+    # the same care as for a checkpoint: a sibling is filled, then renamed into place
+    checkpoint.write_whole(folder, fill, size=sum(p.nbytes for p in small.model.parameters()))
+    return results[0]
+
+
+def round_weights(backbone: ElasticBackbone, dtype: torch.dtype) -> None:
+    """Round every weight to what a narrower type can hold; they stay in float32.
+
+    So the elastic network computes exactly what its export in that type does, and the two can be compared.
+    """
+    with torch.no_grad():
+        for parameter in backbone.model.parameters():
+            parameter.copy_(parameter.to(dtype))
+
+
+def _describe(
+    partial: Path,
+    name: str,
+    origin: Origin,
+    small: SmallModel,
+    written: WrittenForm,
+    form: Form,
+    verified: Verified,
+    backbone: ElasticBackbone,
+) -> None:
+    """The model card, and the sub-network for scripts."""
+    full = sum(parameter.numel() for parameter in backbone.model.parameters())
+    on_disk = Written(name, written.what, written.library, form.numbers, written.loading(name), verified)
+    (partial / CARD).write_text(card(origin, small, full, on_disk), encoding="utf-8")
+    record = to_json(origin.selection, backbone.space, origin.tables)
+    (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
