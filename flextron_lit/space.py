@@ -6,7 +6,7 @@ L layers, N choices, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -37,7 +37,8 @@ class SpaceConfig:
     """MLP widths, ascending, the last one the full width: neurons (int) or ratios (float); 0 skips the block."""
     attention: list[int | float] | None = None
     """Attention widths in KV groups (int) or ratios (float); None means every count from 1 to all; 0 skips the block,
-    in every layer but the first, whose attention always runs (the KV cache reads its length there)."""
+    in every layer but the first, whose attention always runs (the KV cache reads its length there), and the first of
+    those with a sliding window, if only some have one."""
     layers: dict[int, LayerWidths] = field(default_factory=dict)
     """Layers whose widths differ, by layer index."""
 
@@ -183,7 +184,9 @@ def width_ratios(space: ElasticSpace) -> Tensor:
     return torch.tensor([[*row, *[0.0] * (space.num_choices - len(row))] for row in rows])
 
 
-def resolve(config: SpaceConfig, *, num_layers: int, neurons: int, kv_groups: int) -> ElasticSpace:
+def resolve(
+    config: SpaceConfig, *, num_layers: int, neurons: int, kv_groups: int, cache_layers: Container[int] = (0,)
+) -> ElasticSpace:
     """Turn ratios into integers and check everything once.
 
     Args:
@@ -191,32 +194,37 @@ def resolve(config: SpaceConfig, *, num_layers: int, neurons: int, kv_groups: in
         num_layers: decoder layers of the model.
         neurons: full MLP width (intermediate_size).
         kv_groups: full attention width (num_key_value_heads).
+        cache_layers: where the KV cache reads its length, so that attention cannot be skipped.
 
     Raises:
         ValueError: if widths do not ascend, a ratio is not a whole number of units, the last one is not the full
-            width, a layer does not exist, or the attention of layer 0 may be skipped.
+            width, a layer does not exist, or attention may be skipped where it cannot.
     """
     unknown = sorted(set(config.layers) - set(range(num_layers)))
     if unknown:
         raise ValueError(f"space.layers names layer {unknown[0]}, but the model has layers 0 to {num_layers - 1}")
-    return ElasticSpace(tuple(_resolve_layers(config, num_layers, neurons, kv_groups)))
+    return ElasticSpace(tuple(_resolve_layers(config, num_layers, neurons, kv_groups, cache_layers)))
 
 
-def _resolve_layers(config: SpaceConfig, num_layers: int, neurons: int, kv_groups: int) -> Iterator[Block]:
+def _resolve_layers(
+    config: SpaceConfig, num_layers: int, neurons: int, kv_groups: int, cache_layers: Container[int]
+) -> Iterator[Block]:
     for layer in range(num_layers):
         own = config.layers.get(layer, LayerWidths())
         mlp = config.mlp if own.mlp is None else own.mlp
         attention = own.attention
         if attention is None:
             attention = list(range(1, kv_groups + 1)) if config.attention is None else config.attention
-            if layer == 0 and attention[:1] == [0]:
+            if layer in cache_layers and attention[:1] == [0]:
                 # a list common to all layers means: skip wherever skipping works
                 attention = attention[1:]
-        yield _block(layer, "attention", attention, full=kv_groups)
+        yield _block(layer, "attention", attention, full=kv_groups, cache_layers=cache_layers)
         yield _block(layer, "mlp", mlp, full=neurons)
 
 
-def _block(layer: int, kind: BlockKind, choices: Sequence[int | float], *, full: int) -> Block:
+def _block(
+    layer: int, kind: BlockKind, choices: Sequence[int | float], *, full: int, cache_layers: Container[int] = (0,)
+) -> Block:
     if kind not in KINDS:
         raise ValueError(f"a block is one of {', '.join(KINDS)}, not {kind!r}")
     name = f"layers.{layer}.{kind}"
@@ -225,9 +233,19 @@ def _block(layer: int, kind: BlockKind, choices: Sequence[int | float], *, full:
         raise ValueError(f"the widths of {name} must ascend, but are {list(widths)}")
     if widths[-1] != full:
         raise ValueError(f"the last width of {name} must be the full one, {full} (or 1.0), but is {widths[-1]}")
-    if layer == 0 and kind == "attention" and widths[0] == 0:
-        raise ValueError("layers.0.attention cannot have width 0: the KV cache reads its length there; start at 1")
-    return Block(layer, kind, widths)
+    block = Block(layer, kind, widths)
+    check_skips(block, cache_layers)
+    return block
+
+
+def check_skips(block: Block, cache_layers: Container[int]) -> None:
+    """Refuse a block that may be skipped where the KV cache reads its length.
+
+    Raises:
+        ValueError: if its attention has width 0 and its layer is one of those.
+    """
+    if block.layer in cache_layers and block.kind == "attention" and block.widths[0] == 0:
+        raise ValueError(f"{block.name} cannot have width 0: the KV cache reads its length there; start at 1")
 
 
 def _to_units(choice: int | float, full: int, name: str) -> int:

@@ -1,10 +1,20 @@
 """What several tests share: one thread, tiny models of every family with randomised norms, their space."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GemmaForCausalLM,
+    GPT2LMHeadModel,
+    GPTNeoXForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+    SmolLM3ForCausalLM,
+)
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.space import SpaceConfig
@@ -23,60 +33,70 @@ def randomised(model):
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             norm = "norm" in name or ".ln_" in name
-            parameter.copy_(1 + 0.3 * noise if norm and name.endswith("weight") else 0.2 * noise)
+            # around what a norm starts with: 1, or 0 where the class adds the 1
+            parameter.copy_(parameter + 0.3 * noise if norm and name.endswith("weight") else 0.2 * noise)
     return model.eval()
 
 
-def make_llama(attn_implementation="sdpa", **differences):
-    """A tiny grouped-query Llama with tied embeddings and no biases, but for the differences."""
-    settings = {
+def make(model_class, attn_implementation="sdpa", **settings):
+    """A tiny model of 3 layers, 32 features and 64 neurons."""
+    shared = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 3,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
         "max_position_embeddings": 128,
-        "tie_word_embeddings": True,
-        "pad_token_id": 0,
-        "eos_token_id": None,
-        "attn_implementation": attn_implementation,
-    }
-    return randomised(LlamaForCausalLM(LlamaConfig(**(settings | differences))))
-
-
-def make_gpt2(attn_implementation="sdpa", **differences):
-    """A tiny GPT-2 without dropout, but for the differences."""
-    settings = {
-        "vocab_size": VOCABULARY,
-        "n_embd": 32,
-        "n_inner": 64,
-        "n_layer": 3,
-        "n_head": 4,
-        "n_positions": 128,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
         "pad_token_id": 0,
         "bos_token_id": None,
         "eos_token_id": None,
         "attn_implementation": attn_implementation,
     }
-    return randomised(GPT2LMHeadModel(GPT2Config(**(settings | differences))))
+    return randomised(model_class(model_class.config_class(**(shared | settings))))
+
+
+def make_rotary(model_class, attn_implementation="sdpa", **differences):
+    """Of a family with Llama's names: grouped queries, tied embeddings, but for the differences."""
+    settings = {"num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": True}
+    return make(model_class, attn_implementation, **(settings | differences))
+
+
+def make_llama(attn_implementation="sdpa", **differences):
+    """A tiny grouped-query Llama with tied embeddings and no biases, but for the differences."""
+    return make_rotary(LlamaForCausalLM, attn_implementation, **differences)
+
+
+def make_gpt_neox(attn_implementation="sdpa", **differences):
+    """A tiny GPT-NeoX with a parallel residual and half of each head rotated, but for the differences."""
+    settings = {"num_attention_heads": 4, "rotary_pct": 0.5}
+    return make(GPTNeoXForCausalLM, attn_implementation, **(settings | differences))
+
+
+def make_gpt2(attn_implementation="sdpa", **differences):
+    """A tiny GPT-2 without dropout, but for the differences."""
+    settings = {"num_attention_heads": 4, "n_inner": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return make(GPT2LMHeadModel, attn_implementation, **(settings | differences))
 
 
 # the family matrix: every equality of the elastic core is tested on each of these
 MODELS = {
     "llama-gqa": make_llama,
-    "llama-mha": lambda attention="sdpa": make_llama(attention, num_key_value_heads=8),
-    "llama-untied": lambda attention="sdpa": make_llama(attention, tie_word_embeddings=False),
-    "llama-biased": lambda attention="sdpa": make_llama(attention, attention_bias=True, mlp_bias=True),
-    "llama-wide-heads": lambda attention="sdpa": make_llama(attention, head_dim=8),
+    "llama-mha": partial(make_llama, num_key_value_heads=8),
+    "llama-untied": partial(make_llama, tie_word_embeddings=False),
+    "llama-biased": partial(make_llama, attention_bias=True, mlp_bias=True),
+    "llama-wide-heads": partial(make_llama, head_dim=8),
+    "mistral": partial(make_rotary, MistralForCausalLM, sliding_window=None),
+    # shorter than what tests put in
+    "mistral-window": partial(make_rotary, MistralForCausalLM, sliding_window=8, tie_word_embeddings=False),
+    "qwen2": partial(make_rotary, Qwen2ForCausalLM),
+    "qwen2-untied": partial(make_rotary, Qwen2ForCausalLM, tie_word_embeddings=False),
+    "qwen3-wide-heads": partial(make_rotary, Qwen3ForCausalLM, head_dim=8),
+    "smollm3": partial(make_rotary, SmolLM3ForCausalLM, no_rope_layers=[1, 0, 1]),
+    "gemma": partial(make_rotary, GemmaForCausalLM, head_dim=8),
+    "gpt-neox": make_gpt_neox,
+    "gpt-neox-serial": partial(make_gpt_neox, use_parallel_residual=False, attention_bias=False, rotary_pct=1.0),
     "gpt2": make_gpt2,
-    "gpt2-untied": lambda attention="sdpa": make_gpt2(attention, tie_word_embeddings=False),
-    "gpt2-scaled": lambda attention="sdpa": make_gpt2(
-        attention, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True
-    ),
+    "gpt2-untied": partial(make_gpt2, tie_word_embeddings=False),
+    "gpt2-scaled": partial(make_gpt2, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
 }
 
 

@@ -9,12 +9,13 @@ from flextron_lit.cli import StageCLI
 from tests.front_door import ROOT
 
 ELASTIC = ("stages/elastic.yaml", "models/smollm2-135m.yaml", "data/embedded.yaml")
+MODELS = ("gpt2", "llama-2-7b", "mistral-7b", "pythia-160m", "qwen3-0.6b", "tinyllama-1.1b")
 COMBINATIONS = [
     ("debug.yaml",),
     ("debug.yaml", "trainer/ddp.yaml"),
     ("debug.yaml", "trainer/latency.yaml"),
     (*ELASTIC, "trainer/cpu.yaml"),
-    ("stages/elastic.yaml", "models/gpt2.yaml", "data/embedded.yaml", "trainer/gpu.yaml"),
+    *(("stages/elastic.yaml", f"models/{name}.yaml", "data/embedded.yaml", "trainer/gpu.yaml") for name in MODELS),
     (*ELASTIC, "trainer/gpu.yaml"),
     (*ELASTIC, "trainer/ddp.yaml", "optimizer/adamw8bit.yaml"),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
 
 import torch
 
@@ -24,13 +25,14 @@ def prefill_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTa
     Two a multiplication, as torch's counter counts them: masked pairs count, the products that make the rotary
     positions (under 0.01 %) and everything elementwise do not.
     """
-    context = float(workload.prompt_tokens)
-    return _flops_table(backbone, "prefill_flops", workload.batch_size, workload.prompt_tokens, context)
+    tokens = workload.prompt_tokens
+    # pairs outside a window are masked, too
+    return _flops_table(backbone, "prefill_flops", workload.batch_size, tokens, lambda _: float(tokens))
 
 
 def decode_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
     """Floating-point operations of one decode step, the mean over the steps; counted as for the prefill."""
-    return _flops_table(backbone, "decode_flops", workload.batch_size, 1, workload.decode_context)
+    return _flops_table(backbone, "decode_flops", workload.batch_size, 1, lambda e: decode_context(workload, e.window))
 
 
 def flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
@@ -42,10 +44,13 @@ def flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
 def kv_bytes_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
     """Bytes of the KV cache when the request ends, in the workload's dtype."""
     size = _bytes(workload)
-    tokens = workload.batch_size * workload.total_tokens
 
     def kv_bytes(elastic: ElasticBlock, width: int) -> float:
-        return float(2 * width * elastic.head_dim * tokens * size) if elastic.block.kind == "attention" else 0.0
+        if elastic.block.kind == "mlp":
+            return 0.0
+        # the newest token of a window is the one that reads the cache
+        kept = workload.total_tokens if elastic.window is None else min(workload.total_tokens, elastic.window - 1)
+        return float(2 * width * elastic.head_dim * workload.batch_size * kept * size)
 
     return CostTable("kv_bytes", "bytes", 0.0, _per_choice(backbone, kv_bytes))
 
@@ -67,6 +72,17 @@ COUNTED: dict[str, Callable[[ElasticBackbone, Workload], CostTable]] = {
 """Every counted cost by the name of its table."""
 
 
+def decode_context(workload: Workload, window: int | None) -> float:
+    """Tokens that a decode step attends to, itself included, on average over the steps; no more than a window, if any.
+
+    A window's cache holds no others, so that a step computes no more.
+    """
+    if window is None or window >= workload.prompt_tokens + workload.decode_steps:
+        return workload.decode_context
+    steps = range(workload.prompt_tokens + 1, workload.prompt_tokens + workload.generated_tokens)
+    return fmean(min(context, window) for context in steps) if steps else float(window)
+
+
 def _bytes(workload: Workload) -> int:
     """Of one number."""
     dtype: torch.dtype = getattr(torch, workload.dtype)
@@ -83,7 +99,9 @@ def _parameters(elastic: ElasticBlock, width: int) -> float:
     return float(sum(carried.values()) + shared)
 
 
-def _flops_table(backbone: ElasticBackbone, name: str, batch: int, tokens: int, context: float) -> CostTable:
+def _flops_table(
+    backbone: ElasticBackbone, name: str, batch: int, tokens: int, context: Callable[[ElasticBlock], float]
+) -> CostTable:
     def flops(elastic: ElasticBlock, width: int) -> float:
         matrices = [(axis, tensor) for axis, tensor in elastic.tensors if tensor.dim() == 2]
         weights = sum(axis.prefix_numel(tensor, width, elastic.block.full) for axis, tensor in matrices)
@@ -92,7 +110,7 @@ def _flops_table(backbone: ElasticBackbone, name: str, batch: int, tokens: int, 
             return products
         # queries with keys, then their weights with the values
         head_rows = width * elastic.heads_per_unit * elastic.head_dim
-        return products + 2 * 2.0 * batch * tokens * context * head_rows
+        return products + 2 * 2.0 * batch * tokens * context(elastic) * head_rows
 
     head = backbone.model.get_output_embeddings().weight
     return CostTable(name, "FLOPs", 2.0 * batch * head.numel(), _per_choice(backbone, flops))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flextron_lit.costs.counted import COUNTED, decode_flops_table, prefill_flops_table
+from flextron_lit.costs.counted import COUNTED, decode_context, decode_flops_table, prefill_flops_table
 from flextron_lit.costs.table import CostTable, weighted_sum
 from flextron_lit.costs.workload import Workload
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
@@ -20,8 +20,8 @@ def dynamic_prefill_flops_table(backbone: ElasticBackbone, workload: Workload) -
     Attention over pairs runs over the groups of the widest token of the pass: the full width, whatever most tokens
     take. It counts as fixed.
     """
-    static = prefill_flops_table(backbone, workload)
-    return _flops_table(backbone, static, workload.batch_size, workload.prompt_tokens, float(workload.prompt_tokens))
+    static, tokens = prefill_flops_table(backbone, workload), workload.prompt_tokens
+    return _flops_table(backbone, static, workload.batch_size, tokens, lambda _: float(tokens))
 
 
 def dynamic_decode_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
@@ -29,9 +29,8 @@ def dynamic_decode_flops_table(backbone: ElasticBackbone, workload: Workload) ->
 
     A token alone attends with its own width; the tokens of a batch with that of the widest, as in a prefill.
     """
-    return _flops_table(
-        backbone, decode_flops_table(backbone, workload), workload.batch_size, 1, workload.decode_context
-    )
+    static = decode_flops_table(backbone, workload)
+    return _flops_table(backbone, static, workload.batch_size, 1, lambda e: decode_context(workload, e.window))
 
 
 def dynamic_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
@@ -75,7 +74,9 @@ def refuse_constant(name: str) -> None:
         )
 
 
-def _flops_table(backbone: ElasticBackbone, static: CostTable, batch: int, tokens: int, context: float) -> CostTable:
+def _flops_table(
+    backbone: ElasticBackbone, static: CostTable, batch: int, tokens: int, context: Callable[[ElasticBlock], float]
+) -> CostTable:
     """The table of a pass from that of sub-networks, which counts everything at a token's own width."""
     rows, fixed = [], static.fixed
     for elastic, row in zip(backbone.blocks, static.blocks, strict=True):
@@ -84,7 +85,7 @@ def _flops_table(backbone: ElasticBackbone, static: CostTable, batch: int, token
         # the router: a linear map to its choices
         fixed += 2.0 * batch * tokens * len(widths) * features
         if elastic.block.kind == "attention":
-            same = [_for_all(elastic, width, batch, tokens, context) for width in widths]
+            same = [_for_all(elastic, width, batch, tokens, context(elastic)) for width in widths]
             fixed += same[-1]
             row = tuple(cost - common for cost, common in zip(row, same, strict=True))
         rows.append(row)

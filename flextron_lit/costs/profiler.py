@@ -25,6 +25,7 @@ from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.timing import Interleaved, Run, interleaved, seconds
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
+from flextron_lit.elastic.cache import retract, retractable
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.progress import progress
 from flextron_lit.space import KINDS, Block, BlockKind, ElasticSpace, SubNetwork
@@ -71,11 +72,11 @@ class Passes:
         place = self._behind + self._steps % (self.workload.total_tokens - self._behind)
         self._steps += 1
         self._run(self.text[:, place : place + 1], self._half_way)
-        self._half_way.crop(-1)
+        retract(self._half_way, 1)
 
     @cached_property
     def _half_way(self) -> DynamicCache:
-        cache = DynamicCache(config=self.backbone.model.config)
+        cache = retractable(self.backbone.model.config)
         # a policy finds the keys and values of all groups, whoever computed them
         static = self.selection if isinstance(self.selection, SubNetwork) else self.backbone.space.full()
         Passes(self.backbone, static, self.workload, self.text)._run(self.text[:, : self._behind], cache)

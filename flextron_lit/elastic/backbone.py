@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.families import BlockHandle, BlockLayout, Family, family_of
 from flextron_lit.elastic.selection import ActiveSelection, Selection
-from flextron_lit.space import Block, ElasticSpace, SpaceConfig, resolve
+from flextron_lit.space import Block, ElasticSpace, SpaceConfig, check_skips, resolve
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class ElasticBlock:
     def head_dim(self) -> int:
         """Rows of an attention head."""
         return int(cast(Any, self.module).head_dim)
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens a token attends to, itself the last of them; None means all before it."""
+        return cast(Any, self.module).window
 
 
 class ElasticBackbone:
@@ -115,15 +120,15 @@ class ElasticBackbone:
 def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrainedModel) -> ElasticSpace:
     config = model.config
     full = {kind: layout.full_width(config) for kind, layout in family.blocks.items()}
+    cache_layers = _cache_layers(config)
+    shape = {
+        "num_layers": config.num_hidden_layers,
+        "neurons": full["mlp"],
+        "kv_groups": full["attention"],
+    }
     if isinstance(space, SpaceConfig):
-        layers = config.num_hidden_layers
-        return resolve(space, num_layers=layers, neurons=full["mlp"], kv_groups=full["attention"])
-    dense = resolve(
-        SpaceConfig(mlp=[full["mlp"]], attention=[full["attention"]]),
-        num_layers=config.num_hidden_layers,
-        neurons=full["mlp"],
-        kv_groups=full["attention"],
-    )
+        return resolve(space, **shape, cache_layers=cache_layers)
+    dense = resolve(SpaceConfig(mlp=[full["mlp"]], attention=[full["attention"]]), **shape)
     found = [(b.layer, b.kind, b.full) for b in space.blocks]
     wanted = [(b.layer, b.kind, b.full) for b in dense.blocks]
     if found != wanted:
@@ -131,7 +136,15 @@ def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrai
             f"the space has {len(found)} blocks, the last {found[-1:]}; the model needs {len(wanted)}, "
             f"the last {wanted[-1:]} (layer, kind, full width): it was made for another model"
         )
+    for block in space.blocks:
+        check_skips(block, cache_layers)
     return space
+
+
+def _cache_layers(config: PreTrainedConfig) -> set[int]:
+    """Where the KV cache reads its length: the first layer of each type, with a sliding window or without."""
+    types = getattr(config, "layer_types", None) or ["full_attention"]
+    return {types.index(each) for each in types}
 
 
 def match(model: PreTrainedModel, family: Family, space: ElasticSpace) -> Iterator[ElasticBlock]:

@@ -11,7 +11,7 @@ from flextron_lit.costs.profiler import Passes, probes, profile, table_of
 from flextron_lit.costs.workload import WORKLOADS, Workload, named
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.space import SpaceConfig, SubNetwork
-from tests.conftest import SPACE, make_llama
+from tests.conftest import MODELS, SPACE, make_llama
 
 WORKLOAD = Workload(batch_size=2, prompt_tokens=12, generated_tokens=5, threads=1)
 
@@ -123,6 +123,33 @@ def test_passes_are_those_of_generation(backbone):
     handle.remove()
     # 12 prompt tokens and half of the 5 generated ones: the token at work is the 14th
     assert shapes == [((2, 12), 0), ((2, 13), 0), ((2, 1), 13), ((2, 1), 13)]
+
+
+def test_passes_over_a_text_read_its_tokens_in_turn(backbone):
+    seen = []
+    handle = backbone.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    text = torch.arange(2 * WORKLOAD.total_tokens).view(2, -1) % 60
+    passes = Passes(backbone, backbone.space.full(), WORKLOAD, text)
+    passes.prefill()
+    for _ in range(4):
+        passes.decode()
+    handle.remove()
+    prompt, before, *steps = seen
+    assert torch.equal(prompt, text[:, :12])
+    assert torch.equal(before, text[:, :13])
+    # 16 tokens are fed in all: those at places 13 to 15, then the first of them again
+    assert [torch.equal(step, text[:, place : place + 1]) for step, place in zip(steps, (13, 14, 15, 13), strict=True)]
+    assert not torch.equal(steps[0], steps[1])
+
+
+def test_a_window_shorter_than_the_workload_is_decoded_behind():
+    backbone = ElasticBackbone(MODELS["mistral-window"](), SPACE)
+    passes = Passes(backbone, backbone.space.smallest(), WORKLOAD)
+    assert backbone.model.config.sliding_window < WORKLOAD.prompt_tokens
+    for _ in range(3):
+        passes.decode()
+        # the window, and what is kept so that the last step can be taken back
+        assert passes._half_way.get_seq_length() == 13
 
 
 def test_a_real_profile_has_a_time_for_everything(backbone):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import MistralConfig, MistralForCausalLM, StaticCache
+from transformers import PhiConfig, PhiForCausalLM, StaticCache
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.families.llama import ElasticLlamaMLP
@@ -175,11 +175,13 @@ def test_a_shape_that_units_do_not_divide_is_refused():
 
 
 def test_an_unknown_class_is_refused_with_the_list():
-    config = MistralConfig(
-        vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, head_dim=4
+    config = PhiConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    message = (
+        "PhiForCausalLM cannot become elastic: supported model classes are LlamaForCausalLM, MistralForCausalLM, "
+        "Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM, GemmaForCausalLM, GPTNeoXForCausalLM, GPT2LMHeadModel"
     )
-    with pytest.raises(ValueError, match=r"MistralForCausalLM cannot become elastic: .* LlamaForCausalLM"):
-        ElasticBackbone(MistralForCausalLM(config))
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ElasticBackbone(PhiForCausalLM(config))
 
 
 def test_a_space_of_another_model_is_refused():

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from flextron_lit.costs import parameter_table
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.space import SpaceConfig, SubNetwork
-from tests.conftest import SPACE, elastic_pair, make_gpt2, make_llama, space_for
+from tests.conftest import MODELS, SPACE, elastic_pair, make_gpt2, make_gpt_neox, make_llama, space_for
 
 
 def test_an_extracted_model_holds_nothing_but_its_own_weights(model):
@@ -44,9 +44,16 @@ def test_tied_weights_stay_tied():
     [
         (make_llama(), SpaceConfig(mlp=[32, 64], attention=[2, 4]), 0.5, 0.5),
         (make_llama(head_dim=8), SpaceConfig(mlp=[32, 64], attention=[1, 4]), 0.5, 0.25),
+        # 3 groups of 2 heads do not divide the hidden size, which only LlamaConfig demands
+        (MODELS["mistral-window"](), SpaceConfig(mlp=[32, 64], attention=[3, 4]), 0.5, 0.75),
+        (MODELS["qwen2"](), SpaceConfig(mlp=[32, 64], attention=[3, 4]), 0.5, 0.75),
+        (MODELS["qwen3-wide-heads"](), SpaceConfig(mlp=[32, 64], attention=[3, 4]), 0.5, 0.75),
+        (MODELS["smollm3"](), SpaceConfig(mlp=[32, 64], attention=[3, 4]), 0.5, 0.75),
+        (MODELS["gemma"](), SpaceConfig(mlp=[32, 64], attention=[3, 4]), 0.5, 0.75),
+        (make_gpt_neox(), SpaceConfig(mlp=[32, 64], attention=[2, 4]), 0.5, 1.0),
         (make_gpt2(), SpaceConfig(mlp=[32, 64], attention=[2, 4]), 0.5, 1.0),
     ],
-    ids=["llama", "llama-wide-heads", "gpt2"],
+    ids=["llama", "llama-wide-heads", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gpt-neox", "gpt2"],
 )
 def test_a_uniform_one_saves_as_a_stock_checkpoint(dense, space, mlp, attention, tokens, tmp_path):
     backbone = ElasticBackbone(dense, space)
@@ -67,10 +74,11 @@ def test_a_uniform_one_saves_as_a_stock_checkpoint(dense, space, mlp, attention,
         (make_llama(), SPACE, SubNetwork((2, 0, 3, 0, 3, 0))),
         # 3 groups of 2 heads do not divide the hidden size, which LlamaConfig demands
         (make_llama(), SpaceConfig(attention=[3, 4]), SubNetwork((0, 3, 0, 3, 0, 3))),
-        # GPT-2 derives the size of a head from their number
+        # GPT-NeoX and GPT-2 derive the size of a head from their number
+        (make_gpt_neox(), SPACE, SubNetwork((1, 3, 2, 3, 2, 3))),
         (make_gpt2(), SPACE, SubNetwork((1, 3, 2, 3, 2, 3))),
     ],
-    ids=["layers-differ", "skips", "heads-do-not-divide", "gpt2-fewer-heads"],
+    ids=["layers-differ", "skips", "heads-do-not-divide", "gpt-neox-fewer-heads", "gpt2-fewer-heads"],
 )
 def test_what_no_stock_class_holds_refuses_to_be_saved(dense, space, sub_network, tmp_path):
     extracted = extract(ElasticBackbone(dense, space), sub_network)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, GPTNeoXForCausalLM
 
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.elastic.importance import falling_order, inverse_order, measure, permute
@@ -13,27 +13,23 @@ from flextron_lit.space import SubNetwork
 from tests.conftest import ATTENTION, elastic_pair, space_for
 
 # two orders of summation of the same numbers in fp32
-TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
+TOLERANCE = {"rtol": 1e-5, "atol": 3e-5}
 # a control must be wrong by far more than that
 WRONG = 1e-3
 
-# where each class keeps the projection that reads a block's units
+# where a layer keeps the projections that read a block's units
 OUTPUTS = {
-    "LlamaForCausalLM": lambda model, block: (
-        model.model.layers[block.layer].self_attn.o_proj
-        if block.kind == "attention"
-        else model.model.layers[block.layer].mlp.down_proj
-    ),
-    "GPT2LMHeadModel": lambda model, block: (
-        model.transformer.h[block.layer].attn.c_proj
-        if block.kind == "attention"
-        else model.transformer.h[block.layer].mlp.c_proj
-    ),
+    GPT2LMHeadModel: {"attention": "transformer.h.{}.attn.c_proj", "mlp": "transformer.h.{}.mlp.c_proj"},
+    GPTNeoXForCausalLM: {
+        "attention": "gpt_neox.layers.{}.attention.dense",
+        "mlp": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+    },
 }
+LIKE_LLAMA = {"attention": "model.layers.{}.self_attn.o_proj", "mlp": "model.layers.{}.mlp.down_proj"}
 
 
 def output_of(model, block):
-    return OUTPUTS[type(model).__name__](model, block)
+    return model.get_submodule(OUTPUTS.get(type(model), LIKE_LLAMA)[block.kind].format(block.layer))
 
 
 def inputs_of(projection):
@@ -147,14 +143,17 @@ def test_cached_generation_equals_uncached_and_extracted(model, attention, token
 
 def test_left_padding_changes_nothing_even_where_blocks_are_skipped(model, tokens):
     backbone = ElasticBackbone(copy.deepcopy(model), space_for(model))
+    # so short that a sliding window, too, reaches into the padding
+    tokens = tokens[:, :4]
     padded = F.pad(tokens, (5, 0), value=0)
     settings = {"max_new_tokens": 8, "do_sample": False}
     with backbone.use(SubNetwork((1, 0, 0, 1, 0, 0))):
         plain = backbone.model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings)
         shifted = backbone.model.generate(padded, attention_mask=(padded != 0).long(), **settings)
-        unmasked = backbone.model.generate(padded, attention_mask=torch.ones_like(padded), **settings)
+        with torch.no_grad():
+            expected, unmasked = (backbone.model(ids).logits[:, -1] for ids in (tokens, padded))
     assert torch.equal(plain[:, tokens.shape[1] :], shifted[:, padded.shape[1] :])
-    assert not torch.equal(plain[:, tokens.shape[1] :], unmasked[:, padded.shape[1] :])
+    assert (expected - unmasked).abs().max() > WRONG
 
 
 @torch.no_grad()

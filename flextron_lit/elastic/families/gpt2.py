@@ -4,60 +4,49 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2LMHeadModel, eager_attention_forward
 from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.axis import Axis
-from flextron_lit.elastic.families.base import BlockHandle, BlockLayout, Family
+from flextron_lit.elastic.families.attention import ElasticAttention, Width
+from flextron_lit.elastic.families.base import BlockLayout, Family
+from flextron_lit.elastic.families.mlp import ElasticMLP
 from flextron_lit.elastic.grouped_mm import fits, grouped_mlp
 from flextron_lit.elastic.grouping import TokenGroups
 from flextron_lit.elastic.prefix import conv1d_bands, conv1d_columns, conv1d_rows
 
 
-class ElasticGPT2MLP(GPT2MLP):
-    """MLP without a gate that uses its first neurons only (paper, elastic MLP)."""
+class ElasticGPT2MLP(ElasticMLP, GPT2MLP):  # type: ignore[misc]  # the stock annotation of forward is wrong
+    """MLP without a gate that uses its first neurons only."""
 
-    elastic: BlockHandle
-
-    def forward(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]  # the stock annotation is wrong
-        """[B, T, D] to [B, T, D]."""
-        width = self.elastic.width(hidden_states)
-        if isinstance(width, TokenGroups):
-            return self.dropout(self._grouped(hidden_states, width))
-        if width == self.elastic.full:
-            stock: Any = super()
-            return stock.forward(hidden_states)
-        if width == 0:
-            return torch.zeros_like(hidden_states)
+    def _prefix(self, hidden_states: Tensor, width: int) -> Tensor:
         hidden = self.act(conv1d_columns(self.c_fc, hidden_states, 0, width))  # [B, T, F]
         return self.dropout(conv1d_rows(self.c_proj, hidden))
 
     def _grouped(self, hidden_states: Tensor, groups: TokenGroups) -> Tensor:
-        """Every token with its own width."""
-        if not groups.bands:
-            return torch.zeros_like(hidden_states)
+        return self.dropout(self._by_token(hidden_states, groups))
+
+    def _by_token(self, hidden_states: Tensor, groups: TokenGroups) -> Tensor:
+        first, last = self.c_fc, self.c_proj
         if fits(groups, hidden_states):
-            first, last = self.c_fc, self.c_proj
             return grouped_mlp(groups, hidden_states, [(first.weight, first.bias)], self.act, last.weight, last.bias)
-        inner = conv1d_bands(self.c_fc, groups)
-        outer = groups.split(self.c_proj.weight, 0)
+        inner = conv1d_bands(first, groups)
+        outer = groups.split(last.weight, 0)
 
         def part(rows: Tensor, band: int) -> Tensor:
             return self.act(F.linear(rows, *inner[band])) @ outer[band]
 
-        return groups.add_up(hidden_states, part, self.c_proj.bias)
+        return groups.add_up(hidden_states, part, last.bias)
 
 
-class ElasticGPT2Attention(GPT2Attention):
-    """Multi-head attention that uses its first heads only (paper, elastic attention); a KV group is one head."""
+class ElasticGPT2Attention(ElasticAttention, GPT2Attention):
+    """Multi-head attention that uses its first heads only; a KV group is one head."""
 
-    elastic: BlockHandle
+    eager = staticmethod(eager_attention_forward)
 
     def forward(  # type: ignore[override]  # the stock signature also serves cross-attention, which is not elastic
         self,
@@ -67,65 +56,44 @@ class ElasticGPT2Attention(GPT2Attention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """[B, T, D] to ([B, T, D], attention weights or None)."""
-        groups = self.elastic.width(hidden_states)
-        if isinstance(groups, TokenGroups):
-            return self._grouped(hidden_states, groups, past_key_values, attention_mask, **kwargs)
-        if groups == self.elastic.full:
+        width = self.elastic.width(hidden_states)
+        if width == self.elastic.full:
             stock: Any = super()
             return stock.forward(hidden_states, past_key_values, attention_mask, **kwargs)
-        if groups == 0:
-            return torch.zeros_like(hidden_states), None
-        shape = hidden_states.shape[:-1]  # B, T
-        rows = groups * self.head_dim
-        # the segments of q, k and v lie apart in the fused weight, so a prefix of each is a view of its own
-        query, key, value = (
-            conv1d_columns(self.c_attn, hidden_states, start, rows).view(*shape, groups, self.head_dim).transpose(1, 2)
-            for start in (0, self.split_size, 2 * self.split_size)
-        )  # [B, groups, T, head_dim]
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        output, weights = self._attend(query, key, value, attention_mask, **kwargs)
-        projected = conv1d_rows(self.c_proj, output.reshape(*shape, rows))
-        return self.resid_dropout(projected), weights
+        return self.at_width(hidden_states, width, attention_mask, past_key_values, **kwargs)
 
-    def _grouped(
-        self,
-        hidden_states: Tensor,
-        groups: TokenGroups,
-        past_key_values: Cache | None,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Queries and output of every token with its own width; keys and values of all heads for all tokens (ours)."""
-        shape = hidden_states.shape[:-1]  # B, T
-        heads = (*shape, -1, self.head_dim)
-        queries = conv1d_bands(self.c_attn, groups, self.head_dim, self.split_size)
-        query = groups.spread(hidden_states, lambda own, band: F.linear(own, *queries[band]))
-        query = query.view(heads).transpose(1, 2)
-        keys_values = conv1d_columns(self.c_attn, hidden_states, self.split_size, 2 * self.split_size)
-        key, value = (each.view(heads).transpose(1, 2) for each in keys_values.chunk(2, -1))  # [B, H, T, head_dim]
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        if not groups.bands:
-            return torch.zeros_like(hidden_states), None
-        used = groups.units
-        output, weights = self._attend(query, key[:, :used], value[:, :used], attention_mask, **kwargs)
-        outs = groups.split(self.c_proj.weight, 0, self.head_dim)
+    def _heads(self, hidden_states: Tensor, width: Width) -> tuple[Tensor, Tensor, Tensor]:
+        fused, size = self.c_attn, self.split_size
+        if isinstance(width, TokenGroups):
+            queries = conv1d_bands(fused, width, self.head_dim, size)
+            query = width.spread(hidden_states, lambda own, band: F.linear(own, *queries[band]))
+            key, value = conv1d_columns(fused, hidden_states, size, 2 * size).chunk(2, -1)
+        else:
+            # the segments of q, k and v lie apart in the fused weight, so a prefix of each is a view of its own
+            starts, rows = (0, size, 2 * size), width * self.head_dim
+            query, key, value = (conv1d_columns(fused, hidden_states, start, rows) for start in starts)
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        return query.view(heads).transpose(1, 2), key.view(heads).transpose(1, 2), value.view(heads).transpose(1, 2)
+
+    def _projected(self, heads: Tensor, width: Width) -> Tensor:
+        if not isinstance(width, TokenGroups):
+            return self.resid_dropout(conv1d_rows(self.c_proj, heads))
+        outs = width.split(self.c_proj.weight, 0, self.head_dim)
 
         def part(own: Tensor, band: int) -> Tensor:
-            return own[..., groups.bands[band].columns(self.head_dim)] @ outs[band]
+            return own[..., width.bands[band].columns(self.head_dim)] @ outs[band]
 
-        return self.resid_dropout(groups.add_up(output.reshape(*shape, -1), part, self.c_proj.bias)), weights
+        return self.resid_dropout(width.add_up(heads, part, self.c_proj.bias))
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        implementation = self.config._attn_implementation
-        if implementation == "eager" and self.reorder_and_upcast_attn:
+        if self.config._attn_implementation == "eager" and self.reorder_and_upcast_attn:
             return self._upcast_and_reordered_attn(query, key, value, attention_mask)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        dropout = self.attn_dropout.p if self.training else 0.0
-        return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        return super()._attend(query, key, value, attention_mask, **kwargs)
+
+    def _dropout(self) -> float:
+        return self.attn_dropout.p
 
 
 def _neurons(config: PreTrainedConfig) -> int:

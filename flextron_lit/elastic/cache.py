@@ -1,0 +1,22 @@
+"""KV caches that take tokens back: a decode step is undone, a draft is refused."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from transformers import DynamicCache, PreTrainedConfig
+
+
+def retractable(config: PreTrainedConfig) -> DynamicCache:
+    """An empty cache whose layers with a sliding window keep what is behind it until `retract` is called."""
+    cache = DynamicCache(config=config)
+    cache.activate_past_recording()
+    return cache
+
+
+def retract(cache: DynamicCache, tokens: int) -> None:
+    """Forget so many of the last tokens."""
+    for layer in cast(list[Any], cache.layers):
+        # a layer whose attention is skipped has read nothing, and some kinds of layers cannot crop that
+        if layer.is_initialized:
+            layer.crop(-tokens)

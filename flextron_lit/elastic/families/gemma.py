@@ -1,0 +1,23 @@
+"""Gemma (the first): as Llama; what is its own, scaled embeddings and other norms, lies outside the elastic blocks."""
+
+from __future__ import annotations
+
+from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaForCausalLM, GemmaMLP
+
+from flextron_lit.elastic.families.mlp import GatedMLP
+from flextron_lit.elastic.families.rotary import RotaryAttention, rotary_family
+
+
+class ElasticGemmaMLP(GatedMLP, GemmaMLP):
+    """Gated MLP that uses its first neurons only."""
+
+
+class ElasticGemmaAttention(RotaryAttention, GemmaAttention):  # type: ignore[misc]  # sdpa gives no attention weights
+    """Attention that uses its first KV groups only."""
+
+
+GEMMA = rotary_family(
+    GemmaForCausalLM,
+    attention=(GemmaAttention, ElasticGemmaAttention),
+    mlp=(GemmaMLP, ElasticGemmaMLP),
+)

@@ -1,0 +1,28 @@
+"""Mistral: as Llama, with one sliding window for all layers or none."""
+
+from __future__ import annotations
+
+from transformers.models.mistral.modeling_mistral import MistralAttention, MistralForCausalLM, MistralMLP
+
+from flextron_lit.elastic.families.mlp import GatedMLP
+from flextron_lit.elastic.families.rotary import RotaryAttention, rotary_family
+
+
+class ElasticMistralMLP(GatedMLP, MistralMLP):
+    """Gated MLP that uses its first neurons only."""
+
+
+class ElasticMistralAttention(RotaryAttention, MistralAttention):
+    """Attention that uses its first KV groups only."""
+
+    @property
+    def window(self) -> int | None:
+        """That of the config: the stock modules hold none."""
+        return self.config.sliding_window
+
+
+MISTRAL = rotary_family(
+    MistralForCausalLM,
+    attention=(MistralAttention, ElasticMistralAttention),
+    mlp=(MistralMLP, ElasticMistralMLP),
+)

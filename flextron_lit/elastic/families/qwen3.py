@@ -1,0 +1,28 @@
+"""Qwen3: as Llama, with a norm on every query and key head, the same for all heads; layers may have sliding windows."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3ForCausalLM, Qwen3MLP
+
+from flextron_lit.elastic.families.mlp import GatedMLP
+from flextron_lit.elastic.families.rotary import RotaryAttention, rotary_family
+
+
+class ElasticQwen3MLP(GatedMLP, Qwen3MLP):
+    """Gated MLP that uses its first neurons only."""
+
+
+class ElasticQwen3Attention(RotaryAttention, Qwen3Attention):
+    """Attention that uses its first KV groups only."""
+
+    def _placed(self, query: Tensor, key: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return super()._placed(self.q_norm(query), self.k_norm(key), position_embeddings)
+
+
+QWEN3 = rotary_family(
+    Qwen3ForCausalLM,
+    attention=(Qwen3Attention, ElasticQwen3Attention),
+    mlp=(Qwen3MLP, ElasticQwen3MLP),
+    shared=frozenset({"q_norm.weight", "k_norm.weight"}),
+)

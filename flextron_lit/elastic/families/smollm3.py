@@ -1,0 +1,27 @@
+"""SmolLM3: as Llama, but some layers know no positions; layers may have sliding windows."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3Attention, SmolLM3ForCausalLM, SmolLM3MLP
+
+from flextron_lit.elastic.families.mlp import GatedMLP
+from flextron_lit.elastic.families.rotary import RotaryAttention, rotary_family
+
+
+class ElasticSmolLM3MLP(GatedMLP, SmolLM3MLP):
+    """Gated MLP that uses its first neurons only."""
+
+
+class ElasticSmolLM3Attention(RotaryAttention, SmolLM3Attention):
+    """Attention that uses its first KV groups only."""
+
+    def _placed(self, query: Tensor, key: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return super()._placed(query, key, position_embeddings) if self.use_rope else (query, key)
+
+
+SMOLLM3 = rotary_family(
+    SmolLM3ForCausalLM,
+    attention=(SmolLM3Attention, ElasticSmolLM3Attention),
+    mlp=(SmolLM3MLP, ElasticSmolLM3MLP),
+)
