@@ -70,12 +70,13 @@ def test_every_stage_of_a_pipeline_resolves(name, monkeypatch, capsys):
     assert pipeline["stages"]
     for number, stage in enumerate(pipeline["stages"].values()):
         files = [a for f in stage["configs"] for a in ("-c", f"configs/{f}")]
-        settings = stage.get("settings", {})
-        files += ["-c", yaml.safe_dump(settings, default_flow_style=True)] if settings else []
-        files += ["--model.init_args.checkpoint", "runs/before/flextron"] if number else []
-        config = resolved(monkeypatch, capsys, *files)
-        for name, value in settings.get("trainer", {}).items():
-            assert config["trainer"][name] == value or name == "callbacks"
+        before = ["--model.init_args.checkpoint", "runs/before/flextron"] if number else []
+        for settings in ("settings", "quick"):
+            chosen = stage.get(settings, {})
+            files += ["-c", yaml.safe_dump(chosen, default_flow_style=True)] if chosen else []
+            config = resolved(monkeypatch, capsys, *files, *before)
+            for name, value in chosen.get("trainer", {}).items():
+                assert config["trainer"][name] == value or name == "callbacks"
 
 
 def test_every_config_is_covered_and_opens_with_its_command():
