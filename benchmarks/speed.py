@@ -23,20 +23,13 @@ from rich.table import Table
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+from shapes import SMOLLM2_135M
+
 from flextron_lit.costs import Workload, prefill_flops_table
 from flextron_lit.costs.latency import device_description
 from flextron_lit.elastic import ElasticBackbone, extract
 
-SMOLLM2_135M = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
 HALF_WIDTHS = {"intermediate_size": 768, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64}
 DENSE, FULL, HALF, EXTRACTED, STOCK = "dense", "full width", "half", "half, extracted", "stock model of half's widths"
 LEGEND = "half: half of each MLP and 2 of 3 KV groups"

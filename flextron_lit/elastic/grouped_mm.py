@@ -68,7 +68,8 @@ def grouped_mlp(
         biases = _experts(bias, 0, experts, size).to(dtype)
         return product + biases.repeat_interleave(repeats, 0, output_size=len(copies))
 
-    units = activate(*(units_of(*projection) for projection in inner))
+    # autocast raises what some activations compute to fp32
+    units = activate(*(units_of(*projection) for projection in inner)).to(dtype)
     first, *others = F.grouped_mm(units, _experts(outer, 0, experts, size).to(dtype), offs=ends).split(rows)
     total = first.clone() if bias is None else first + bias
     for part in others:
