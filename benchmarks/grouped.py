@@ -33,18 +33,15 @@ from shapes import SHAPES, SMOLLM2
 from flextron_lit.costs.latency import device_description
 from flextron_lit.costs.timing import seconds
 from flextron_lit.costs.workload import Dtype
-from flextron_lit.elastic import ElasticBackbone, grouped_mm
+from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.families.llama import ElasticLlamaMLP
 from flextron_lit.elastic.grouping import TokenGroups
 
 SHARES = (0.4, 0.3, 0.2, 0.1)
 """Of the tokens that take a quarter, half, three quarters and all of an MLP: half on average."""
 FULL, BANDS, MASKED, PREFIXES = "full network", "bands", "masked full product", "a prefix for each width"
-LAUNCH = "bands in one launch"
-"""Only where torch has a kernel."""
 HALF = "half the width for all"
 """What a static router can have."""
-HAS_KERNEL = grouped_mm._has_kernel
 FORWARD, TRAINING, TOKEN = "forward", "forward + backward", "one token with a cache"
 WHOLE, INSIDE, ROUTERS = "whole", "inside MLPs", "routers, of the whole"
 LIMITS = {
@@ -119,7 +116,7 @@ def prefix_by_prefix(mlp: ElasticLlamaMLP, x: Tensor, groups: TokenGroups) -> Te
 
 
 OURS: Callable[..., Tensor] = ElasticLlamaMLP._grouped
-WAYS = {BANDS: OURS, LAUNCH: OURS, MASKED: masked_product, PREFIXES: prefix_by_prefix}
+WAYS = {BANDS: OURS, MASKED: masked_product, PREFIXES: prefix_by_prefix}
 
 
 class Network:
@@ -143,11 +140,6 @@ class Network:
             layer.mlp.register_forward_pre_hook(self.enter)
             layer.mlp.register_forward_hook(self.leave)
 
-    @property
-    def ways(self) -> list[str]:
-        """Those that this device has."""
-        return [way for way in WAYS if way != LAUNCH or HAS_KERNEL(self.model.lm_head.weight)]
-
     def enter(self, *_: Any) -> None:
         self.inside -= perf_counter()
 
@@ -162,13 +154,11 @@ class Network:
                 yield
             return
         ElasticLlamaMLP._grouped = WAYS[way]
-        grouped_mm._has_kernel = HAS_KERNEL if way == LAUNCH else lambda inputs: False
         try:
             with self.backbone.use(self.policy):
                 yield
         finally:
             ElasticLlamaMLP._grouped = OURS
-            grouped_mm._has_kernel = HAS_KERNEL
 
     @torch.no_grad()
     def forward(self) -> Tensor:
@@ -214,7 +204,7 @@ def check_that_all_ways_agree(network: Network) -> None:
 
     tolerance = 1e-4 if network.model.dtype == torch.float32 else 5e-2
     ours = logits(BANDS)
-    for way in network.ways:
+    for way in (MASKED, PREFIXES):
         difference = float((logits(way) - ours).norm() / ours.norm())
         assert difference < tolerance, f"{way}: {difference:.2e} away, relative to the logits"
 
@@ -235,8 +225,8 @@ def main() -> None:
     network = Network(options.shape, options.tokens, options.device, getattr(torch, options.dtype))
     check_that_all_ways_agree(network)
     kinds = {
-        FORWARD: (network.forward, [*network.ways, HALF], options.rounds),
-        TRAINING: (network.training, [*network.ways, HALF], options.rounds),
+        FORWARD: (network.forward, [*WAYS, HALF], options.rounds),
+        TRAINING: (network.training, [*WAYS, HALF], options.rounds),
         TOKEN: (network.token, [BANDS, HALF], 6 * options.rounds),
     }
     rows = []

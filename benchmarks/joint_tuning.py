@@ -4,9 +4,9 @@
       --joint runs/joint0 runs/joint1 --continued runs/continued0 runs/continued1 --check
 
 The runs of a seed have the same place in the three lists; joint tuning and continued training began with the weights of
-its start. The routed loss of a joint run is that of its own ladder, which the run measured; those of the start and of
-continued training are of the start's ladder, also rebuilt for the continued network by measuring the same number of
-candidates (`continued, re-measured`), so that what measuring alone brings is told apart.
+its start. Both end with a ladder that is measured anew from the start's, as the joint tuning stage does, so that what
+measuring alone brings is told apart; `continued` has the start's ladder as it was. Costs are ratios to the full
+network's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from held_out_text import flextron_folders, measured_on, on_test_documents
 
 from flextron_lit.data import TextDataModule
 from flextron_lit.loading import Loaded, load_elastic
-from flextron_lit.routers.ladder import Ladder, measured_ladder, worth_measuring
+from flextron_lit.routers.ladder import Ladder, candidates, measured_ladder, worth_measuring
 from flextron_lit.routers.trained import TrainedRouter, read_routers
 from flextron_lit.stages.tuned_router import Remeasuring
 
@@ -39,6 +39,10 @@ class Row:
 
     full: float
     routed: list[float]
+    costs: list[float]
+
+    def cells(self) -> list[str]:
+        return [f"{loss:.3f} ({cost:.3f})" for loss, cost in zip(self.routed, self.costs, strict=True)]
 
 
 def router_of(loaded: Loaded) -> TrainedRouter:
@@ -50,11 +54,12 @@ def row(loaded: Loaded, ladder: Ladder, router: TrainedRouter, budgets: list[flo
     """Losses on test documents."""
     measured = on_test_documents(loaded, tokens)
     rungs = [ladder.at(budget * router.table.full) for budget in budgets]
-    return Row(measured(loaded.backbone.space.full()), [measured(rung.sub_network) for rung in rungs])
+    costs = [rung.cost / router.table.full for rung in rungs]
+    return Row(measured(loaded.backbone.space.full()), [measured(rung.sub_network) for rung in rungs], costs)
 
 
-def measured_again(loaded: Loaded, router: TrainedRouter) -> Ladder:
-    """The ladder that measuring makes of the start's router and the network as it is: as joint tuning ends."""
+def measured_again(loaded: Loaded, router: TrainedRouter, earlier: Ladder) -> Ladder:
+    """The ladder that measuring makes of a router, an earlier ladder and the network as it is."""
     settings = Remeasuring()
     assert loaded.record is not None
     described = next(each["data"] for each in reversed(loaded.record.history) if each.get("data"))
@@ -62,11 +67,9 @@ def measured_again(loaded: Loaded, router: TrainedRouter) -> Ladder:
     data.prepare_data()
     shape = {"block_size": settings.block_size, "batch_size": settings.batch_size}
     batches = data.calibration_batches(settings.tokens, **shape)
-    candidates = worth_measuring(
-        router.network, loaded.backbone.space, router.table, router.ladder, settings.candidates
-    )
+    series = candidates(router.network, loaded.backbone.space, router.table, earlier)
     losses = measured_on(loaded, batches)
-    return measured_ladder(router.table, candidates, [losses(candidate) for candidate in candidates])
+    return measured_ladder(router.table, series, {s: losses(s) for s in worth_measuring(series, settings.candidates)})
 
 
 def compared(start: Path, joint: Path, continued: Path, budgets: list[float], tokens: int) -> dict[str, Row]:
@@ -75,10 +78,12 @@ def compared(start: Path, joint: Path, continued: Path, budgets: list[float], to
     router = router_of(before)
     found = {"start": row(before, router.ladder, router, budgets, tokens)}
     tuned = load_elastic(str(joint))
-    found["joint"] = row(tuned, router_of(tuned).ladder, router, budgets, tokens)
+    found["joint"] = row(tuned, measured_again(tuned, router_of(tuned), router.ladder), router, budgets, tokens)
     trained = load_elastic(str(continued))
     found["continued"] = row(trained, router.ladder, router, budgets, tokens)
-    found["continued, re-measured"] = row(trained, measured_again(trained, router), router, budgets, tokens)
+    found["continued, re-measured"] = row(
+        trained, measured_again(trained, router, router.ladder), router, budgets, tokens
+    )
     return found
 
 
@@ -102,14 +107,14 @@ def main() -> None:
         found = compared(*folders, options.budgets, options.tokens)
         for arm in ARMS:
             rows[arm].append(found[arm])
-            shown.add_row(str(seed), arm, f"{found[arm].full:.3f}", *(f"{loss:.3f}" for loss in found[arm].routed))
+            shown.add_row(str(seed), arm, f"{found[arm].full:.3f}", *found[arm].cells())
         both = zip(found["continued"].routed, found["continued, re-measured"].routed, strict=True)
         against = [min(losses) for losses in both]
         bad += [f"seed {seed}"] * any(o >= t for o, t in zip(found["joint"].routed, against, strict=True))
         bad += [f"full, seed {seed}"] * (found["joint"].full > found["start"].full + FULL_LIMIT)
     for arm in ARMS:
-        means = [mean(each) for each in zip(*(one.routed for one in rows[arm]), strict=True)]
-        shown.add_row("mean", arm, f"{mean(one.full for one in rows[arm]):.3f}", *(f"{loss:.3f}" for loss in means))
+        columns = zip(*([one.full, *one.routed] for one in rows[arm]), strict=True)
+        shown.add_row("mean", arm, *(f"{mean(each):.3f}" for each in columns))
     Console(width=140).print(shown)
     if options.check and bad:
         sys.exit(f"beyond the limit: {', '.join(bad)}")

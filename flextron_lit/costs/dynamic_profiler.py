@@ -1,19 +1,23 @@
 """Measures the latencies of a dynamic router: mixtures of choices, through the grouped path, inside the real pass.
 
 The static full network is measured all along and everything else as a ratio to it, as for the static table. Whole
-passes are timed, and least squares finds what routing costs and what a block saves at each width: a single block's time
-follows from many tokens in many groups and cannot be had alone (ours).
+passes are timed, and least squares finds what routing costs, what a block saves at each width, and what it costs to
+sort the tokens of blocks that choose differently: a single block's time follows from many tokens in many groups and
+cannot be had alone (ours). The table counts as many blocks to sort as a trained router has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
 
 import torch
 from torch import Tensor
 
 from flextron_lit.costs.latency import HeldOut, LatencyTable, PhaseLatency, conditions
-from flextron_lit.costs.mixtures import DrawnChoices, router_products, shares
+from flextron_lit.costs.mixtures import DrawnChoices, like_trained, router_products, shares
 from flextron_lit.costs.profiler import (
     Probe,
     measuring,
@@ -29,7 +33,7 @@ from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.space import ElasticSpace
 
-MIXTURES_A_NUMBER = 2
+MIXTURES_A_NUMBER = 3
 """Mixtures that are measured for each number that least squares finds."""
 HELD_OUT_FROM = 10_000
 """Number of the first mixture that is held out; twice the number of a measured one stays below."""
@@ -44,7 +48,8 @@ def profile_dynamic(
         backbone: the elastic network, on the device to measure and in the workload's dtype; values do not matter.
         workload: the request to measure.
         budget_seconds: time for the table; the check on held-out mixtures takes about as much again.
-        held_out: number of those mixtures; every other one differs from layer to layer; 0 leaves the check out.
+        held_out: number of those mixtures, like a trained router's; every other one differs from layer to layer; 0
+            leaves the check out.
         seed: which mixtures are held out.
 
     Returns:
@@ -53,18 +58,21 @@ def profile_dynamic(
     Raises:
         ValueError: if the workload does not fit in memory, or takes more positions than the model has.
     """
-    count = MIXTURES_A_NUMBER * (1 + len(probe_counts(backbone.space)))
+    count = MIXTURES_A_NUMBER * (2 + len(probe_counts(backbone.space)))
     fitted_to = [2 * index for index in range(count)]
-    checked = [HELD_OUT_FROM * (1 + seed) + index for index in range(held_out)]
+    numbers = filter(like_trained, itertools.count(HELD_OUT_FROM * (1 + seed)))
+    checked = list(itertools.islice(numbers, held_out))
     phases = {}
     with measuring(backbone, workload):
         for phase in workload.phases:
             time = phase_seconds(phase, budget_seconds)
             policies = _policies(backbone, workload, phase, fitted_to)
             measured = timed(backbone, workload, phase, policies, time, "measuring")
-            largest, saved = fit(backbone.space, [(policies[n].shares, r.value) for n, r in measured.ratios.items()])
+            law = fit(backbone.space, [Observed.of(policies[n], r.value) for n, r in measured.ratios.items()])
+            typical = mean(policy.mixed for number, policy in policies.items() if like_trained(number))
             full_time, of_time = 1e3 * measured.reference, time_shares(backbone, workload, phase)
-            table = table_of(backbone.space, phase, full_time, saved, of_time, largest)
+            largest = law.largest + law.sorting * typical
+            table = table_of(backbone.space, phase, full_time, law.saved, of_time, largest)
             spread = max(ratio.spread for ratio in measured.ratios.values())
             policies = _policies(backbone, workload, phase, checked)
             ratios = timed(backbone, workload, phase, policies, time, "checking").ratios if checked else {}
@@ -72,26 +80,54 @@ def profile_dynamic(
     return LatencyTable(conditions(backbone, workload, "dynamic"), phases)
 
 
-def fit(space: ElasticSpace, observed: list[tuple[Tensor, float]]) -> tuple[float, dict[Probe, float]]:
-    """What all blocks at full width take, and what one block saves at each other width, by least squares.
+@dataclass(frozen=True)
+class Observed:
+    """The time of a mixture."""
+
+    shares: Tensor
+    """Of the choices, [2L, N]."""
+    mixed: float
+    """Share of the blocks whose tokens choose differently."""
+    time: float
+
+    @classmethod
+    def of(cls, policy: DrawnChoices, time: float) -> Observed:
+        """Of a policy that ran."""
+        return cls(policy.shares, policy.mixed, time)
+
+
+@dataclass(frozen=True)
+class Law:
+    """What mixtures take, in the unit of the times."""
+
+    largest: float
+    """All blocks at full width, none to sort."""
+    sorting: float
+    """More, where the tokens of every block choose differently."""
+    saved: dict[Probe, float]
+    """By one block at each other width."""
+
+
+def fit(space: ElasticSpace, observed: Sequence[Observed]) -> Law:
+    """The law of some times, by least squares.
 
     Errors count relative to what was measured, as those of predictions do. Blocks of a kind that have a width save
     the same by it.
 
     Args:
         space: the choices.
-        observed: shares of the choices [2L, N], and the time.
-
-    Returns:
-        Both in the unit of the times.
+        observed: mixtures and times.
     """
     counts = probe_counts(space)
-    rows = torch.tensor([[1.0, *_per_block(space, mixture).values()] for mixture, _ in observed], dtype=torch.float64)
-    times = torch.tensor([time for _, time in observed], dtype=torch.float64)[:, None]
+    known = [[1.0, each.mixed, *_per_block(space, each.shares).values()] for each in observed]
+    times = torch.tensor([each.time for each in observed], dtype=torch.float64)[:, None]
+    rows = torch.tensor(known, dtype=torch.float64) / times
     # the smallest solution where mixtures leave numbers open; not every driver gives it
-    found = torch.linalg.lstsq(rows / times, torch.ones_like(times), driver="gelsd").solution.flatten().tolist()
-    saved = {probe: -each / counts[probe] for probe, each in zip(counts, found[1:], strict=True)}
-    return found[0], saved
+    largest, sorting, *rest = (
+        torch.linalg.lstsq(rows, torch.ones_like(times), driver="gelsd").solution.flatten().tolist()
+    )
+    saved = {probe: -each / counts[probe] for probe, each in zip(counts, rest, strict=True)}
+    return Law(largest, sorting, saved)
 
 
 def _per_block(space: ElasticSpace, mixture: Tensor) -> dict[Probe, float]:

@@ -13,8 +13,8 @@ from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.elastic.selection import CountingPolicy
 from flextron_lit.space import KINDS, BlockKind, ElasticSpace
 
-PEAK = 8.0
-"""Power of the shares of a peaked mixture: at a median, 99 % of a block's tokens take one choice."""
+ALIKE = 0.6
+"""Probability that all tokens of a block choose alike in mixtures like a trained router's: 0.52 to 0.68 were seen."""
 STEEPNESS = 4.0
 """Largest difference of log shares between the widest and the narrowest choice, but for the random part."""
 DRAWN_TOKENS = 32
@@ -31,8 +31,8 @@ def shares(space: ElasticSpace, number: int) -> Tensor:
 
     Mostly narrow or mostly wide, for each kind of block apart: neighbouring numbers spread evenly over both. Blocks of
     a kind have the same shares in even mixtures, but for choices that a block lacks; in odd ones every block its own.
-    In two of four mixtures nearly all tokens of a block choose alike, as those of a router may that tells layers apart
-    rather than tokens: such blocks have little to sort.
+    In mixtures like a trained router's (`like_trained`) all tokens of many blocks choose alike: there is nothing to
+    sort.
 
     Args:
         space: the choices.
@@ -52,10 +52,15 @@ def shares(space: ElasticSpace, number: int) -> Tensor:
         common = drawn()
         for index, own in of_kind:
             weights = (drawn() if number % 2 else common)[[widths.index(width) for width in own]]
-            if number % 4 >= 2:
-                weights = (weights / weights.max()) ** PEAK
+            if like_trained(number) and torch.rand((), generator=generator) < ALIKE:
+                weights = F.one_hot(weights.argmax(), len(own))
             found[index, : len(own)] = weights / weights.sum()
     return found
+
+
+def like_trained(number: int) -> bool:
+    """Whether a mixture is like those of trained routers, which tell layers apart more than tokens: two of four are."""
+    return number % 4 >= 2
 
 
 def router_products(backbone: ElasticBackbone, number: int = 0) -> list[Product]:
@@ -90,10 +95,13 @@ class DrawnChoices(CountingPolicy):
         drawn = torch.multinomial(mixture, passes * batch * tokens, replacement=True, generator=generator)
         self.shares = F.one_hot(drawn, mixture.shape[-1]).double().mean(1)
         """Shares of what was drawn, float64 [2L, N]."""
+        rows = drawn.view(len(drawn), passes, batch * tokens)
+        self.mixed = float((rows != rows[..., :1]).any(-1).double().mean())
+        """Share of the blocks, over all passes, whose tokens choose differently."""
         self.products = products
         # lists, as a router has them: an index into a tensor a block costs as much as the product
-        rows = drawn.view(-1, passes, batch, tokens).to(products[0][0].device)
-        self.choices = [list(row.unbind()) for row in rows.unbind()]
+        by_pass = drawn.view(-1, passes, batch, tokens).to(products[0][0].device)
+        self.choices = [list(row.unbind()) for row in by_pass.unbind()]
         self.tally = [[0] * len(bias) for _, bias in products]
         self.turn = 0
 

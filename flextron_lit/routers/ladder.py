@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,7 @@ class Ladder:
 
     rungs: tuple[Rung, ...]
     measured: bool = False
-    """Whether losses were measured, on calibration text, rather than predicted by a surrogate."""
+    """Whether losses come from measurements, on calibration text, rather than from a surrogate."""
 
     def at(self, limit: float) -> Rung:
         """The best rung that costs no more than a limit, in the table's unit.
@@ -121,32 +122,56 @@ def build_ladder(
 
 
 @torch.no_grad()
-def worth_measuring(
-    router: StaticRouter, space: ElasticSpace, table: CostTable, earlier: Ladder, count: int
-) -> list[SubNetwork]:
-    """Candidates for a ladder whose losses are measured, after training changed the network (ours).
+def candidates(
+    router: StaticRouter, space: ElasticSpace, table: CostTable, earlier: Ladder, budgets: int = BUDGETS
+) -> list[list[SubNetwork]]:
+    """What may become a rung once training has changed the network: two series, each by rising cost (ours).
 
-    The full network, a router's answers to evenly spaced budgets, narrowed where the router itself minds least, and as
-    many rungs of an earlier ladder as there is room for. The router has learned from the network as it is now; what
-    the surrogate knew of the network as it was is in the earlier rungs.
+    A router's answers to evenly spaced budgets, narrowed where the router itself minds least: it has learned from the
+    network as it is now. And the rungs of an earlier ladder, up to the full network: they hold what the surrogate knew
+    of the network as it was.
 
     Args:
         router: its logits.
         space: the choices.
         table: the cost that budgets are ratios of.
         earlier: holds what it then cost least to lose.
-        count: how many at most; half of them for the router. There are fewer where its answers are alike.
+        budgets: how many.
     """
-    ratios = torch.linspace(table.smallest_ratio, 1.0, max(2, count // 2), dtype=torch.float64)
-    answers = [narrowed(own, space, Bound(table, ratio[None] * table.full)) for ratio, own in _each(router, ratios)]
-    found = dict.fromkeys([space.full(), *answers])
-    rest = [rung.sub_network for rung in earlier.rungs if rung.sub_network not in found]
-    room = min(len(rest), max(0, count - len(found)))
-    return [*found, *(rest[round(i)] for i in torch.linspace(0, len(rest) - 1, room).tolist())]
+    ratios = torch.linspace(table.smallest_ratio, 1.0, budgets, dtype=torch.float64)
+    rows = zip(ratios, router(ratios.float()), strict=True)
+    answers = [narrowed(own, space, Bound(table, ratio[None] * table.full)) for ratio, own in rows]
+    rungs = [rung.sub_network for rung in earlier.rungs]
+    return [sorted(dict.fromkeys(series), key=table.cost) for series in (answers, [*rungs, space.full()])]
 
 
-def _each(router: StaticRouter, ratios: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(ratios, router(ratios.float()), strict=True)
+def worth_measuring(series: Sequence[Sequence[SubNetwork]], count: int) -> list[SubNetwork]:
+    """Evenly spaced members of each series, its ends among them: at most `count` together, none twice."""
+    each = max(2, count // len(series))
+    spaced = (torch.linspace(0, len(own) - 1, min(each, len(own))).round().int().tolist() for own in series)
+    return list(dict.fromkeys(own[i] for own, chosen in zip(series, spaced, strict=True) for i in chosen))
+
+
+def measured_ladder(
+    table: CostTable, series: Sequence[Sequence[SubNetwork]], losses: Mapping[SubNetwork, float]
+) -> Ladder:
+    """The ladder of some series by measured losses, the full network's like any other.
+
+    A member that was not measured counts with the loss that lies between its measured neighbours in the series, by
+    cost: rungs that were all measured would be so few that a budget would go unused.
+
+    Args:
+        table: the cost that budgets are of.
+        series: of sub-networks, each by rising cost; the cheapest that there is must be in one.
+        losses: in nats per token, of the ends of every series at least.
+    """
+    rungs = []
+    for own in series:
+        known = [each for each in own if each in losses]
+        costs, measured = [table.cost(each) for each in known], [losses[each] for each in known]
+        between = np.interp([table.cost(each) for each in own], costs, measured).tolist()
+        rungs += [Rung(table.cost(each), losses.get(each, loss), each) for each, loss in zip(own, between, strict=True)]
+    return climb([(rung.loss, rung) for rung in rungs], measured=True)
 
 
 def narrowed(logits: Tensor, space: ElasticSpace, bound: Bound) -> SubNetwork:
@@ -154,18 +179,6 @@ def narrowed(logits: Tensor, space: ElasticSpace, bound: Bound) -> SubNetwork:
     least = Additive(-logits.masked_fill(~space.exists, 0.0).double())
     (answer,) = _sub_networks(repair(space, logits.argmax(-1)[None], [bound], least))
     return answer
-
-
-def measured_ladder(table: CostTable, sub_networks: Sequence[SubNetwork], losses: Sequence[float]) -> Ladder:
-    """The ladder of some sub-networks by their measured losses, the full one among them like any other.
-
-    Args:
-        table: the cost that budgets are of.
-        sub_networks: the candidates; the cheapest that there is must be one.
-        losses: theirs, in nats per token.
-    """
-    rungs = [Rung(table.cost(each), loss, each) for each, loss in zip(sub_networks, losses, strict=True)]
-    return climb([(rung.loss, rung) for rung in rungs], measured=True)
 
 
 def _sub_networks(choices: Tensor) -> list[SubNetwork]:

@@ -172,10 +172,8 @@ class DynamicRouterTraining(RouterTraining):
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
-        """Load the frozen backbone and the static router to start from, make the router; idempotent."""
-        if hasattr(self, "backbone"):
-            return
+    def build(self) -> None:
+        """Load the frozen backbone and the static router to start from, make the router."""
         folder = self.load_frozen()
         space, hidden_size = self.backbone.space, self.backbone.model.config.hidden_size
         self.static = self._static(folder)

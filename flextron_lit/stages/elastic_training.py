@@ -82,10 +82,8 @@ class ElasticTraining(BackboneTraining):
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
-        """Load, convert, sort; idempotent."""
-        if hasattr(self, "backbone"):
-            return
+    def build(self) -> None:
+        """Load, convert, sort."""
         self.load_trainable(self.space)
         # a resumed run has its sorted weights, and their order, in its state
         if not self.history and self.calibration.tokens and self.trainer.ckpt_path is None:

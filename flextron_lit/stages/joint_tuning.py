@@ -116,10 +116,8 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
-        """Load backbone and router; idempotent."""
-        if hasattr(self, "backbone"):
-            return
+    def build(self) -> None:
+        """Load backbone and router."""
         folder = self.flextron_folder()
         self.load_trainable(None)
         self.tuned = tuned_routers(self.kind, self.cost, folder, self.backbone.space)

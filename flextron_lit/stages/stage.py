@@ -194,6 +194,19 @@ class Stage(LightningModule):
             )
         return folder
 
+    def configure_model(self) -> None:
+        """Lightning's hook: `build`, once."""
+        if hasattr(self, "backbone"):
+            return
+        # Lightning calls this with its accelerator as the default device, but orders, tables and what seeds draw are
+        # made on the processor, the same for all devices; it moves modules there afterwards
+        with torch.device("cpu"):
+            self.build()
+
+    def build(self) -> None:
+        """Make the parts of the stage, `backbone` first."""
+        raise NotImplementedError
+
     def load_backbone(self, space: SpaceConfig | None) -> None:
         """Load weights and tokenizer, and make the model elastic.
 

@@ -126,10 +126,8 @@ class StaticRouterTraining(RouterTraining):
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
-        """Load the frozen backbone and the surrogate, make the router; idempotent."""
-        if hasattr(self, "backbone"):
-            return
+    def build(self) -> None:
+        """Load the frozen backbone and the surrogate, make the router."""
         folder = self.load_frozen()
         trained = TrainedSurrogate.read(folder, self.backbone.space)
         if trained is None:

@@ -88,10 +88,8 @@ class SurrogateTraining(FrozenStage):
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
-        """Load the frozen backbone, make the surrogate; idempotent."""
-        if hasattr(self, "backbone"):
-            return
+    def build(self) -> None:
+        """Load the frozen backbone, make the surrogate."""
         folder = self.load_frozen()
         space = self.backbone.space
         self.surrogate = Surrogate(space, self.hidden, torch.Generator().manual_seed(self.seed))

@@ -15,7 +15,7 @@ from flextron_lit.costs import CostTable
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.measured_loss import batches_of
 from flextron_lit.routers.dynamic import DynamicPolicy, RoutedPass
-from flextron_lit.routers.ladder import Ladder, measured_ladder, worth_measuring
+from flextron_lit.routers.ladder import Ladder, candidates, measured_ladder, worth_measuring
 from flextron_lit.routers.objective import Routed, route
 from flextron_lit.routers.pricing import Prices
 from flextron_lit.routers.trained import TrainedRouter, read_routers
@@ -39,8 +39,8 @@ class Remeasuring:
     """How a router's answers are measured again once training has changed the network."""
 
     candidates: int = 40
-    """Sub-networks that may become rungs of a static router's ladder: half of them its answers to evenly spaced
-    budgets, the others from the ladder before. Fewer rungs leave more of a budget unused."""
+    """Sub-networks that are measured for a static router's ladder: half of them its answers to evenly spaced budgets,
+    the others from the ladder before. Losses of those in between are interpolated."""
     tokens: int = 1536
     """Training tokens that each is measured on, and that a dynamic router's prices are found on."""
     block_size: int = 256
@@ -221,12 +221,13 @@ class TunedStaticRouter:
         return ladder_answers(self._ladder, self.table, budgets)
 
     def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
-        """Measure what the router answers and rungs of the ladder that the checkpoint came with; keep the best."""
+        """Measure some of the router's answers and of the checkpoint's rungs; keep the best of all."""
         earlier, router = self.trained.ladder, on_processor(self.trained.network)
-        candidates = worth_measuring(router, self.space, self.table, earlier, settings.candidates)
+        series = candidates(router, self.space, self.table, earlier)
+        chosen = worth_measuring(series, settings.candidates)
         stage.measure_on(stage.text_to_measure_on(settings.tokens, settings.block_size), settings.batch_size)
-        losses = stage.losses_of(candidates, f"measuring losses of {len(candidates)} sub-networks for the ladder")
-        self._ladder = measured_ladder(self.table, candidates, losses)
+        losses = stage.losses_of(chosen, f"measuring losses of {len(chosen)} sub-networks for the ladder")
+        self._ladder = measured_ladder(self.table, series, dict(zip(chosen, losses, strict=True)))
 
     def files(self, settings: dict[str, Any]) -> dict[str, bytes]:
         """Weights and ladder."""

@@ -27,10 +27,20 @@ def test_even_mixtures_are_the_same_in_every_layer_and_odd_ones_are_not(backbone
 def test_a_layer_of_other_widths_has_shares_of_its_own():
     layers = {1: LayerWidths(mlp=[8, 64])}
     space = ElasticBackbone(make_llama(), SpaceConfig(mlp=[16, 32, 64], attention=[2, 4], layers=layers)).space
-    found = shares(space, 2)
+    found = shares(space, 0)
     torch.testing.assert_close(found.sum(-1), torch.ones(len(space), dtype=torch.float64))
     assert (found[space.exists] > 0).all()
     assert (found[~space.exists] == 0).all()
+
+
+def test_tokens_of_many_blocks_choose_alike_in_mixtures_like_a_trained_routers(backbone):
+    alike = torch.stack([shares(backbone.space, number).max(-1).values == 1 for number in range(80)]).double()
+    assert not alike[0::4].any()
+    assert not alike[1::4].any()
+    assert 0.5 < alike[2::4].mean() < 0.7
+    assert 0.5 < alike[3::4].mean() < 0.7
+    # block by block: not all in one pass
+    assert 0 < alike[2].mean() < 1
 
 
 def test_mixtures_spread_over_narrow_and_wide_for_each_kind_apart(backbone):

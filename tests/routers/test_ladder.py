@@ -1,9 +1,11 @@
 import itertools
+import math
 
 import pytest
 import torch
 
 from flextron_lit.costs import CostTable
+from flextron_lit.routers import ladder as ladders
 from flextron_lit.routers.decoding import Additive, Bound, decode, repair, spend
 from flextron_lit.routers.ladder import Ladder, Rung, build_ladder, climb, measured_ladder, narrowed, worth_measuring
 from flextron_lit.routers.static import StaticRouter
@@ -156,24 +158,65 @@ def test_narrowing_meets_a_bound_where_the_router_minds_least():
         assert kept.choices[changed[0]] == wide.choices[changed[0]]
 
 
-def test_what_is_worth_measuring_has_both_ends_and_makes_a_ladder_by_measured_losses():
+@pytest.fixture
+def series():
+    """Of an untrained router and the ladder of a surrogate, for table 0."""
     costs = table(0)
     router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(0))
     router.scale_to(costs)
-    earlier = ladder_of(costs)
-    candidates = worth_measuring(router, SPACE, costs, earlier, 30)
-    assert len(candidates) == len(set(candidates)) == 30
-    assert SPACE.full() in candidates
-    assert min(map(costs.cost, candidates)) == pytest.approx(costs.smallest)
-    assert 10 <= len({rung.sub_network for rung in earlier.rungs} & set(candidates)) < len(earlier.rungs)
-    # measured, one sub-network is better than the full one: the ladder ends with it
-    best = sorted(candidates, key=costs.cost)[20]
-    losses = [0.5 if each == best else 1 + loss_of(each) for each in candidates]
-    ladder = measured_ladder(costs, candidates, losses)
+    return ladders.candidates(router, SPACE, costs, ladder_of(costs))
+
+
+def test_what_may_become_a_rung_has_both_ends(series):
+    costs = table(0)
+    answers, rungs = series
+    assert costs.cost(answers[0]) == pytest.approx(costs.smallest)
+    assert rungs == [rung.sub_network for rung in ladder_of(costs).rungs]
+    assert rungs[-1] == SPACE.full()
+    assert all([costs.cost(each) for each in own] == sorted(costs.cost(each) for each in own) for own in series)
+    # a ladder that was measured may end below the full network
+    cut = Ladder(ladder_of(costs).rungs[:-3], measured=True)
+    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(0))
+    assert ladders.candidates(router, SPACE, costs, cut, budgets=3)[1][-1] == SPACE.full()
+
+
+def test_what_is_worth_measuring_is_spread_over_both_series(series):
+    chosen = worth_measuring(series, 30)
+    assert len(chosen) == len(set(chosen)) <= 30
+    assert {own[end] for own in series for end in (0, -1)} <= set(chosen)
+    assert all(len(set(own) & set(chosen)) >= min(len(own), 15) for own in series)
+    places = [place for place, each in enumerate(series[1]) if each in chosen]
+    assert max(b - a for a, b in itertools.pairwise(places)) <= math.ceil(len(series[1]) / 14)
+
+
+def test_a_measured_ladder_uses_what_was_not_measured_too(series):
+    costs = table(0)
+    chosen = worth_measuring(series, 12)
+    losses = {each: 1 + loss_of(each) for each in chosen}
+    ladder = measured_ladder(costs, series, losses)
     assert ladder.measured
-    assert ladder.rungs[-1] == Rung(costs.cost(best), 0.5, best)
-    assert all(rung.loss == losses[candidates.index(rung.sub_network)] for rung in ladder.rungs)
     assert all(a.loss > b.loss and a.cost < b.cost for a, b in itertools.pairwise(ladder.rungs))
+    assert len(ladder.rungs) > 3 * len(chosen)
+    for rung in ladder.rungs:
+        assert rung.sub_network in losses or any(rung.sub_network in own for own in series)
+        assert rung.loss == losses.get(rung.sub_network, rung.loss)
+    # in between: between its neighbours' losses, by cost
+    (left, right), inner = (0, 1), series[1][1]
+    assert inner not in losses
+    known = [each for each in series[1] if each in losses]
+    below, above = known[left], known[right]
+    share = (costs.cost(inner) - costs.cost(below)) / (costs.cost(above) - costs.cost(below))
+    expected = losses[below] + share * (losses[above] - losses[below])
+    (found,) = (rung for rung in measured_ladder(costs, series[1:], losses).rungs if rung.sub_network == inner)
+    assert found.loss == pytest.approx(expected)
+
+
+def test_a_measured_ladder_ends_where_more_cost_does_not_help(series):
+    costs = table(0)
+    chosen = worth_measuring(series, 30)
+    best = sorted(chosen, key=costs.cost)[-5]
+    losses = {each: 0.5 if each == best else 1 + loss_of(each) for each in chosen}
+    assert measured_ladder(costs, series, losses).rungs[-1] == Rung(costs.cost(best), 0.5, best)
 
 
 def test_predictions_below_the_full_network_still_order_the_ladder():

@@ -10,14 +10,13 @@ from tests.stages.training import text
 
 def trainer_of(folder, *callbacks, **settings):
     return Trainer(
-        accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
         callbacks=list(callbacks),
-        **({"limit_val_batches": 0} | settings),
+        **({"accelerator": "cpu", "limit_val_batches": 0} | settings),
     )
 
 

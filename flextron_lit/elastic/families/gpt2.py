@@ -15,7 +15,6 @@ from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.families.attention import ElasticAttention, Width
 from flextron_lit.elastic.families.base import BlockLayout, Family
 from flextron_lit.elastic.families.mlp import ElasticMLP
-from flextron_lit.elastic.grouped_mm import fits, grouped_mlp
 from flextron_lit.elastic.grouping import TokenGroups
 from flextron_lit.elastic.prefix import conv1d_bands, conv1d_columns, conv1d_rows
 
@@ -32,8 +31,6 @@ class ElasticGPT2MLP(ElasticMLP, GPT2MLP):  # type: ignore[misc]  # the stock an
 
     def _by_token(self, hidden_states: Tensor, groups: TokenGroups) -> Tensor:
         first, last = self.c_fc, self.c_proj
-        if fits(groups, hidden_states):
-            return grouped_mlp(groups, hidden_states, [(first.weight, first.bias)], self.act, last.weight, last.bias)
         inner = conv1d_bands(first, groups)
         outer = groups.split(last.weight, 0)
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flextron_lit.elastic.families.base import BlockHandle
-from flextron_lit.elastic.grouped_mm import fits, grouped_mlp
 from flextron_lit.elastic.grouping import TokenGroups
 from flextron_lit.elastic.prefix import linear_bands, linear_columns, linear_rows
 
@@ -61,9 +60,6 @@ class LinearMLP(ElasticMLP):
 
     def _grouped(self, hidden_states: Tensor, groups: TokenGroups) -> Tensor:
         inner, outer = self._layers()
-        if fits(groups, hidden_states):
-            weights = [(linear.weight.t(), linear.bias) for linear in inner]
-            return grouped_mlp(groups, hidden_states, weights, self._activate, outer.weight.t(), outer.bias)
         firsts = [linear_bands(linear, groups) for linear in inner]
         lasts = groups.split(outer.weight, 1)
 
