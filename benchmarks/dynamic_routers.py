@@ -11,80 +11,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from held_out_text import flextron_folders, test_text
 from text_loss import blocks_of
 
-from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.elastic.selection import Selection
+from flextron_lit.evaluation.bootstrap import interval
+from flextron_lit.evaluation.documents import Batch, document_losses, pooled
 from flextron_lit.loading import Loaded, load_elastic
-from flextron_lit.losses import token_cross_entropy
-from flextron_lit.progress import progress
 from flextron_lit.routers.dynamic import mean_ratio
 from flextron_lit.routers.trained import TrainedRouter, read_routers
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
 
-Batch = Mapping[str, Tensor]
-DRAWS = 2000
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Summed losses and predicted tokens of documents, [n] each."""
-
-    total: Tensor
-    tokens: Tensor
-
-    @property
-    def mean(self) -> float:
-        """Nats per token."""
-        return float(self.total.sum() / self.tokens.sum())
-
-    def __add__(self, other: Losses) -> Losses:
-        return Losses(torch.cat([self.total, other.total]), torch.cat([self.tokens, other.tokens]))
-
-
-def documents(batch: Batch) -> Tensor:
-    """Which document of its block each predicting token belongs to, from the positions: [B, T - 1]."""
-    positions = batch.get("position_ids")
-    if positions is None:
-        return torch.zeros_like(batch["labels"][:, 1:])
-    return (positions == 0).cumsum(1)[:, :-1]
-
-
-@torch.no_grad()
-def losses_of(backbone: ElasticBackbone, selection: Selection, batches: Sequence[Batch], name: str) -> Losses:
-    """Of every document."""
-    totals, counts = [], []
-    with backbone.use(selection), torch.autocast("cpu", torch.bfloat16):
-        for batch in progress(batches, name):
-            inputs = {key: batch[key] for key in ("input_ids", "position_ids") if key in batch}
-            losses, predicted = token_cross_entropy(backbone.model(**inputs, use_cache=False).logits, batch["labels"])
-            for row, counted, document in zip(losses, predicted, documents(batch), strict=True):
-                size = int(document.max()) + 1
-                totals.append(torch.zeros(size).index_add(0, document, row))
-                counts.append(torch.zeros(size).index_add(0, document, counted.float()))
-    total, tokens = torch.cat(totals), torch.cat(counts)
-    return Losses(total[tokens > 0].double(), tokens[tokens > 0].double())
-
-
-def interval(ours: Losses, theirs: Losses, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the difference of mean losses, documents drawn with replacement."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(ours.total), (DRAWS, len(ours.total)), generator=generator)
-    tokens = ours.tokens[drawn].sum(1)
-    difference = (ours.total[drawn].sum(1) - theirs.total[drawn].sum(1)) / tokens
-    low, high = difference.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+losses_of = partial(document_losses, forward_context=partial(torch.autocast, "cpu", torch.bfloat16))
 
 
 def compared(
@@ -102,12 +48,12 @@ def compared(
     overall = mean_ratio(torch.stack([counts[name] for name in domains]).sum(0), dynamic.table)
     rung = min(static.ladder.rungs, key=lambda rung: abs(rung.cost / static.table.full - overall))
     theirs = {n: losses_of(backbone, rung.sub_network, b, f"static {budget:g}, {n}") for n, b in texts.items()}
-    ours["all domains"] = sum((ours[name] for name in domains[1:]), ours[domains[0]])
-    theirs["all domains"] = sum((theirs[name] for name in domains[1:]), theirs[domains[0]])
+    ours["all domains"] = pooled([ours[name] for name in domains])
+    theirs["all domains"] = pooled([theirs[name] for name in domains])
     costs["all domains"] = overall
     for name in (*domains, "all domains", *(name for name in texts if name not in domains)):
-        low, high = interval(ours[name], theirs[name])
-        difference = ours[name].mean - theirs[name].mean
+        paired = ours[name] - theirs[name]
+        low, high = interval(paired) or (float("nan"), float("nan"))
         yield [
             f"{budget:g}",
             name,
@@ -115,7 +61,7 @@ def compared(
             f"{rung.cost / static.table.full:.3f}",
             f"{ours[name].mean:.3f}",
             f"{theirs[name].mean:.3f}",
-            f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]",
+            f"{paired.mean:+.3f} [{low:+.3f}, {high:+.3f}]",
         ]
 
 

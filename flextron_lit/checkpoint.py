@@ -2,7 +2,7 @@
 
 ```
 config.json, model.safetensors, tokenizer files    a plain Hugging Face checkpoint of the full network
-flextron.json                                      format version, space, history, sha256 of every file
+flextron.json                                      format version, space, history, sha256 of every file; evaluations
 order.safetensors                                  per block, where the units stood in the dense model
 costs/, routers/, surrogate.safetensors            what later stages and commands add
 ```
@@ -40,6 +40,8 @@ FORMAT_VERSION = 1
 RECORD = "flextron.json"
 ORDER = "order.safetensors"
 CONFIG = "config.json"
+EVALUATIONS = "evaluations"
+"""In the record; a checkpoint that is made from this one has none of them: they are of other weights or routers."""
 WEIGHTS = "model.safetensors"
 WEIGHT_INDEX = "model.safetensors.index.json"
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -162,6 +164,28 @@ def verify(folder: Path) -> list[str]:
     return list(written)
 
 
+def digest(folder: Path) -> str:
+    """Digest of everything that a checkpoint was written with, weights and routers above all, but not of the record.
+
+    Raises:
+        ValueError: if the folder is no Flextron checkpoint.
+    """
+    written = {name: sha256 for name, sha256 in _read_record(folder).get("sha256", {}).items() if name != RECORD}
+    # written before digests were noted
+    known = written or {file.name: sha256_of(file) for file in weight_files(folder)}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """What `note_evaluation` noted.
+
+    Raises:
+        ValueError: if the folder is no Flextron checkpoint, or the record is damaged.
+    """
+    with _damage(folder):
+        return [dict(each) for each in _read_record(folder).get(EVALUATIONS, [])]
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
     if not is_flextron(folder):
         raise ValueError(f"{folder} is no Flextron checkpoint: it has no {RECORD}")
@@ -270,6 +294,27 @@ def extend(
         _write_record(partial, record, {name: digest for name, digest in noted.items() if name in kept})
 
     write_whole(folder, fill, size=sum(path.stat().st_size for path in kept.values()))
+
+
+def note_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Note in the record what an evaluation found, in place of what was noted of the same `file`.
+
+    The record's time stays: it says when the checkpoint was made.
+
+    Raises:
+        ValueError: if the folder is no Flextron checkpoint.
+        OSError: if it cannot be written.
+    """
+    record = _read_record(folder)
+    others = [each for each in record.get(EVALUATIONS, []) if each.get("file") != evaluation.get("file")]
+    noted = {**record, EVALUATIONS: [*others, dict(evaluation)]}
+    if "sha256" in record:
+        noted["sha256"] = {**record["sha256"], RECORD: _record_digest(noted)}
+    path, partial = folder / RECORD, folder / f"{RECORD}.partial"
+    made = path.stat()
+    partial.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+    os.utime(partial, ns=(made.st_atime_ns, made.st_mtime_ns))
+    os.replace(partial, path)
 
 
 def _record(space: ElasticSpace, history: Sequence[Mapping[str, Any] | StageRecord]) -> dict[str, Any]:

@@ -26,8 +26,10 @@ commands
   select     the sub-network for a budget: widths, costs, loss
   export     one sub-network as a stand-alone model, for transformers or llama.cpp
   generate   text from a checkpoint within a budget, as it comes
+  evaluate   loss and perplexity per budget with intervals, tasks of the LM evaluation harness
   reroute    train a router for another device or cost, from the kept surrogate
   highlight  a text shaded by what a dynamic router spends on each token, as a web page
+  report     a pipeline, a run or a checkpoint as one web page, with a slider over budgets
   info       what a Flextron checkpoint holds and how it was made
   diff       how two Flextron checkpoints differ; exit code 0 if they do not
 
@@ -103,6 +105,13 @@ def _generate() -> int:
     return 0
 
 
+def _evaluate() -> int:
+    from flextron_lit.evaluating import command
+
+    command(sys.argv[2:])
+    return 0
+
+
 def _reroute() -> int:
     from flextron_lit.rerouting import command
 
@@ -112,6 +121,13 @@ def _reroute() -> int:
 
 def _highlight() -> int:
     from flextron_lit.highlighting import command
+
+    command(sys.argv[2:])
+    return 0
+
+
+def _report() -> int:
+    from flextron_lit.reporting import command
 
     command(sys.argv[2:])
     return 0
@@ -134,8 +150,10 @@ COMMANDS: dict[str, Callable[[], int]] = {
     "select": _select,
     "export": _export,
     "generate": _generate,
+    "evaluate": _evaluate,
     "reroute": _reroute,
     "highlight": _highlight,
+    "report": _report,
     "info": _info,
     "diff": _diff,
 }

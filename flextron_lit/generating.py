@@ -6,9 +6,10 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import ge
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,22 +23,25 @@ from flextron_lit.costs.timing import Interleaved, interleaved, seconds
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.data.rows import decode
 from flextron_lit.elastic.selection import Selection
+from flextron_lit.generated import COMPARED, Drafted, Generated, Report
 from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
+from flextron_lit.space import SubNetwork
+from flextron_lit.speculative import DRAFT_TOKENS, Speculated, speculate
 from flextron_lit.stages import ElasticTraining, JointTuning
 from flextron_lit.tables import show
 
 NEW_TOKENS = 100
 ROUNDS = 2
 """Of a comparison: in each the full network runs before and after."""
-COMPARED = "budget"
-"""Name of what is compared with the full network."""
 STDIN = "-"
 TRAIN_WEIGHTS = (ElasticTraining.__name__, JointTuning.__name__)
 Inputs = Mapping[str, Any]
 """`input_ids` and `attention_mask` of one prompt, [1, T]."""
+Drafting = Mapping[str, Any]
+"""`draft` and `draft_tokens` of `speculate`."""
 
 
 @dataclass(frozen=True)
@@ -50,73 +54,14 @@ class Chosen:
     """What it costs, relative to the full network, by the names of the budget's costs; empty for a dynamic router."""
 
     def spent(self) -> Mapping[str, float]:
-        """The ratios; of a dynamic router the mean over all tokens since it was last asked, the prompt's included."""
+        """The ratios; of a dynamic router the mean over all tokens read since it was last asked, the prompt's included.
+
+        Drafted tokens are read too, also those that it refuses.
+        """
         if isinstance(self.selection, DynamicPolicy):
             table = self.selection.table
             return {table.name: mean_ratio(self.selection.take(), table)}
         return self.ratios
-
-
-@dataclass(frozen=True)
-class Generated:
-    """An answer."""
-
-    text: str
-    tokens: int
-    """How many were generated, the one that ends the text included."""
-    seconds: float
-
-    @property
-    def speed(self) -> float:
-        """Tokens a second, the pass over the prompt included."""
-        return self.tokens / self.seconds
-
-
-@dataclass(frozen=True)
-class Report:
-    """An answer, and what there is to say of it."""
-
-    budget: str | None
-    how: str
-    spent: Mapping[str, float]
-    """Costs relative to the full network."""
-    prompt_tokens: int
-    made: Generated
-    timed: Interleaved[str] | None
-    """Of a comparison with the full network."""
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, for scripts."""
-        made, timed = self.made, self.timed
-        found: dict[str, Any] = {
-            "text": made.text,
-            "budget": self.budget,
-            "how": self.how,
-            "costs": dict(self.spent),
-            "prompt_tokens": self.prompt_tokens,
-            "new_tokens": made.tokens,
-            "seconds": made.seconds,
-            "tokens_per_second": made.speed,
-        }
-        if timed is not None:
-            ratio = timed.ratios[COMPARED]
-            found |= {"time_ratio": ratio.value, "spread": ratio.spread, "full_seconds": timed.reference}
-        return found
-
-    def lines(self) -> Iterator[str]:
-        """All but the text, for people."""
-        costs = [f"{ratio:.3f} of the full network's {name}" for name, ratio in self.spent.items()]
-        asked = "" if self.budget is None else f"budget {self.budget}: "
-        yield asked + "; ".join([self.how, *costs])
-        made = self.made
-        speed = f"{made.tokens} new in {made.seconds:.2f} s ({made.speed:.1f}/s)"
-        yield f"tokens: {self.prompt_tokens} of the prompt, {speed}"
-        if self.timed is not None:
-            ratio, full = self.timed.ratios[COMPARED], made.tokens / self.timed.reference
-            yield (
-                f"{made.tokens} tokens take {ratio.value:.3f} ± {ratio.spread:.3f} of the full network's time: "
-                f"{full / ratio.value:.1f}/s, the full network {full:.1f}/s"
-            )
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------
@@ -204,6 +149,23 @@ def chosen(model: FlextronModel, budget: str | None, *, dynamic: bool, latency: 
     return Chosen(answer.sub_network, answer.how, {table.name: table.ratio(answer.sub_network) for table in tables})
 
 
+def drafter(model: FlextronModel, budget: str, decides: Selection, *, latency: str | None) -> Chosen:
+    """What drafts within a budget: always a sub-network, so that its tokens need no routing.
+
+    Raises:
+        ValueError: as `chosen`, or if it has no block narrower than the sub-network that decides.
+    """
+    choice = chosen(model, budget, dynamic=False, latency=latency)
+    draft, widest = choice.selection, decides if isinstance(decides, SubNetwork) else model.backbone.space.full()
+    assert isinstance(draft, SubNetwork)
+    if all(map(ge, draft.choices, widest.choices)):
+        raise ValueError(
+            f"--speculative {budget} drafts by a sub-network that is nowhere narrower than what decides, which gains "
+            "nothing; give it less"
+        )
+    return choice
+
+
 def raw_text(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the domains that are no conversations among those that a checkpoint's weights were trained on."""
     trained = [row.get("data") or {} for row in history if row.get("stage") in TRAIN_WEIGHTS]
@@ -220,36 +182,68 @@ def generate(
     selection: Selection,
     settings: Mapping[str, Any],
     streamer: TextStreamer | None = None,
+    drafting: Drafting | None = None,
 ) -> Generated:
     """Generate within a selection; the streamer tells each word as it comes.
 
     Args:
         model: the network.
         inputs: of one prompt, [1, T].
-        selection: what is active.
+        selection: what is active, or decides on what is drafted.
         settings: of Hugging Face's `generate`.
         streamer: None tells nothing.
+        drafting: what proposes tokens; None generates without.
     """
-    found: list[Tensor] = []
+    found: list[tuple[Tensor, Speculated | None]] = []
 
     def run() -> None:
-        found.append(model.generate(**inputs, **settings, streamer=streamer))
+        if drafting is None:
+            with model.use(selection):
+                found.append((model.generate(**inputs, **settings, streamer=streamer), None))
+        else:
+            made = speculate(model.backbone, **inputs, **settings, **drafting, verifier=selection, streamer=streamer)
+            found.append((made.tokens, made))
 
-    with model.use(selection):
-        took = seconds(run, model.device)
-    new = found[0][0, inputs["input_ids"].shape[1] :]
-    return Generated(str(model.tokenizer.decode(new, skip_special_tokens=True)), len(new), took)
+    took = seconds(run, model.device)
+    ((tokens, drafts),) = found
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    return Generated(str(model.tokenizer.decode(new, skip_special_tokens=True)), len(new), took, drafts)
 
 
 def compare(
-    model: FlextronModel, inputs: Inputs, selection: Selection, settings: Mapping[str, Any], tokens: int
+    model: FlextronModel,
+    inputs: Inputs,
+    selection: Selection,
+    settings: Mapping[str, Any],
+    tokens: int,
+    drafting: Drafting | None = None,
 ) -> Interleaved[str]:
     """Time of the same number of tokens within a selection, relative to the full network's before and after it."""
     same = {**settings, "min_new_tokens": tokens, "max_new_tokens": tokens}
     run = partial(generate, model, inputs, settings=same)
-    runs = {COMPARED: partial(run, selection=selection)}
+    runs = {COMPARED: partial(run, selection=selection, drafting=drafting)}
     full = partial(run, selection=model.backbone.space.full())
     return interleaved(runs, full, range(ROUNDS), lambda each: each().seconds)
+
+
+def choices(model: FlextronModel, options: Any) -> tuple[Chosen, Chosen | None]:
+    """What decides and what drafts, if anything does, within a command line's budgets.
+
+    Raises:
+        ValueError: for a budget that cannot be met or read, or an option that has no effect on what it gets.
+    """
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        choice = chosen(model, options.budget, dynamic=options.dynamic, latency=options.latency)
+        draft = None
+        if options.speculative is not None:
+            draft = drafter(model, options.speculative, choice.selection, latency=options.latency)
+    # the same router may answer both
+    for note in dict.fromkeys(str(note.message) for note in notes):
+        say(f"note: {note}")
+    if options.compare and draft is None and choice.selection == model.backbone.space.full():
+        raise ValueError("--compare has no effect: this is the full network; ask for a --budget that it does not meet")
+    return choice, draft
 
 
 def report(model: FlextronModel, inputs: Inputs, options: Any) -> Report:
@@ -260,23 +254,22 @@ def report(model: FlextronModel, inputs: Inputs, options: Any) -> Report:
     """
     prompt_tokens = inputs["input_ids"].shape[1]
     most = room(prompt_tokens, model.config.max_position_embeddings, options.max_new_tokens)
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        choice = chosen(model, options.budget, dynamic=options.dynamic, latency=options.latency)
-    for note in notes:
-        say(f"note: {note.message}")
-    full = model.backbone.space.full()
-    if options.compare and choice.selection == full:
-        raise ValueError("--compare has no effect: this is the full network; ask for a --budget that it does not meet")
+    choice, draft = choices(model, options)
+    by = None
+    if draft is not None:
+        by = {"draft": draft.selection, "draft_tokens": options.draft_tokens or DRAFT_TOKENS}
     pad = model.tokenizer.eos_token_id if model.tokenizer.pad_token_id is None else model.tokenizer.pad_token_id
     settings = {**decoding(options.temperature, options.top_p), "max_new_tokens": most, "pad_token_id": pad}
     streamer = None if options.json else TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(options.seed or 0)
-    made = generate(model, inputs, choice.selection, settings, streamer)
+    made = generate(model, inputs, choice.selection, settings, streamer, by)
     # before a comparison adds to what a policy counted
     spent = choice.spent()
-    timed = compare(model, inputs, choice.selection, settings, made.tokens) if options.compare else None
-    return Report(options.budget, choice.how, spent, prompt_tokens, made, timed)
+    timed = compare(model, inputs, choice.selection, settings, made.tokens, by) if options.compare else None
+    drafted = None
+    if draft is not None and made.drafts is not None:
+        drafted = Drafted(options.speculative, draft.how, draft.ratios, made.drafts)
+    return Report(options.budget, choice.how, spent, prompt_tokens, made, drafted, timed)
 
 
 def say(line: str) -> None:
@@ -298,6 +291,12 @@ def parser() -> ArgumentParser:
     made.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
     made.add_argument("--budget", type=str, default=None, help=f"{HELP} Default: the full network.")
     made.add_argument("--dynamic", action="store_true", help="Every token takes its own widths, within it on average.")
+    text = (
+        "A sub-network within this budget drafts, what --budget gets decides: the same text in float32, faster only "
+        "where drafts are cheap and mostly right (--compare tells). Drawn tokens are others, and as likely."
+    )
+    made.add_argument("--speculative", type=str, default=None, metavar="BUDGET", help=text)
+    made.add_argument("--draft_tokens", type=int, default=None, help=f"Most tokens drafted at once ({DRAFT_TOKENS}).")
     made.add_argument("--prompt", type=str, default=None, help="What to go on from; - reads standard input.")
     made.add_argument("--prompt_file", type=Path, default=None, help="A file to read it from, or -.")
     made.add_argument("--chat", action="store_true", help="The prompt is a user's message to a chat model.")
@@ -324,7 +323,7 @@ def check(options: Any) -> None:
     Raises:
         ValueError: naming one.
     """
-    for name in ("max_new_tokens", "threads"):
+    for name in ("max_new_tokens", "threads", "draft_tokens"):
         if options[name] is not None and options[name] < 1:
             raise ValueError(f"--{name} must be 1 or more, not {options[name]}")
     if options.temperature is not None and not 0 < options.temperature < math.inf:
@@ -333,10 +332,20 @@ def check(options: Any) -> None:
         )
     if options.top_p is not None and not 0 < options.top_p <= 1:
         raise ValueError(f"--top_p must be above 0 and at most 1, not {options.top_p}")
+    _check_effects(options)
+
+
+def _check_effects(options: Any) -> None:
     if options.seed is not None and options.temperature is None and options.top_p is None:
         raise ValueError("--seed has no effect where the likeliest token is taken; add --temperature or --top_p")
+    if options.dynamic and options.budget is None:
+        raise ValueError("--dynamic has no effect on the full network; add a --budget")
+    if options.speculative is not None:
+        return
+    if options.draft_tokens is not None:
+        raise ValueError("--draft_tokens has no effect without --speculative")
     if options.budget is None:
-        for name in ("dynamic", "latency", "compare"):
+        for name in ("latency", "compare"):
             if options[name]:
                 raise ValueError(f"--{name} has no effect on the full network; add a --budget")
     if options.dynamic and options.latency is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import sys
 import time
@@ -19,9 +20,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
 from flextron_lit.cli import FRESH_HELP, StageCLI
+from flextron_lit.html_report.origin import note_invocation
+from flextron_lit.reporting import report_pipeline
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.summary import summarise
-from flextron_lit.tables import show
+from flextron_lit.tables import duration, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,10 @@ def run(
     disk_gb: float = 0.0,
     quick: bool = False,
     fresh: bool = False,
+    checkpoint: str | None = None,
+    text: Sequence[str] = (),
 ) -> None:
-    """Run all stages in turn; the same command picks up at the first unfinished one. Ends with a table of all answers.
+    """Run all stages in turn; the same command picks up at the first unfinished one. Ends with a table and a web page.
 
     Args:
         stages: the stages by name, in order; each writes to the folder of its name in `run_folder`.
@@ -55,9 +60,11 @@ def run(
         disk_gb: gigabytes that the run folder needs at most; with less free, the run does not start.
         quick: a first look: fewer steps and fewer measurements, where the config says which.
         fresh: delete what the run folders hold and start anew.
+        checkpoint: what the first stage starts from, in place of the config's: a local folder, or any source.
+        text: files, folders or sources of text in place of the config's domains; each is a domain of its own.
 
     Raises:
-        ValueError: if there is no stage, or too little room on the disk.
+        ValueError: if there is no stage, too little room on the disk, or two texts of one name.
     """
     if not stages:
         raise ValueError("the pipeline lists no stages")
@@ -67,16 +74,18 @@ def run(
     folders = {name: RunFolder(place / name) for name in stages}
     if fresh or any(folder.status != "finished" for folder in folders.values()):
         _check_room(place, disk_gb)
+        note_invocation(place, fresh=fresh)
     show(planned(stages, folders, quick=quick, fresh=fresh))
-    before: Path | None = None
+    before, replaced = checkpoint, _texts(text)
     for number, (name, stage) in enumerate(stages.items(), 1):
         folder, begun = folders[name], time.monotonic()
         print(f"stage {number} of {len(stages)}: {name} in {folder.path}", flush=True)
-        _fit(list(arguments(stage, folder.path, before, quick=quick, fresh=fresh)))
+        _fit(list(arguments(stage, folder.path, before, replaced, quick=quick, fresh=fresh)))
         print(f"{name} took {duration(time.monotonic() - begun)}", flush=True)
-        before = folder.checkpoint
+        before = str(folder.checkpoint)
     if getattr(rank_zero_only, "rank", 0) == 0:
         summarise(list(folders.values()), place)
+        report_pipeline(place, list(folders.values()))
     print(f"pipeline finished: {len(stages)} of {len(stages)} stages; the last checkpoint is {before}")
 
 
@@ -99,10 +108,18 @@ def planned(
     return table
 
 
-def duration(seconds: float) -> str:
-    """At a glance: 48 s, 2 min 5 s."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _texts(sources: Sequence[str]) -> dict[str, Any]:
+    """Settings that make a domain of each source, named after it."""
+    domains: dict[str, dict[str, str]] = {}
+    for source in sources:
+        place = Path(source)
+        # relative to where the command runs, and not to a config
+        own = str(place.resolve()) if place.exists() else source
+        name = re.sub(r"\W+", "_", place.stem).strip("_") or "text"
+        if name in domains:
+            raise ValueError(f"--text names two sources {name!r}: {domains[name]['source']} and {own}; rename one")
+        domains[name] = {"source": own}
+    return {"data": {"init_args": {"domains": domains}}} if domains else {}
 
 
 def _check_room(place: Path, gigabytes: float) -> None:
@@ -116,17 +133,23 @@ def _check_room(place: Path, gigabytes: float) -> None:
 
 
 def arguments(
-    stage: PipelineStage, folder: Path, before: Path | None, *, quick: bool = False, fresh: bool = False
+    stage: PipelineStage,
+    folder: Path,
+    before: str | None,
+    replaced: Mapping[str, Any] | None = None,
+    *,
+    quick: bool = False,
+    fresh: bool = False,
 ) -> Iterator[str]:
-    """The command line of one stage's `fit`."""
+    """The command line of one stage's `fit`; `replaced` are settings that come before those of the stage's own."""
     for config in stage.configs:
         yield from ("-c", str(config.absolute if isinstance(config, Path_fr) else config))
-    for settings in (stage.settings, stage.quick if quick else {}):
+    for settings in (replaced, stage.settings, stage.quick if quick else {}):
         if settings:
             yield from ("-c", json.dumps(settings))
     yield from ("--run_folder", str(folder))
     if before is not None:
-        yield from ("--model.init_args.checkpoint", str(before))
+        yield from ("--model.init_args.checkpoint", before)
     if fresh:
         yield "--fresh"
 
@@ -158,15 +181,22 @@ def _plain(value: Any) -> Any:
 
 def command(args: Sequence[str]) -> None:
     """`python main.py pipeline`."""
-    parser = ArgumentParser(prog="main.py pipeline", description="Example: main.py pipeline -c configs/quickstart.yaml")
+    parser = ArgumentParser(
+        prog="main.py pipeline",
+        description="All stages in turn, ending with a table and a web page. Examples: main.py pipeline -c "
+        "configs/quickstart.yaml; with a model and text of your own: main.py pipeline -c configs/quickstart.yaml "
+        "--checkpoint ./model --text book.txt --run_folder runs/mine",
+    )
     parser.add_argument("-c", "--config", action="config", help="The pipeline, in YAML.")
     parser.add_argument("--fresh", action="store_true", help=FRESH_HELP)
     parser.add_argument("--quick", action="store_true", help="A first look: fewer steps, fewer measurements.")
-    parser.add_function_arguments(run, as_positional=False, skip={"fresh", "quick"})
+    text = "Files, folders or sources of text in place of the config's, each a domain of its own."
+    parser.add_argument("--text", type=str, nargs="+", default=[], help=text)
+    parser.add_function_arguments(run, as_positional=False, skip={"fresh", "quick", "text"})
     options = parser.parse_args(list(args))
     # not through instantiate_classes: it would make callbacks of what settings only describe
     stages = {name: PipelineStage(**vars(s) | _settings(s)) for name, s in options.stages.items()}
-    run(stages, options.run_folder, options.disk_gb, options.quick, options.fresh)
+    run(stages, options.run_folder, options.disk_gb, options.quick, options.fresh, options.checkpoint, options.text)
 
 
 def _settings(stage: Namespace) -> dict[str, Any]:

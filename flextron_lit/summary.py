@@ -13,20 +13,23 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from flextron_lit.checkpoint import RECORD
 from flextron_lit.costs import Workload, parameter_table
-from flextron_lit.costs.known import known_tables
+from flextron_lit.costs.latency import origin_of
 from flextron_lit.costs.profiler import measure, phase_seconds
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.loading import Loaded, load_elastic
+from flextron_lit.profiling import device_of
 from flextron_lit.routers.trained import read_routers
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 from flextron_lit.tables import short, show
-from flextron_lit.validation import DYNAMIC, ROUTED
+from flextron_lit.validated import FULL, validated
 
+SUMMARY = "summary.json"
 SECONDS = 40.0
 """For measuring the latencies of all rows."""
 Row = dict[str, Any]
@@ -42,55 +45,39 @@ def summarise(stages: Sequence[RunFolder], folder: Path) -> None:
         stages: run folders of the finished stages, in order.
         folder: where to write.
     """
-    written, checkpoint = folder / "summary.json", stages[-1].checkpoint
-    if written.is_file() and written.stat().st_mtime >= (checkpoint / "flextron.json").stat().st_mtime:
+    written, checkpoint = folder / SUMMARY, stages[-1].checkpoint
+    if written_since(written, checkpoint):
         rows = json.loads(written.read_text(encoding="utf-8"))
     else:
-        rows = with_costs(validated(stages), load_elastic(str(checkpoint)))
+        rows = with_costs(answered(stages), load_elastic(str(checkpoint), device=device_of(None)))
         if rows:
             write(rows, folder)
     if rows:
         show(shown(rows), f"wrote {folder / 'summary.csv'}")
 
 
-def validated(stages: Iterable[RunFolder]) -> list[Row]:
-    """The full network and every router's answers, as validated last: one row each, losses by domain."""
-    found: dict[str, Row] = {}
-    for stage in stages:
-        path = stage.path / "training.json"
-        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        last = [row for row in rows if row["step"] == rows[-1]["step"]]
-        if any(_router(row["sub_network"]) for row in last):
-            # a stage that watches a kind of router says all there is to say of it
-            kinds = {_router(row["sub_network"]) for row in last}
-            found = {name: row for name, row in found.items() if _router(name) not in kinds}
-            found |= _by_sub_network(last)
-    return sorted(found.values(), key=lambda row: (-row["budget"], row["router"]))
+def written_since(file: Path, checkpoint: Path) -> bool:
+    """Whether a file is there and was written after a Flextron checkpoint was made."""
+    return file.is_file() and file.stat().st_mtime >= (checkpoint / RECORD).stat().st_mtime
 
 
-def _router(name: str) -> str:
-    """The kind of router that a watched sub-network is an answer of; "" for those that no router chose."""
-    kinds = {ROUTED: "static", DYNAMIC: "dynamic"}
-    return next((kind for prefix, kind in kinds.items() if name.startswith(prefix)), "")
-
-
-def _by_sub_network(rows: Iterable[Row]) -> dict[str, Row]:
-    """Rows a domain to rows a sub-network; uniform and random ones are left out."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        name, kind = row["sub_network"], _router(row["sub_network"])
-        if not kind and name != "full":
-            continue
-        number = name.removeprefix(ROUTED).removeprefix(DYNAMIC) if kind else "1"
-        new = {"name": name, "budget": float(number), "router": kind, "losses": {}}
-        new |= {"mlp_width": [], "attention_width": []}
-        into = found.setdefault(name, new)
-        into["losses"][row["domain"]] = row["loss"]
-        for column in ("mlp_width", "attention_width"):
-            into[column].append(row[column])
-    for row in found.values():
-        row |= {column: sum(row[column]) / len(row[column]) for column in ("mlp_width", "attention_width")}
-    return found
+def answered(stages: Sequence[RunFolder]) -> list[Row]:
+    """The full network and every router's answers, as validated last; none where no router was validated."""
+    found = validated(stages)
+    rows = [
+        {
+            "name": each.name,
+            "budget": 1.0 if each.budget is None else each.budget,
+            "router": each.router,
+            "losses": dict(each.losses),
+            **{f"{kind}_width": each.widths[kind] for kind in ("mlp", "attention")},
+        }
+        for each in found
+        if each.router or each.name == FULL
+    ]
+    if not any(row["router"] for row in rows):
+        return []
+    return sorted(rows, key=lambda row: (-row["budget"], row["router"]))
 
 
 def with_costs(rows: list[Row], loaded: Loaded) -> list[Row]:
@@ -101,7 +88,7 @@ def with_costs(rows: list[Row], loaded: Loaded) -> list[Row]:
     space, folder = loaded.backbone.space, loaded.folder
     static = [router for router in read_routers(folder, space) if not router.stale]
     dynamic = [router for router in read_dynamic_routers(folder, space) if not router.stale]
-    selections: dict[str, Selection] = {"full": space.full()}
+    selections: dict[str, Selection] = {FULL: space.full()}
     for trained in static[:1]:
         selections |= ladder_answers(trained.ladder, trained.table, _budgets(rows, "static"))
     for routed in dynamic[:1]:
@@ -112,9 +99,10 @@ def with_costs(rows: list[Row], loaded: Loaded) -> list[Row]:
     for row in rows:
         selection = selections[row["name"]]
         row["parameters"] = round(parameters.cost(selection if isinstance(selection, SubNetwork) else space.full()))
-    if any(router.table.unit == "ms" for router in (*static, *dynamic)):
-        _, latency = known_tables(folder, loaded.backbone, Workload(), None)
-        workload = latency.workload if latency else Workload()
+    timed = next((router.table for router in (*static, *dynamic) if router.table.unit == "ms"), None)
+    if timed is not None:
+        measured = origin_of(folder, space, timed)
+        workload = measured[1].workload if measured else Workload()
         found = latencies(loaded, {row["name"]: selections[row["name"]] for row in rows}, workload)
         for row in rows:
             row["latency_ms"] = found[row["name"]]
@@ -156,7 +144,7 @@ def write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(flat[0]))
         writer.writeheader()
         writer.writerows(flat)
-    (folder / "summary.json").write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
+    (folder / SUMMARY).write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
 
 
 def shown(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -39,6 +39,12 @@ def short(count: int) -> str:
     return str(count)
 
 
+def duration(seconds: float) -> str:
+    """At a glance: 48 s, 2 min 5 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def huge(count: int) -> str:
     """A count that may have hundreds of digits."""
     digits = str(count)

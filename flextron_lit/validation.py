@@ -191,17 +191,27 @@ class ValidationResult:
                 "loss": loss,
                 "perplexity": perplexity(loss),
                 self.costs.name: self._cost(index, place),
-                **self._mean_widths(self.shares[index, place]),
+                **self._widths(index, place),
             }
             for index, name in enumerate(self.watched)
             for place, (domain, loss) in enumerate(zip(self.domains, self.losses[index].tolist(), strict=True))
         ]
 
-    def _mean_widths(self, shares: Tensor) -> dict[str, float]:
-        ratios = (shares * width_ratios(self.space).to(shares)).sum(-1).tolist()
-        pairs = list(zip(self.space.blocks, ratios, strict=True))
-        of = {kind: [ratio for block, ratio in pairs if block.kind == kind] for kind in KINDS}
-        return {f"{kind}_width": sum(values) / len(values) for kind, values in of.items()}
+    def _widths(self, index: int, domain: int) -> dict[str, float]:
+        return {f"{kind}_width": mean for kind, mean in mean_widths(self.space, self.shares[index, domain]).items()}
+
+
+def mean_widths(space: ElasticSpace, shares: Tensor) -> dict[str, float]:
+    """Mean share of the full width over the layers, by kind of block.
+
+    Args:
+        space: the choices.
+        shares: of the tokens that took each choice, [2L, N]; one-hot for a sub-network.
+    """
+    ratios = (shares * width_ratios(space).to(shares)).sum(-1).tolist()
+    pairs = list(zip(space.blocks, ratios, strict=True))
+    of = {kind: [ratio for block, ratio in pairs if block.kind == kind] for kind in KINDS}
+    return {kind: sum(values) / len(values) for kind, values in of.items()}
 
 
 def perplexity(loss: float) -> float:

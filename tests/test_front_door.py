@@ -246,6 +246,7 @@ def test_the_pipeline_runs_its_stages_and_picks_up(tmp_path):
     printed = succeed("pipeline", "-c", config)
     assert "stage 1 of 2: one" in printed
     assert "pipeline finished: 2 of 2 stages" in printed
+    assert "main.py pipeline -c" in (tmp_path / "run/report.html").read_text()
     history = checkpoint.read(tmp_path / "run" / "two" / "flextron").history
     assert [r["source"] for r in history] == ["random:configs/models/tiny-llama", str(tmp_path / "run/one/flextron")]
     again = run("pipeline", "-c", config)

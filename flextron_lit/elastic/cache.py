@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache
 
 
-def retractable(config: PreTrainedConfig) -> DynamicCache:
-    """An empty cache whose layers with a sliding window keep what is behind it until `retract` is called."""
-    cache = DynamicCache(config=config)
+def retractable(cache: DynamicCache) -> DynamicCache:
+    """The same cache; from now on its layers with a sliding window keep what is behind it until `retract` is called."""
     cache.activate_past_recording()
     return cache
 

@@ -54,6 +54,7 @@ def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
         "stale": _stale(folder),
         "surrogate": SURROGATE if SURROGATE in files else None,
         "history": record.history,
+        "evaluations": checkpoint.evaluations(folder),
         "files": files,
         "bytes": sum(files.values()),
         "verified": verified,
@@ -140,6 +141,18 @@ def _contents(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         marks = (f"{name}, since {stage} changed the network" for name, stage in description["stale"].items())
         yield "stale", "\n".join(marks)
     yield "surrogate", description["surrogate"] or "none"
+    if description["evaluations"]:
+        yield "evaluations", "\n".join(line for each in description["evaluations"] for line in _evaluation(each))
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """What was noted of one `evaluate`: a line for each text or task."""
+    yield f"{evaluation['file']}:"
+    by_text: dict[str, list[str]] = {}
+    for row in evaluation["results"]:
+        name = row["network"] if row["budget"] is None else f"{row['network']} {row['budget']}"
+        by_text.setdefault(f"{row['metric']} of {row['text']}", []).append(f"{name} {row['value']:.3f}")
+    yield from (f"  {text}: {', '.join(values)}" for text, values in by_text.items())
 
 
 def _integrity(description: Mapping[str, Any]) -> str:

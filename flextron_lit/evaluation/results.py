@@ -1,0 +1,128 @@
+"""The files of an evaluation: what is in them already is not evaluated again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flextron_lit.evaluation.measured import Row, flat
+
+JSON, CSV = "evaluation.json", "evaluation.csv"
+NOT_COMPARED = ("command", "git_commit", "seed")
+"""Of how something was made: differs without making another result; the seed of intervals is asked for apart."""
+KEY = ("task", "network", "budget", "limit")
+"""What a row of tasks is known by."""
+
+
+@dataclass
+class Results:
+    """`evaluation.json`: one part for losses, one for tasks; each says how it was made.
+
+    Args:
+        folder: where it lies.
+        sha256: of the checkpoint that is evaluated.
+    """
+
+    folder: Path
+    sha256: str
+    losses: Row | None = None
+    """How they were made, what was asked, and the rows; None before they were measured."""
+    tasks: list[Row] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The JSON file."""
+        return self.folder / JSON
+
+    @classmethod
+    def read(cls, folder: Path, sha256: str, *, fresh: bool) -> Results:
+        """What is there of this checkpoint; nothing, if it is to be made anew.
+
+        Raises:
+            ValueError: if the file is damaged, or of another checkpoint.
+        """
+        path = folder / JSON
+        if fresh or not path.is_file():
+            return cls(folder, sha256)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found = cls(folder, str(content["checkpoint"]), content["losses"], list(content["tasks"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); start anew with --fresh") from error
+        if found.sha256 != sha256:
+            raise ValueError(
+                f"{path} is of another checkpoint, or of this one before it changed ({found.sha256[:12]}, now "
+                f"{sha256[:12]}); name another --output, or replace it with --fresh"
+            )
+        return found
+
+    def known_losses(self, made: Row, asked: Row) -> list[Row] | None:
+        """Rows of the same question, answered under the same conditions."""
+        if self.losses is None or self.losses["asked"] != asked or not _same(self.losses["made"], made):
+            return None
+        return list(self.losses["rows"])
+
+    def known_task(self, row: Row, made: Row) -> Row | None:
+        """A finished row of the same task and network, evaluated under the same conditions."""
+        return next((r for r in self.tasks if _key(r) == _key(row) and _same(r["made"], made)), None)
+
+    def add_task(self, row: Row) -> None:
+        """Keep a finished row, in place of one of the same task and network."""
+        self.tasks = [*(other for other in self.tasks if _key(other) != _key(row)), row]
+        self.write()
+
+    def write(self) -> None:
+        """Write both files, each whole or not at all.
+
+        Raises:
+            ValueError: if they cannot be written.
+        """
+        content = {"checkpoint": self.sha256, "losses": self.losses, "tasks": self.tasks}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _whole(self.path, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+            _whole(self.folder / CSV, lambda path: _write_csv(path, self._flat()))
+        except OSError as error:
+            raise ValueError(f"cannot write the results to {self.folder} ({error}); name another --output") from error
+
+    def _flat(self) -> list[Row]:
+        rows = list(flat(self.losses["rows"])) if self.losses else []
+        for row in self.tasks:
+            shared = {name: row[name] for name in ("network", "budget")}
+            shared["cost"] = next(iter(row["costs"].values()), 1.0)
+            for task, of in row["scores"].items():
+                rows.append({**shared, "text": task, "documents": of["questions"], **metrics(of)})
+        return rows
+
+
+def metrics(of: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a task alone."""
+    return {name: value for name, value in of.items() if name != "questions"}
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in KEY)
+
+
+def _same(before: Row, now: Row) -> bool:
+    one, other = ({k: v for k, v in made.items() if k not in NOT_COMPARED} for made in (before, now))
+    return one == other
+
+
+def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(rows)

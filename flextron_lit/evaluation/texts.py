@@ -1,0 +1,80 @@
+"""What losses are measured on: the test documents of the training text, or files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flextron_lit.data import TextDataModule, text_blocks
+from flextron_lit.evaluation.documents import Batch
+from flextron_lit.loading import Loaded
+
+BLOCK_SIZE = 512
+"""Of files; of the training text it is that of training."""
+TOKENS = 8192
+Texts = dict[str, list[Batch]]
+"""Batches by the name of the domain or file."""
+
+
+def texts_of(loaded: Loaded, files: Sequence[Path], tokens: int | None) -> Texts:
+    """The files that are named, or else test documents of every domain.
+
+    Args:
+        loaded: whose text, and whose tokenizer.
+        files: text files; none means the test documents.
+        tokens: of each; None means `TOKENS`, or what the smallest domain has.
+
+    Raises:
+        ValueError: if there is too little text, two files have the same name, or nothing says what the text was.
+    """
+    if files:
+        return file_text(loaded, files, TOKENS if tokens is None else tokens)
+    described = next((row["data"] for row in reversed(loaded.history) if row.get("data")), None)
+    if described is None:
+        raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
+    return test_text(loaded, described, _fitting(described) if tokens is None else tokens)
+
+
+def test_text(loaded: Loaded, described: Mapping[str, Any], tokens: int) -> Texts:
+    """So many tokens of the test documents of each domain, which nothing was trained, sorted or routed by.
+
+    Raises:
+        ValueError: if a domain has fewer.
+    """
+    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder), test_tokens=tokens)
+    data.prepare_data()
+    return {name: list(loader) for name, loader in zip(data.domain_names, data.test_dataloader(), strict=True)}
+
+
+def file_text(loaded: Loaded, files: Sequence[Path], tokens: int) -> Texts:
+    """The first tokens of text files in contiguous blocks, each of which counts as a document.
+
+    Raises:
+        ValueError: if a file has fewer, or two have the same name.
+    """
+    found: Texts = {}
+    for path in files:
+        if path.name in found:
+            raise ValueError(f"two texts are called {path.name}; results go by that name, so rename one")
+        blocks = text_blocks(path, loaded.tokenizer, block_size=min(BLOCK_SIZE, tokens), tokens=tokens)
+        found[path.name] = [{"input_ids": block[None], "labels": block[None]} for block in blocks]
+    return found
+
+
+def fingerprint(batches: Sequence[Batch]) -> str:
+    """Digest of all tokens, and of which are predicted."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name, tensor in sorted(batch.items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.long().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _fitting(described: Mapping[str, Any]) -> int:
+    """As many tokens as all domains have whole blocks of, up to `TOKENS`."""
+    there = [domain.get("tokens", {}).get("test", TOKENS) for domain in described.get("domains", {}).values()]
+    block_size = described.get("block_size", BLOCK_SIZE)
+    return max(block_size, min([TOKENS, *there]) // block_size * block_size)

@@ -1,0 +1,96 @@
+"""The report's data, JSON-able: what its charts draw, and what scripts can read from the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flextron_lit.html_report import charts
+from flextron_lit.html_report.findings import Findings
+from flextron_lit.html_report.points import Point
+from flextron_lit.routers.trained import TrainedRouter
+from flextron_lit.validated import POINT_KINDS
+
+FADED_OPACITY = 0.35
+START = 0.7
+"""The budget that the slider starts at, or the nearest."""
+
+
+def to_json(findings: Findings, summary: Sequence[Mapping[str, Any]], history: Sequence[Any]) -> dict[str, Any]:
+    """All of it.
+
+    Args:
+        findings: points and ladder.
+        summary: rows of `summary.json`, if there are any.
+        history: of the checkpoint.
+    """
+    tables = findings.tables
+    kinds = [kind for kind in POINT_KINDS if any(point.validated.kind == kind for point in findings.points)]
+    return {
+        "summary": list(summary),
+        "points": [_point(point, findings) for point in findings.points],
+        "ladder": None if findings.static is None else _ladder(findings.static, findings),
+        "blocks": findings.space.to_json(),
+        "nouns": {name: charts.noun(name) for name in tables},
+        "charts": {
+            "trade_off": {name: charts.trade_off(table, kinds) for name, table in tables.items()},
+            "widths": charts.width_map(),
+        },
+        "history": list(history),
+    }
+
+
+def _point(point: Point, findings: Findings) -> dict[str, Any]:
+    found = point.validated
+    return {
+        "name": found.name,
+        "kind": found.kind,
+        "budget": found.budget,
+        "loss": found.loss,
+        "losses": found.losses,
+        "costs": point.costs,
+        "shown": shown(point.costs, findings),
+        "about": ", ".join(f"{domain} {loss:.3f}" for domain, loss in found.losses.items()),
+        "widths": ", ".join(f"{kind} {width:.0%}" for kind, width in found.widths.items()),
+        "stage": found.stage,
+        "opacity": FADED_OPACITY if found.earlier else 1,
+    }
+
+
+def shown(costs: Mapping[str, float], findings: Findings) -> dict[str, str]:
+    """Costs at a glance, by name."""
+    return {name: findings.tables[name].short(cost) for name, cost in costs.items()}
+
+
+def _ladder(router: TrainedRouter, findings: Findings) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for rung in router.ladder.rungs:
+        costs = {name: table.cost(rung.sub_network) for name, table in findings.tables.items()}
+        rows.append(
+            {
+                "ratio": rung.cost / router.table.full,
+                "loss": rung.loss,
+                "choices": rung.sub_network.to_json(),
+                "costs": costs,
+                "shown": shown(costs, findings),
+                "ratios": {name: cost / findings.tables[name].full for name, cost in costs.items()},
+            }
+        )
+    start = min(range(len(rows)), key=lambda index: abs(rows[index]["ratio"] - START))
+    losses = "measured" if router.ladder.measured else "predicted"
+    return {"cost": router.table.name, "losses": losses, "start": start, "rungs": rows}
+
+
+def embedded(data: Any) -> str:
+    """JSON that is safe inside a `script` element; a number that is none, such as the loss of no token, is null."""
+    return json.dumps(_finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

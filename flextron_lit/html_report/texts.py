@@ -1,0 +1,114 @@
+"""Texts that a network writes within several budgets, side by side in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flextron_lit.generating import Chosen, Inputs, decoding, encoded, generate, room
+from flextron_lit.highlighting import texts_of
+from flextron_lit.html_report.findings import Findings
+from flextron_lit.loading import Loaded
+from flextron_lit.model import FlextronModel
+from flextron_lit.stages.watched import dynamic_answers, ladder_answers
+from flextron_lit.validated import FULL, STATIC
+from flextron_lit.validation import DYNAMIC
+
+BUDGETS = (0.8, 0.6)
+NEW_TOKENS = 40
+PROMPT_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text, or why there is none."""
+
+    kind: str
+    """full, static or dynamic."""
+    budget: float
+    text: str
+    spent: str = ""
+    """What it cost: of a dynamic router the mean over its tokens, the prompt's included."""
+    missing: str = ""
+    """Why there is none."""
+
+    @property
+    def title(self) -> str:
+        """What wrote it."""
+        return "full network" if self.kind == FULL else f"{self.kind} router, budget {self.budget:g}"
+
+
+def prompt_inputs(loaded: Loaded, prompt: str | None) -> tuple[Inputs, str]:
+    """What every text goes on from, as inputs [1, T] and as text: the beginning of the validation text, by default.
+
+    Raises:
+        ValueError: if the checkpoint does not say what it was trained on.
+    """
+    if prompt is not None:
+        return encoded(loaded.tokenizer, prompt, chat=False), prompt
+    if not any(record.get("data") for record in loaded.history[-1:]):
+        raise ValueError(
+            "the checkpoint does not say what it was trained on: say what texts go on from with --prompt, or leave "
+            "them out with --no-texts"
+        )
+    # leaves room for what follows, however little the network reads at once
+    tokens = min(PROMPT_TOKENS, loaded.backbone.model.config.max_position_embeddings // 2)
+    first, *_ = texts_of(loaded, None, tokens).values()
+    ids = first[0]["input_ids"][:1, :tokens]
+    text = str(loaded.tokenizer.decode(ids[0], skip_special_tokens=True))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, text
+
+
+def write_texts(
+    model: FlextronModel, findings: Findings, inputs: Inputs, budgets: Sequence[float] = BUDGETS
+) -> Iterator[Written]:
+    """The likeliest text of the full network, and of every router at every budget.
+
+    Args:
+        model: the network.
+        findings: its routers.
+        inputs: what to go on from.
+        budgets: ratios of the full network's cost, each router's own.
+    """
+    tokens = room(inputs["input_ids"].shape[1], model.config.max_position_embeddings, None)
+    pad = model.tokenizer.pad_token_id
+    settings = {
+        **decoding(None, None),
+        "max_new_tokens": min(tokens, NEW_TOKENS),
+        "pad_token_id": model.tokenizer.eos_token_id if pad is None else pad,
+    }
+    full = Chosen(model.backbone.space.full(), "", {})
+    yield Written(FULL, 1.0, generate(model, inputs, full.selection, settings).text)
+    for budget in budgets:
+        for kind in _routers(findings):
+            try:
+                chosen = _answer(kind, findings, model, budget)
+            except ValueError as error:
+                # the report is of this network, whose range need not hold every budget
+                yield Written(kind, budget, "", missing=str(error))
+                continue
+            made = generate(model, inputs, chosen.selection, settings)
+            ((name, ratio),) = chosen.spent().items()
+            yield Written(kind, budget, made.text, f"{ratio:.3f} of the full network's {name}")
+
+
+def _routers(findings: Findings) -> list[str]:
+    there = {STATIC: findings.static, DYNAMIC: findings.dynamic}
+    return [kind for kind, router in there.items() if router is not None]
+
+
+def _answer(kind: str, findings: Findings, model: FlextronModel, budget: float) -> Chosen:
+    """What a router answers to a budget.
+
+    Raises:
+        ValueError: if it is below the lowest that can be met.
+    """
+    static, dynamic = findings.static, findings.dynamic
+    if kind == STATIC and static is not None:
+        (sub_network,) = ladder_answers(static.ladder, static.table, [budget]).values()
+        return Chosen(sub_network, kind, {static.table.name: static.table.ratio(sub_network)})
+    assert dynamic is not None
+    (policy,) = dynamic_answers(dynamic, [budget], model.backbone.model).values()
+    return Chosen(policy, kind, {})

@@ -1,0 +1,140 @@
+"""`python main.py report`: a pipeline, a run or a checkpoint as one web page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from flextron_lit import checkpoint
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.highlighting import write_page
+from flextron_lit.html_report.findings import Findings, gather
+from flextron_lit.html_report.origin import data_rows, invocations, stage_rows
+from flextron_lit.html_report.page import Content, page
+from flextron_lit.html_report.source import Source, find
+from flextron_lit.html_report.texts import Written, prompt_inputs, write_texts
+from flextron_lit.loading import shape_of
+from flextron_lit.model import FlextronModel
+from flextron_lit.profiling import add_device, add_latency, device_of
+from flextron_lit.run_folder import RunFolder
+from flextron_lit.summary import SUMMARY, written_since
+from flextron_lit.tables import short, show
+
+
+def write_report(
+    source: Source,
+    output: Path | None = None,
+    *,
+    texts: bool = True,
+    prompt: str | None = None,
+    latency: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Write the page, and say where.
+
+    Args:
+        source: what it is made of.
+        output: where to; None means `report.html` in the run folder.
+        texts: let the network write some, within several budgets; without, its weights are not read.
+        prompt: what they go on from; None means the beginning of the validation text.
+        latency: name of the latency table to use; None means the static router's, or the first.
+        device: where texts are written.
+
+    Raises:
+        ValueError: if a file is damaged, there is no such latency table, no text says what to go on from, or the page
+            cannot be written.
+    """
+    record = checkpoint.read(source.checkpoint)
+    model = FlextronModel.from_pretrained(source.checkpoint, device=device).eval() if texts else None
+    backbone = shape_of(source.checkpoint, record.space) if model is None else model.backbone
+    findings = gather(source, backbone, latency)
+    words, written = ("", []) if model is None else _written(model, findings, prompt)
+    content = Content(
+        title=f"Flextron: {source.folder.resolve().name}",
+        lead=_lead(backbone, findings),
+        findings=findings,
+        summary=_rows(source.folder / SUMMARY),
+        prompt=words,
+        texts=written,
+        compute=_compute(source),
+        invocations=invocations(source.folder),
+        stages=list(stage_rows(record.history, source.stages)),
+        domains=list(data_rows(record.history)),
+        history=record.history,
+    )
+    path = output or source.page
+    write_page(path, page(content))
+    show(f"wrote {path}")
+    return path
+
+
+def report_pipeline(folder: Path, stages: Sequence[RunFolder]) -> None:
+    """The page of a finished pipeline, unless it is there. What stands in its way is said: no training is lost by it.
+
+    Args:
+        folder: of the pipeline.
+        stages: run folders, in order.
+    """
+    source = Source(folder, stages[-1].checkpoint, tuple(stages))
+    if written_since(source.page, source.checkpoint):
+        show(f"the report is {source.page}")
+        return
+    try:
+        write_report(source, device=device_of(None))
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        show(f"note: there is no report: {error}\n`python main.py report {folder}` makes one, also with --no-texts")
+
+
+def _written(model: FlextronModel, findings: Findings, prompt: str | None) -> tuple[str, list[Written]]:
+    """What the texts go on from, and the texts."""
+    inputs, words = prompt_inputs(model.flextron, prompt)
+    on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    return words, list(write_texts(model, findings, on_device))
+
+
+def _lead(backbone: ElasticBackbone, findings: Findings) -> str:
+    parameters = short(sum(parameter.numel() for parameter in backbone.model.parameters()))
+    layers = len({block.layer for block in findings.space.blocks})
+    return f"{type(backbone.model).__name__}, {parameters} parameters, {layers} layers"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return rows
+
+
+def _compute(source: Source) -> str | None:
+    """What the last stage with a dynamic router wrote of it."""
+    pages = [stage.path / "compute.html" for stage in source.stages]
+    return next((path.read_text(encoding="utf-8") for path in reversed(pages) if path.is_file()), None)
+
+
+def command(args: Sequence[str]) -> None:
+    """`python main.py report`."""
+    parser = ArgumentParser(
+        prog="main.py report",
+        description="A pipeline, a run or a checkpoint as one web page: trade-off, widths at every budget, texts, "
+        "origin. It works without a network. Example: main.py report runs/quickstart",
+    )
+    parser.add_argument("folder", type=Path, help="The run folder of a pipeline or a stage, or a Flextron checkpoint.")
+    parser.add_argument("--output", type=Path, default=None, help="Where to write it (report.html in the run folder).")
+    parser.add_argument("--no-texts", action="store_true", help="Write no texts: seconds, and no weights are read.")
+    parser.add_argument("--prompt", type=str, default=None, help="What texts go on from (the validation text).")
+    add_latency(parser)
+    add_device(parser)
+    options = parser.parse_args(list(args))
+    if options.no_texts and options.prompt is not None:
+        raise ValueError("--prompt has no effect with --no-texts; leave one of them out")
+    write_report(
+        find(options.folder),
+        options.output,
+        texts=not options.no_texts,
+        prompt=options.prompt,
+        latency=options.latency,
+        device=device_of(options.device),
+    )

@@ -1,0 +1,54 @@
+"""A pipeline of the user's own model and text: `--checkpoint` and `--text` in place of what the config says."""
+
+import json
+
+import pytest
+import yaml
+
+from flextron_lit import checkpoint
+from flextron_lit.sources import load_dense, load_tokenizer
+from tests.front_door import ROOT, fail, succeed
+
+TINY = f"random:{ROOT / 'configs/models/tiny-llama'}"
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with a model, a text file, a folder of text, and a pipeline of one short stage."""
+    model = load_dense(TINY)
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer(TINY).save_pretrained(tmp_path / "model")
+    paragraphs = "\n\n".join(f"{n}: the owl at the mill counts {n * n} grains of wheat. " * 4 for n in range(200))
+    (tmp_path / "my book.txt").write_text(paragraphs)
+    (tmp_path / "letters").mkdir()
+    for n in range(20):
+        (tmp_path / "letters" / f"{n}.txt").write_text(paragraphs[n * 500 : n * 500 + 4000])
+    settings = {"trainer": {"max_steps": 2, "val_check_interval": 2}}
+    stage = {"configs": [str(ROOT / "configs/debug.yaml")], "settings": settings}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump({"stages": {"elastic": stage}}))
+    return tmp_path
+
+
+def test_checkpoint_and_text_replace_those_of_the_config(own):
+    pipeline = ("pipeline", "-c", own / "pipeline.yaml", "--run_folder", own / "runs")
+    texts = ("--text", own / "my book.txt", own / "letters")
+    printed = succeed(*pipeline, "--checkpoint", own / "model", *texts)
+    assert "pipeline finished: 1 of 1 stages" in printed
+    (record,) = checkpoint.read(own / "runs/elastic/flextron").history
+    domains = record["data"]["domains"]
+    assert {name: each["source"] for name, each in domains.items()} == {
+        "my_book": str(own / "my book.txt"),
+        "letters": str(own / "letters"),
+    }
+    assert domains["my_book"]["documents"]["train"] > 5
+    config = yaml.safe_load((own / "runs/elastic/config.yaml").read_text())
+    assert config["model"]["init_args"]["checkpoint"] == str(own / "model")
+    rows = json.loads((own / "runs/elastic/training.json").read_text())
+    assert {row["domain"] for row in rows} == {"my_book", "letters"}
+
+
+def test_two_texts_of_one_name_are_refused(own):
+    (own / "letters.txt").write_text("another")
+    error = fail("pipeline", "-c", own / "pipeline.yaml", "--text", own / "letters", own / "letters.txt")
+    assert "--text names two sources 'letters'" in error
+    assert not (own / "runs").exists()
