@@ -1,0 +1,123 @@
+"""Every command and every line of Python in the README, on tiny models: what it says works as it is written."""
+
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from flextron_lit import checkpoint
+from flextron_lit.commands import main
+from flextron_lit.routers.pricing import Priced, Prices
+from flextron_lit.sources import load_dense, load_tokenizer
+from flextron_lit.stages import SurrogateTraining
+from tests.front_door import ROOT
+from tests.served import TINY, dynamic_router, static_router, write
+from tests.stages.routers import fit
+
+README = (ROOT / "README.md").read_text()
+ELSEWHERE = {
+    "python main.py pipeline -c configs/debug_pipeline.yaml": "tests/test_routing.py",
+    "python main.py pipeline -c configs/quickstart.yaml --checkpoint ./my-model --text my-text.txt "
+    "--run_folder runs/mine": "tests/test_own_pipeline.py",
+    # what it resolves to is tested; it would fetch models and texts
+    "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/python main.py pipeline "
+    "-c configs/quickstart.yaml": "tests/test_configs.py",
+    # the gate itself
+    "python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt && "
+    ".venv/bin/python -m pytest": ".ci/run",
+    "python main.py report runs/debug_pipeline": "tests/test_html_report.py",
+    # the tiny model's tokenizer is none that llama.cpp knows
+    "python main.py export --checkpoint runs/quickstart/joint_tuning --budget 0.7 --output small-gguf "
+    "--format gguf": "tests/export/test_exporting.py",
+}
+TRAINED = ("runs/debug_pipeline/elastic", "runs/debug_pipeline/static_router", "runs/debug_pipeline/dynamic_router")
+SERVED = (*TRAINED, "runs/quickstart/joint_tuning", "runs/mine/joint_tuning")
+MORE = {
+    "hub:": "--print_config",  # as far as it goes without a network
+    " profile ": "--seconds 0.1 --held_out 0",
+    "--cost parameters": "--fresh",  # the tiny network has one for parameters already
+}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    """Every command once, without its remark."""
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"`(python main\.py [^`]*)`", README)
+    stripped = (" ".join(line.split("  #")[0].split(" #")[0].split()) for line in [*lines, *inline])
+    return list(dict.fromkeys(line for line in stripped if line))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder where the README's places are: trained networks, a model and a text of one's own."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    shutil.copy(ROOT / "main.py", folder)
+    plain = write(folder / "plain", routers=(static_router, frugal))
+    surrogate = SurrogateTraining(str(plain), pairs=16, held_out=4, tokens=128, block_size=32, batch_size=16)
+    fit(surrogate, folder / "surrogate", max_steps=1)
+    for name in SERVED:
+        (folder / name).mkdir(parents=True)
+        history = [{"stage": "SurrogateTraining", "source": TINY, "data": surrogate.text.describe()}]
+        checkpoint.extend(plain, folder / name / "flextron", files=surrogate.files(), history=history)
+    (folder / "my-model").mkdir()
+    load_dense(TINY).save_pretrained(folder / "my-model")
+    load_tokenizer(TINY).save_pretrained(folder / "my-model")
+    before = os.getcwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+def frugal(backbone):
+    """A dynamic router that meets small budgets too."""
+    made = dynamic_router(backbone)
+    return dataclasses.replace(made, prices=Prices((Priced(0.5, 9.0, 0.5, 4.0), *made.prices.rows)))
+
+
+def front_door(monkeypatch, line):
+    _, *arguments = shlex.split(line)
+    monkeypatch.setattr(sys, "argv", arguments)
+    try:
+        return main()
+    except SystemExit as end:
+        return end.code
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line not in ELSEWHERE])
+def test_a_command_of_the_readme_runs(line, place, monkeypatch, capfd):
+    if line.startswith("tensorboard"):
+        assert find_spec("tensorboard") is not None
+        return
+    line = line.replace("DIR", "runs/quickstart/joint_tuning")
+    line = " ".join([line, *(more for mark, more in MORE.items() if mark in line)])
+    # two networks that differ are no error
+    fine = (0, 1) if " diff " in line else (0, None)
+    assert front_door(monkeypatch, line) in fine, capfd.readouterr()
+
+
+def test_what_runs_elsewhere_is_in_the_readme_and_its_test_is_there():
+    assert set(ELSEWHERE) <= set(commands())
+    assert all((ROOT / test).exists() for test in ELSEWHERE.values())
+
+
+def test_the_python_of_the_readme_runs(place):
+    (code,) = blocks("python")
+    found = {}
+    exec(code, found)
+    assert found["answer"].sub_network is not None
+
+
+def test_every_picture_and_page_that_the_readme_points_to_is_there():
+    links = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r"`(docs/[\w.-]+)`", README)
+    assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
+    assert any(link.endswith(".png") for link in links)
