@@ -9,6 +9,7 @@ from callbacks.predictions import PredictionWriter
 from callbacks.progress import StepBar, StepLines, progress_bar
 from callbacks.router_report import RouterReport
 from callbacks.surrogate_guidance import SurrogateGuidance
+from callbacks.tensorboard import TensorBoardOverview
 
 __all__ = [
     "BudgetSampling",
@@ -21,5 +22,6 @@ __all__ = [
     "StepBar",
     "StepLines",
     "SurrogateGuidance",
+    "TensorBoardOverview",
     "progress_bar",
 ]

@@ -7,11 +7,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.tensorboard import log_figure
 from flextron_lit.costs import Workload
 from flextron_lit.costs.dynamic_profiler import profile_dynamic
 from flextron_lit.costs.latency import LatencyTable, conditions, find
 from flextron_lit.costs.profiler import profile
 from flextron_lit.loading import blank_elastic
+from flextron_lit.routers.figures import predicted_against_observed
 from flextron_lit.stages import Stage
 
 
@@ -43,6 +45,13 @@ class LatencyProfiling(Callback):
         assert isinstance(pl_module, Stage)
         found: Any = self._table(trainer, pl_module).to_json() if trainer.is_global_zero else None
         pl_module.latency = LatencyTable.from_json(trainer.strategy.broadcast(found))
+        for name, phase in pl_module.latency.phases.items():
+            if phase.held_out:
+                predicted, measured = zip(*((row.predicted, row.measured) for row in phase.held_out), strict=True)
+                title = f"{name}, {len(measured)} held out: mean error {phase.error:.1%}"
+                what = "time (share of the full network's)"
+                figure = predicted_against_observed(predicted, measured, title, what)
+                log_figure(trainer, f"latency/{name}, predicted against observed", figure)
 
     def _table(self, trainer: Trainer, stage: Stage) -> LatencyTable:
         backbone = stage.backbone

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.tensorboard import log_figure
 from flextron_lit.report import Report
 from flextron_lit.stages import Stage
 
@@ -61,11 +61,8 @@ class ParetoReport(Callback):
         if trainer.state.fn != "fit":
             report.show()
             return
-        figure = report.figure()
-        for logger in trainer.loggers:
-            if trainer.sanity_checking:
-                logger.log_metrics(result.metrics("val"), step=0)
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(f"val/loss against {result.costs.name}", figure, trainer.global_step)
+        log_figure(trainer, f"val/loss against {result.costs.name}", report.figure())
         if trainer.sanity_checking:
+            for logger in trainer.loggers:
+                logger.log_metrics(result.metrics("val"), step=0)
             report.show()

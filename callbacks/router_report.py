@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from callbacks.tensorboard import log_figure
 from flextron_lit.compute import figures as compute_figures
 from flextron_lit.compute.groups import groups_of, summary
 from flextron_lit.compute.page import page
@@ -198,10 +198,3 @@ def ladder_figures(stage: LightningModule) -> dict[str, Figure]:
         "widths": figures.widths_against_budget(ladder, stage.backbone.space, stage.table),
         "ladder": figures.cost_against_budget(ladder, stage.table),
     }
-
-
-def log_figure(trainer: Trainer, name: str, figure: Figure) -> None:
-    """Into every TensorBoard of the run."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure, trainer.global_step)

@@ -29,6 +29,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 ALWAYS: tuple[Callable[[], Callback], ...] = (
     callbacks.ParetoReport,
     callbacks.RouterReport,
+    callbacks.TensorBoardOverview,
     callbacks.FlextronCheckpointWriter,
     callbacks.PredictionWriter,
     callbacks.ExactResume,

@@ -45,6 +45,7 @@ NOISE = (
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",
     r".*is not supported by the model summary",
     r".*does not have many workers which may be a bottleneck",
+    "You have overridden `on_before_batch_transfer`",
 )
 TIPS = "lightning.pytorch.utilities.rank_zero"
 

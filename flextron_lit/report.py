@@ -90,10 +90,16 @@ class Report:
         return {name: sum(costs) / len(costs) for name, costs in found.items()}
 
     def figure(self) -> Figure:
-        """Mean loss against cost, for the first and the last table; what routers choose on lines of their own."""
+        """Mean loss against cost, for the first and the last table; what routers choose on lines of their own.
+
+        The tables between are pale lines, so that the curve is seen to move.
+        """
         assert self.table is not None
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot()
+        for step in self.steps[1:-1]:
+            for kind in ("", ROUTED, DYNAMIC):
+                self._line(axes, step, None, kind)
         for step, style in {self.steps[0]: "o--", self.steps[-1]: "s-"}.items():
             for kind in ("", ROUTED, DYNAMIC):
                 self._line(axes, step, style, kind)
@@ -105,14 +111,18 @@ class Report:
         axes.legend()
         return figure
 
-    def _line(self, axes: Axes, step: int, style: str, kind: str) -> None:
+    def _line(self, axes: Axes, step: int, style: str | None, kind: str) -> None:
+        """Add a line of one table; without a style a pale one that the legend does not name."""
         costs = self._costs(step)
         means = {name: by_domain["mean"] for name, by_domain in self.losses(step).items()}
         names = sorted((name for name in means if _kind(name) == kind), key=costs.__getitem__)
         if not names:
             return
-        label = f"{kind}, step {step}" if kind else f"step {step}"
-        axes.plot([costs[n] for n in names], [means[n] for n in names], style, label=label)
+        places = [costs[n] for n in names], [means[n] for n in names]
+        if style is None:
+            axes.plot(*places, color="grey", alpha=0.25, linewidth=0.8)
+            return
+        axes.plot(*places, style, label=f"{kind}, step {step}" if kind else f"step {step}")
         if step == self.steps[-1]:
             for name in names:
                 axes.annotate(name, (costs[name], means[name]), textcoords="offset points", xytext=(3, 5))

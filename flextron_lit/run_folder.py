@@ -63,11 +63,14 @@ class RunFolder:
     @property
     def started_from(self) -> str | None:
         """The checkpoint or dense model that the run here started from; None if there is no run."""
+        config = self.config
+        return None if config is None else str(config["model"]["init_args"]["checkpoint"])
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The resolved config of the run here; None if there is no run."""
         path = self.path / "config.yaml"
-        if not path.is_file():
-            return None
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return str(config["model"]["init_args"]["checkpoint"])
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from flextron_lit import checkpoint
 from flextron_lit.sources import load_tokenizer
 from tests.front_door import ROOT, fail, run, start, succeed
-from tests.runs import equal, logged, table, weights
+from tests.runs import TIMED, compared_by, equal, logged, pictures, table, weights
 
 DEBUG = ("-c", "configs/debug.yaml")
 STEPS = 40
@@ -62,7 +62,9 @@ def test_tensorboard_has_every_step_once_under_stable_names(finished):
     train = {"full/loss", "sampled/loss", "full/kl_original", "sampled/kl_full", "gradient_norm"}
     for name in (*train, "learning_rate"):
         assert [step for step, _ in scalars[f"train/{name}"]] == list(range(1, STEPS + 1))
-    assert scalars["train/tokens_per_second"] == list(range(1, STEPS + 1))
+    for name in TIMED:
+        assert scalars[name] == list(range(1, STEPS + 1))
+    assert pictures(finished[0]) == {"val/loss against parameters": [0, 20, STEPS]}
     for name in ("full", "mlp50", "mlp50-attention50", "random0.80"):
         assert [step for step, _ in scalars[f"val/{name}/mean/loss"]] == [0, 20, STEPS]
         for domain in ("stories", "reports"):
@@ -73,6 +75,26 @@ def test_tensorboard_has_every_step_once_under_stable_names(finished):
             final[row["sub_network"]].append(row["loss"])
     for name, losses in final.items():
         assert scalars[f"val/{name}/mean/loss"][-1][1] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_runs_compare_by_settings_and_final_losses(finished):
+    settings, final = compared_by(finished[0])
+    expected = {
+        "stage": "ElasticTraining",
+        "seed": 0,
+        "model.optimizer": "AdamW",
+        "model.optimizer.lr": 0.005,
+        "model.full_weight.start": 1.0,
+        "data.block_size": 64,
+        "data.domains": "stories, reports",
+        "trainer.max_steps": STEPS,
+        "BudgetSampling.seed": 0,
+    }
+    assert {name: settings[name] for name in expected} == expected
+    assert not [name for name in settings if "init_args" in name or "class_path" in name or "betas" in name]
+    # what this run was, beside what it led to: nothing but the full network is a budget's answer here
+    assert final == {"val/full/mean/loss": logged(finished[0])["val/full/mean/loss"][-1]}
+    assert "stage: ElasticTraining" in (finished[0] / "tensorboard/hparams.yaml").read_text()
 
 
 def test_the_checkpoint_is_a_plain_dense_model_with_its_history(finished):
@@ -155,7 +177,9 @@ def test_training_goes_on_from_a_flextron_checkpoint(finished, tmp_path):
     folder, _ = finished
     start_from = ("--model.init_args.checkpoint", folder / "flextron", "--model.init_args.space", "null")
     settings = ("--trainer.max_steps", 2, "--trainer.val_check_interval", 2)
-    succeed("fit", *DEBUG, *start_from, *settings, "--run_folder", tmp_path / "more")
+    quiet = ("--trainer.logger", "false")
+    succeed("fit", *DEBUG, *start_from, *settings, *quiet, "--run_folder", tmp_path / "more")
+    assert not (tmp_path / "more/tensorboard").exists()
     before, after = checkpoint.read(folder / "flextron"), checkpoint.read(tmp_path / "more" / "flextron")
     assert after.space == before.space
     assert all(torch.equal(a, b) for a, b in zip(before.order, after.order, strict=True))
@@ -282,3 +306,6 @@ def test_two_ranks_share_one_latency_table(tmp_path):
     succeed("fit", *DEBUG, "-c", json.dumps({"trainer": trainer}), "--run_folder", tmp_path / "run")
     assert [p.name for p in (tmp_path / "run/flextron/costs").iterdir()] == ["latency-cpu-1x8+3-float32.json"]
     assert "latency-cpu-1x8+3-float32.json" in succeed("info", tmp_path / "run").replace("\n", "")
+    shown = {name: steps for name, steps in pictures(tmp_path / "run").items() if name.startswith("latency/")}
+    assert shown == {f"latency/{phase}, predicted against observed": [0] for phase in ("prefill", "decode")}
+    assert logged(tmp_path / "run")["train/data_wait"] == [1, 2, 3, 4]

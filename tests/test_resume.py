@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.front_door import ROOT, run, start, succeed
-from tests.runs import equal, logged, table, weights
+from tests.runs import compared_by, equal, logged, table, weights
 
 STEPS = 12
 SHORT = {"trainer": {"max_steps": STEPS, "val_check_interval": 6}}
@@ -77,6 +77,8 @@ def test_a_killed_run_ends_like_an_undisturbed_one(case, undisturbed, tmp_path):
     assert equal(weights(folder), weights(reference))
     assert table(folder) == table(reference)
     assert logged(folder) == logged(reference)
+    # the settings name when to kill
+    assert compared_by(folder)[1] == compared_by(reference)[1]
     assert not list(folder.rglob("*.partial"))
 
 

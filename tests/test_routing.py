@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 import signal
 
 import pytest
 import torch
 
+from callbacks.tensorboard import LAYOUT
 from flextron_lit import FlextronModel, checkpoint
 from flextron_lit.budget import Limit
 from flextron_lit.costs import COUNTED, CostTable, Workload
@@ -16,7 +18,7 @@ from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.routing import Routing
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, run, succeed
-from tests.runs import equal, logged, table, weights
+from tests.runs import compared_by, equal, logged, pictures, table, weights
 
 PIPELINE = ("pipeline", "-c", "configs/debug_pipeline.yaml")
 
@@ -98,13 +100,25 @@ def test_the_surrogate_beats_the_ridge_fit(piped):
 def test_tensorboard_has_what_the_router_did(piped):
     folder, _ = piped
     surrogate, router = logged(folder / "surrogate"), logged(folder / "static_router")
-    names = ("mean_absolute_error", "error_over_std", "rank_correlation")
-    assert {f"val/surrogate/{name}" for name in names} <= surrogate.keys()
+    quality = ("mean_absolute_error", "error_over_std", "rank_correlation")
+    assert {f"val/surrogate/{name}" for name in quality} <= surrogate.keys()
     names = ("predicted_loss", "cost_penalty", "surrogate_error", "entropy", "temperature", "gate_open", "gate_error")
     for name in (*names, "pairs", "cost_gap"):
         assert [step for step, _ in router[f"train/{name}"]] == list(range(1, 201)), name
     temperatures = [value for _, value in router["train/temperature"]]
     assert temperatures == sorted(temperatures, reverse=True)
+    # every chart of the first page has something to show in some stage
+    tags = {tag for stage in folder.glob("*/tensorboard") for tag, seen in logged(stage.parent).items() if seen}
+    for chart, (_, patterns) in [each for charts in LAYOUT.values() for each in charts.items()]:
+        assert any(re.match(pattern, tag) for pattern in patterns for tag in tags), chart
+    assert logged(folder / "dynamic_router")["train/tokens_per_second"] == list(range(1, 41))
+    assert not router["train/tokens_per_second"], "its batches are no text"
+    assert pictures(folder / "surrogate") == {"surrogate/predicted against observed": [300]}
+    figures = ("router/widths", "router/ladder", "val/loss against flops")
+    assert pictures(folder / "static_router") == {figure: [0, 200] for figure in figures}
+    assert set(compared_by(folder / "surrogate")[1]) == {f"val/surrogate/{name}" for name in quality}
+    answers = [f"{kind}{budget:.2f}" for kind in ("routed", "dynamic") for budget in (0.9, 0.8, 0.7, 0.6)]
+    assert set(compared_by(folder / "joint_tuning")[1]) == {f"val/{name}/mean/loss" for name in ("full", *answers)}
     for name in ("widths.png", "ladder.png", "training.png"):
         assert (folder / "static_router" / name).stat().st_size > 10_000
     header, *rungs = (folder / "static_router/ladder.csv").read_text().splitlines()

@@ -111,6 +111,12 @@ def test_a_report_shows_routers_by_their_mean_cost_on_a_line_of_their_own(tmp_pa
     assert report.costs() == {"full": 20.0, "mlp50": 17.0, "dynamic0.70": 19.0}
     labels = [text.get_text() for text in report.figure().axes[0].get_legend().get_texts()]
     assert labels == ["step 0", "dynamic, step 0", "step 5", "dynamic, step 5"]
+    assert len(report.figure().axes[0].lines) == 4
+    between = Report(tmp_path, "between", append=False)
+    for step in (0, 3, 5):
+        between.add(step, result())
+    assert len(between.figure().axes[0].lines) == 6
+    assert [text.get_text() for text in between.figure().axes[0].get_legend().get_texts()] == labels
     (line,) = [line for line in report.figure().axes[0].lines if line.get_label() == "dynamic, step 5"]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([19.0], [2.5])
     with (tmp_path / "training.csv").open(newline="") as file:

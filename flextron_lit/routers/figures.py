@@ -11,13 +11,15 @@ from flextron_lit.routers.ladder import Ladder
 from flextron_lit.space import KINDS, ElasticSpace
 
 
-def predicted_against_observed(predicted: Sequence[float], observed: Sequence[float], title: str) -> Figure:
-    """Losses of held-out sub-networks, in nats per token: perfect predictions lie on the diagonal."""
+def predicted_against_observed(
+    predicted: Sequence[float], observed: Sequence[float], title: str, what: str = "loss (nats per token)"
+) -> Figure:
+    """Losses of held-out sub-networks, or something else about them: perfect predictions lie on the diagonal."""
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(predicted, observed, "o", alpha=0.6)
     axes.axline((min(observed), min(observed)), slope=1, linestyle="--", color="grey")
-    axes.set(xlabel="predicted loss (nats per token)", ylabel="observed loss (nats per token)", title=title)
+    axes.set(xlabel=f"predicted {what}", ylabel=f"observed {what}", title=title)
     axes.grid(alpha=0.3)
     return figure
 

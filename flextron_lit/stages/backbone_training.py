@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
@@ -76,7 +75,6 @@ class BackboneTraining(WatchedStage):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self._original: tuple[PreTrainedModel, ...] = ()
-        self._last_update = 0.0
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
@@ -126,10 +124,9 @@ class BackboneTraining(WatchedStage):
     # --- training -----------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Bring the frozen original to the device; start the clock."""
+        """Bring the frozen original to the device."""
         for original in self._original:
             torch.nn.Module.to(original, self.device)
-        self._last_update = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Full forward, what is planned forward and backward, full backward: memory holds one graph more."""
@@ -150,7 +147,7 @@ class BackboneTraining(WatchedStage):
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
         if last:
             norms = self.update({"the full network": full_loss.detach(), **trained})
-            self._log_step(parts, norms, batch["input_ids"].numel())
+            self._log_step(parts, norms)
 
     def train_planned(
         self, planned: Any, full: Pass, original: Tensor | None, parts: LossParts
@@ -192,12 +189,9 @@ class BackboneTraining(WatchedStage):
         parts.add(name, term)
         return weight * term
 
-    def _log_step(self, parts: LossParts, norms: dict[str, Tensor], tokens: int) -> None:
-        now = time.perf_counter()
-        seconds, self._last_update = now - self._last_update, now
+    def _log_step(self, parts: LossParts, norms: dict[str, Tensor]) -> None:
         means = parts.means()
-        speed = tokens * self.accumulate * self.trainer.world_size / seconds
-        metrics: dict[str, Any] = means | norms | self.rates() | {"tokens_per_second": speed}
+        metrics: dict[str, Any] = means | norms | self.rates()
         self.log_step({f"train/{name}": value for name, value in metrics.items()})
         self.log_dict({name: v for name, v in means.items() if name.endswith("/loss")}, prog_bar=True, logger=False)
 

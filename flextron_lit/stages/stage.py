@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
@@ -24,6 +23,7 @@ from flextron_lit.losses import mean_cross_entropy
 from flextron_lit.provenance import git_commit, versions
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
+from flextron_lit.stages.waiting import WaitingForData
 from flextron_lit.validation import ValidationResult
 
 Batch = Mapping[str, Tensor]
@@ -66,7 +66,7 @@ class NonFiniteError(ValueError):
     """A loss or gradient that is not a number, met before it reached the weights."""
 
 
-class Stage(LightningModule):
+class Stage(WaitingForData):
     """A stage of the workflow: wiring around one elastic backbone.
 
     Several backward passes make a step, so optimisation is manual. Stages own every optimizer and parameter;
@@ -324,6 +324,10 @@ class Stage(LightningModule):
     def log_step(self, metrics: dict[str, Any]) -> None:
         """Log what belongs to an optimizer step once; Lightning would repeat it for every batch of the step."""
         self.log_dict(metrics, logger=False)
+        self.write_step(metrics)
+
+    def write_step(self, metrics: Mapping[str, Any]) -> None:
+        """The same for the loggers alone: Lightning's own keeping of metrics takes longer than all else here."""
         step = self.trainer.global_step
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             values = {name: float(value) for name, value in metrics.items()}

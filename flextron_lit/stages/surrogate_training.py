@@ -150,6 +150,7 @@ class SurrogateTraining(FrozenStage):
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Log the step that was just made."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
         self.log_step({"train/surrogate_error": outputs["loss"]})
         self.log("surrogate_error", outputs["loss"], prog_bar=True, logger=False)
 
