@@ -10,6 +10,7 @@ from flextron_lit.costs.known import known_tables
 from flextron_lit.costs.latency import LatencyTable
 from flextron_lit.costs.profiler import profile
 from flextron_lit.loading import load_elastic
+from flextron_lit.search import uniform_pairs
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, run, succeed
 
@@ -88,8 +89,11 @@ def test_the_loss_is_that_of_the_run(trained):
 
 
 def test_a_latency_budget_needs_a_profile_and_then_holds(profiled, backbone):
-    found, said = answer(profiled, "0.9")
-    assert found["costs"]["latency"]["ratio"] <= 0.9
+    # half-way to the fastest that is tried: how much a tiny network saves depends on what else the machine does
+    measured = known_tables(profiled / "flextron", backbone, Workload(), None)[0]["latency"]
+    budget = (1 + min(measured.ratio(sub_network) for _, sub_network in uniform_pairs(backbone.space))) / 2
+    found, said = answer(profiled, f"{budget:.4f}")
+    assert found["costs"]["latency"]["ratio"] <= budget + 1e-4
     assert {"prefill", "decode", "latency", "parameters"} <= set(found["costs"])
     assert "measured on" in said
     smallest = fail("select", "--checkpoint", profiled, "--budget", "latency=0.000001ms")
