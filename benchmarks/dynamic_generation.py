@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
-from held_out_text import flextron_folders, test_text
+from held_out_text import flextron_folders, prompts_of
 
 from flextron_lit.loading import load_elastic
 from flextron_lit.progress import progress
@@ -35,12 +35,9 @@ def main() -> None:
     model = loaded.backbone.model.eval()
     (router, *_) = read_dynamic_routers(folder, loaded.backbone.space)
     policy = router.policy([options.budget])
-    domains = [[batch["input_ids"] for batch in batches] for _, batches in test_text(loaded, 4096)]
-    blocks = [block for turn in zip(*domains, strict=False) for block in turn]
-    starts = range(0, blocks[0].shape[1] - options.prompt_tokens, options.prompt_tokens)
-    prompts = [block[:, start : start + options.prompt_tokens] for start in starts for block in blocks]
+    prompts = prompts_of(loaded, options.prompts, options.prompt_tokens)
     same, least = 0, float("inf")
-    for prompt in progress(prompts[: options.prompts], "prompts"):
+    for prompt in progress(prompts, "prompts"):
         with loaded.backbone.use(policy), torch.no_grad():
             shape = {"max_new_tokens": options.tokens, "min_new_tokens": options.tokens, "do_sample": False}
             cached = model.generate(prompt, **shape, use_cache=True, output_scores=True, return_dict_in_generate=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from flextron_lit.data import TextDataModule
+from flextron_lit.evaluation import texts
 from flextron_lit.loading import Loaded
 from flextron_lit.measured_loss import Batch, MeasuredLoss, batches_of, loss_file
 from flextron_lit.routers.trained import TrainedSurrogate
@@ -32,12 +32,16 @@ def on_test_documents(loaded: Loaded, tokens: int) -> MeasuredLoss:
 
 def test_text(loaded: Loaded, tokens: int) -> Iterator[tuple[str, list[Batch]]]:
     """So many tokens of each domain by its name."""
-    assert loaded.record is not None
-    described = next(row["data"] for row in reversed(loaded.record.history) if row.get("data"))
-    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder), test_tokens=tokens)
-    data.prepare_data()
-    for name, loader in zip(data.domain_names, data.test_dataloader(), strict=True):
-        yield name, list(loader)
+    assert loaded.text is not None
+    yield from texts.test_text(loaded, loaded.text, tokens).items()
+
+
+def prompts_of(loaded: Loaded, count: int, tokens: int) -> list[torch.Tensor]:
+    """Starts of test documents' blocks, the domains in turn: int64 [1, tokens] each."""
+    domains = [[batch["input_ids"] for batch in batches] for _, batches in test_text(loaded, 4096)]
+    blocks = [block for turn in zip(*domains, strict=False) for block in turn]
+    starts = range(0, blocks[0].shape[1] - tokens, tokens)
+    return [block[:, start : start + tokens] for start in starts for block in blocks][:count]
 
 
 def on_surrogate_text(loaded: Loaded, surrogate: TrainedSurrogate) -> MeasuredLoss:

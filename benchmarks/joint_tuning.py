@@ -61,9 +61,8 @@ def row(loaded: Loaded, ladder: Ladder, router: TrainedRouter, budgets: list[flo
 def measured_again(loaded: Loaded, router: TrainedRouter, earlier: Ladder) -> Ladder:
     """The ladder that measuring makes of a router, an earlier ladder and the network as it is."""
     settings = Remeasuring()
-    assert loaded.record is not None
-    described = next(each["data"] for each in reversed(loaded.record.history) if each.get("data"))
-    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder))
+    assert loaded.text is not None
+    data = TextDataModule.from_description(loaded.text, tokenizer=str(loaded.folder))
     data.prepare_data()
     shape = {"block_size": settings.block_size, "batch_size": settings.batch_size}
     batches = data.calibration_batches(settings.tokens, **shape)

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
-from held_out_text import flextron_folders, test_text
+from held_out_text import flextron_folders, prompts_of
 
 from flextron_lit.costs.counted import parameter_table
 from flextron_lit.costs.latency import device_description
@@ -91,14 +91,6 @@ def margin(backbone: ElasticBackbone, alone: Tensor, made: Tensor) -> float:
     with backbone.use(backbone.space.full()), torch.no_grad():
         best = backbone.model(alone[:, :first], use_cache=False, logits_to_keep=1).logits[0, -1].topk(2).values
     return float(best[0] - best[1])
-
-
-def prompts_of(loaded: Loaded, count: int, tokens: int) -> list[Tensor]:
-    """Starts of test documents' blocks, the domains in turn: int64 [1, tokens] each."""
-    domains = [[batch["input_ids"] for batch in batches] for _, batches in test_text(loaded, 4096)]
-    blocks = [block for turn in zip(*domains, strict=False) for block in turn]
-    starts = range(0, blocks[0].shape[1] - tokens, tokens)
-    return [block[:, start : start + tokens] for start in starts for block in blocks][:count]
 
 
 def drafts_of(loaded: Loaded, uniform: Sequence[str], budgets: Sequence[float]) -> dict[str, Selection]:

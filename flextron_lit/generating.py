@@ -130,6 +130,12 @@ def decoding(temperature: float | None, top_p: float | None) -> dict[str, Any]:
     return {"do_sample": True, "temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": 0}
 
 
+def ending(tokenizer: PreTrainedTokenizerBase, most: int) -> dict[str, Any]:
+    """How `generate` ends: after so many tokens, or padded by the token that ends a text where there is none to pad."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return {"max_new_tokens": most, "pad_token_id": pad}
+
+
 def chosen(model: FlextronModel, budget: str | None, *, dynamic: bool, latency: str | None) -> Chosen:
     """What a budget gets; None gets the full network.
 
@@ -258,8 +264,7 @@ def report(model: FlextronModel, inputs: Inputs, options: Any) -> Report:
     by = None
     if draft is not None:
         by = {"draft": draft.selection, "draft_tokens": options.draft_tokens or DRAFT_TOKENS}
-    pad = model.tokenizer.eos_token_id if model.tokenizer.pad_token_id is None else model.tokenizer.pad_token_id
-    settings = {**decoding(options.temperature, options.top_p), "max_new_tokens": most, "pad_token_id": pad}
+    settings = {**decoding(options.temperature, options.top_p), **ending(model.tokenizer, most)}
     streamer = None if options.json else TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(options.seed or 0)
     made = generate(model, inputs, choice.selection, settings, streamer, by)

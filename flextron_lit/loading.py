@@ -44,6 +44,11 @@ class Loaded:
         """How it was made, a record for every stage; none for a dense model."""
         return self.record.history if self.record else []
 
+    @property
+    def text(self) -> dict[str, Any] | None:
+        """The text that the last stage read which says so, as `TextDataModule.describe` wrote it; None if none does."""
+        return next((row["data"] for row in reversed(self.history) if row.get("data")), None)
+
     def routing(self, latency: str | None = None, workload: Workload = Workload()) -> Routing:
         """What answers budgets: the routers and the surrogate of the checkpoint, read once.
 

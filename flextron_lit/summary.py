@@ -126,9 +126,8 @@ def latencies(loaded: Loaded, chosen: Mapping[str, Selection], workload: Workloa
 
 def mixed_text(loaded: Loaded, workload: Workload) -> Tensor:
     """The beginnings of each domain's first validation block one after the other, [B, T]; repeated if too short."""
-    assert loaded.record is not None
-    described = next(row["data"] for row in reversed(loaded.record.history) if row.get("data"))
-    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder))
+    assert loaded.text is not None
+    data = TextDataModule.from_description(loaded.text, tokenizer=str(loaded.folder))
     data.prepare_data()
     blocks = [next(iter(loader))["input_ids"][0] for loader in data.val_dataloader()]
     each = ceil(workload.total_tokens / len(blocks))

@@ -101,12 +101,14 @@ def _raw(domain: TextDomain) -> Iterator[Document]:
     elif domain.format == "dataset":
         yield from row_documents(domain.source, dataset_rows(_dataset_source(domain), domain), domain)
     else:
+        cut = _is_lone_text(domain)
         for name, file in _files(domain):
             for document in documents_in(name, file, domain):
-                yield from pieces(document) if isinstance(document, str) and _is_lone_text(domain) else (document,)
+                yield from pieces(document) if cut and isinstance(document, str) else (document,)
 
 
 def _is_lone_text(domain: TextDomain) -> bool:
+    """Whether its only document is a text, which is too few to hold some out."""
     source = _source(domain)
     return domain.format == "text" and source.scheme == "local" and Path(source.location).is_file()
 

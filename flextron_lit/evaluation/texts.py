@@ -31,7 +31,7 @@ def texts_of(loaded: Loaded, files: Sequence[Path], tokens: int | None) -> Texts
     """
     if files:
         return file_text(loaded, files, TOKENS if tokens is None else tokens)
-    described = next((row["data"] for row in reversed(loaded.history) if row.get("data")), None)
+    described = loaded.text
     if described is None:
         raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
     return test_text(loaded, described, _fitting(described) if tokens is None else tokens)

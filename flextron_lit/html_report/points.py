@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from flextron_lit.costs import CostTable, parameter_table
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.run_folder import RunFolder
@@ -33,7 +31,8 @@ def named(stages: Sequence[RunFolder], backbone: ElasticBackbone) -> dict[str, S
     space, table = backbone.space, parameter_table(backbone)
     found: dict[str, SubNetwork] = {}
     for stage in stages:
-        config = yaml.safe_load((stage.path / "config.yaml").read_text(encoding="utf-8"))
+        config = stage.config
+        assert config is not None, "a finished run has its config"
         settings = config["model"]["init_args"].get("validation")
         if settings is not None:
             found |= _validation_set(settings).resolve(space, table)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flextron_lit.generating import Chosen, Inputs, decoding, encoded, generate, room
+from flextron_lit.generating import Chosen, Inputs, decoding, encoded, ending, generate, room
 from flextron_lit.highlighting import texts_of
 from flextron_lit.html_report.findings import Findings
 from flextron_lit.loading import Loaded
@@ -73,12 +73,7 @@ def write_texts(
         budgets: ratios of the full network's cost, each router's own.
     """
     tokens = room(inputs["input_ids"].shape[1], model.config.max_position_embeddings, None)
-    pad = model.tokenizer.pad_token_id
-    settings = {
-        **decoding(None, None),
-        "max_new_tokens": min(tokens, NEW_TOKENS),
-        "pad_token_id": model.tokenizer.eos_token_id if pad is None else pad,
-    }
+    settings = {**decoding(None, None), **ending(model.tokenizer, min(tokens, NEW_TOKENS))}
     full = Chosen(model.backbone.space.full(), "", {})
     yield Written(FULL, 1.0, generate(model, inputs, full.selection, settings).text)
     for budget in budgets:
