@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from flextron_lit.costs import CostTable, Workload
+from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
+from flextron_lit.space import SubNetwork
 from flextron_lit.stages.frozen import FrozenStage
-from flextron_lit.stages.stage import LossParts, NonFiniteError
+from flextron_lit.stages.stage import Batch, LossParts, NonFiniteError
 from flextron_lit.stages.watched import WatchedStage, check_budgets
 
 Trained = TypeVar("Trained", bound=KeptRouter)
@@ -74,6 +77,7 @@ class RouterTraining(FrozenStage, WatchedStage):
         self.router_moves = True
         self.moves = 0
         self.surrogate_learns = False
+        self._losses: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
     # --- contracts with callbacks.SurrogateGuidance -------------------------------------------------------------
 
@@ -256,6 +260,20 @@ class RouterTraining(FrozenStage, WatchedStage):
     def predict_dataloader(self) -> Any:
         """Held-out documents, one loader a domain."""
         return self.text.predict_dataloader()
+
+    # --- validation ---------------------------------------------------------------------------------------------
+
+    def measured(self, selection: SubNetwork | DynamicPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As for every watched stage; the network is frozen, so a sub-network is run once on the same tokens."""
+        if not isinstance(selection, SubNetwork):
+            return super().measured(selection, batch)
+        tokens = hashlib.sha256()
+        for name in sorted(batch):
+            tokens.update(batch[name].cpu().contiguous().numpy().data)
+        place = (selection, tokens.digest(), str(self.trainer.precision))
+        if place not in self._losses:
+            self._losses[place] = super().measured(selection, batch)
+        return self._losses[place]
 
     # --- what is kept -------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from flextron_lit.costs import CostTable
@@ -64,9 +65,13 @@ class WatchedStage(Stage):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add one batch of a domain (`dataloader_idx`) for every watched sub-network."""
         for index, watched in enumerate(self.watched.values()):
-            with self.backbone.use(watched.selection):
-                total, tokens = cross_entropy(self.logits(batch), batch["labels"])
+            total, tokens = self.measured(watched.selection, batch)
             self.losses.update(index, dataloader_idx, total, tokens, watched.took(self.backbone.space))
+
+    def measured(self, selection: SubNetwork | DynamicPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss in nats of what is selected, and the number of tokens predicted."""
+        with self.backbone.use(selection):
+            return cross_entropy(self.logits(batch), batch["labels"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the table under stable names, and keep it for callbacks."""

@@ -70,6 +70,22 @@ def test_with_a_bad_surrogate_the_router_stands_still_until_it_is_good(bad, tmp_
     assert any(watch.open[first:])
 
 
+def test_a_sub_network_of_the_frozen_backbone_is_validated_once_on_the_same_tokens(surrogate, tmp_path):
+    stage = StaticRouterTraining(str(surrogate), cost="parameters", hidden=16, budgets=[0.8])
+    ran = []
+    once = callbacks.SurrogateGuidance(every_n_steps=99, pairs=8)
+    fit(stage, tmp_path, callbacks.BudgetSampling(k=8), once, max_steps=2)
+    stage.backbone.model.register_forward_hook(lambda *_: ran.append(1))
+    full = stage.backbone.space.full()
+    batch = {"input_ids": torch.arange(16)[None], "labels": torch.arange(16)[None]}
+    batch["position_ids"] = batch["input_ids"]
+    others = [(full, batch | {"labels": batch["labels"].flip(1)}), (stage.backbone.space.smallest(), batch)]
+    first, again, *different = [stage.measured(*each) for each in [(full, batch), (full, dict(batch)), *others]]
+    assert first == again
+    assert first not in different
+    assert len(ran) == 3
+
+
 def test_without_a_threshold_the_router_would_have_moved_at_once(bad, tmp_path):
     _, watch = guided(bad, tmp_path, steps=6, threshold=1e9)
     assert watch.open == [True] * 6
