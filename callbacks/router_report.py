@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from flextron_lit.space import width_ratios
 from flextron_lit.stages import JointTuning, Stage, StaticRouterTraining, SurrogateTraining, WatchedStage
 from flextron_lit.stages.surrogate_training import shown
 from flextron_lit.validation import DYNAMIC, ValidationResult
+from flextron_lit.whole_file import write_csv
 
 SHOWN_TOKENS = 200
 """Of each domain, in `compute.html` and TensorBoard."""
@@ -76,11 +76,9 @@ def report_surrogate(trainer: Trainer, stage: SurrogateTraining) -> None:
     figure = figures.predicted_against_observed(predicted.tolist(), pairs.losses.tolist(), title)
     figure.savefig(folder / "surrogate.png", dpi=120)
     log_figure(trainer, "surrogate/predicted against observed", figure)
-    with (folder / "surrogate.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["predicted", "observed", "sub_network"])
-        rows = zip(predicted.tolist(), pairs.losses.tolist(), pairs.choices.tolist(), strict=True)
-        writer.writerows([*numbers, " ".join(map(str, choices))] for *numbers, choices in rows)
+    found = zip(predicted.tolist(), pairs.losses.tolist(), pairs.choices.tolist(), strict=True)
+    rows = [{"predicted": p, "observed": o, "sub_network": " ".join(map(str, choices))} for p, o, choices in found]
+    write_csv(folder / "surrogate.csv", rows)
     rank_zero_info(f"ridge fit, held out: {shown(stage.ridge_metrics)}\nsurrogate, held out: {shown(metrics)}")
 
 
@@ -99,12 +97,16 @@ def report_ladder(trainer: Trainer, stage: LightningModule) -> None:
     for name, figure in ladder_figures(stage).items():
         figure.savefig(folder / f"{name}.png", dpi=120)
     kind = "measured" if ladder.measured else "predicted"
-    with (folder / "ladder.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["ratio", table.name, f"{kind}_loss", "sub_network"])
-        for rung in ladder.rungs:
-            choices = " ".join(map(str, rung.sub_network.choices))
-            writer.writerow([rung.cost / table.full, rung.cost, rung.loss, choices])
+    rows = [
+        {
+            "ratio": rung.cost / table.full,
+            table.name: rung.cost,
+            f"{kind}_loss": rung.loss,
+            "sub_network": " ".join(map(str, rung.sub_network.choices)),
+        }
+        for rung in ladder.rungs
+    ]
+    write_csv(folder / "ladder.csv", rows)
     first, last = (rung.cost / table.full for rung in (ladder.rungs[0], ladder.rungs[-1]))
     rank_zero_info(
         f"the ladder has {len(ladder.rungs)} sub-networks, from {first:.3g} to {last:.3g}; losses are {kind}"
@@ -133,7 +135,7 @@ def report_compute(trainer: Trainer, stage: WatchedStage, result: ValidationResu
     folder = Path(trainer.default_root_dir)
     mean_widths = (result.shares * width_ratios(result.space).to(result.shares)).sum(-1)  # [S, D, 2L]
     widths = {name: each for name, each in zip(result.watched, mean_widths, strict=True) if name in policies}
-    write_csv(folder / "widths_by_domain.csv", width_rows(widths, result))
+    write_csv(folder / "widths_by_domain.csv", list(width_rows(widths, result)))
     # the one in the middle has room to differ on both sides
     router, policy = sorted(policies.items())[(len(policies) - 1) // 2]
     texts = routed_texts(trainer, stage, policy)
@@ -177,15 +179,6 @@ def width_rows(widths: Mapping[str, Tensor], result: ValidationResult) -> Iterat
         for domain, row in zip(result.domains, by_domain.tolist(), strict=True):
             for block, width in zip(result.space.blocks, row, strict=True):
                 yield {"router": router, "domain": domain, "layer": block.layer, "kind": block.kind, "width": width}
-
-
-def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Rows of the same columns, at least one."""
-    first, *others = rows
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(first))
-        writer.writeheader()
-        writer.writerows([first, *others])
 
 
 def ladder_figures(stage: LightningModule) -> dict[str, Figure]:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from flextron_lit.digest import sha256_of
 from flextron_lit.space import ElasticSpace
+from flextron_lit.whole_file import whole_file
 
 if TYPE_CHECKING:
     # only writing needs them, and importing them takes seconds that reading should not cost
@@ -310,11 +311,10 @@ def note_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
     noted = {**record, EVALUATIONS: [*others, dict(evaluation)]}
     if "sha256" in record:
         noted["sha256"] = {**record["sha256"], RECORD: _record_digest(noted)}
-    path, partial = folder / RECORD, folder / f"{RECORD}.partial"
-    made = path.stat()
-    partial.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
-    os.utime(partial, ns=(made.st_atime_ns, made.st_mtime_ns))
-    os.replace(partial, path)
+    made = (folder / RECORD).stat()
+    with whole_file(folder / RECORD) as partial:
+        partial.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+        os.utime(partial, ns=(made.st_atime_ns, made.st_mtime_ns))
 
 
 def _record(space: ElasticSpace, history: Sequence[Mapping[str, Any] | StageRecord]) -> dict[str, Any]:

@@ -23,12 +23,15 @@ from flextron_lit.costs.workload import Dtype
 from flextron_lit.evaluation import measured, scored
 from flextron_lit.evaluation.measured import Measurement, Row, measure
 from flextron_lit.evaluation.networks import UNIFORM, WAYS, Network, Way, in_order, routed, uniform, ways_of
-from flextron_lit.evaluation.results import JSON, Results, metrics
+from flextron_lit.evaluation.results import HTML, JSON, Results, metrics
 from flextron_lit.evaluation.texts import TOKENS, Texts, fingerprint, texts_of
+from flextron_lit.html_report.origin import now
+from flextron_lit.html_report.source import Source
 from flextron_lit.inspection.location import FOLDER_HELP, Location, locate
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
 from flextron_lit.provenance import git_commit, versions
+from flextron_lit.reporting import report_evaluation
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import SubNetwork
 from flextron_lit.tables import show
@@ -188,11 +191,13 @@ def parser() -> ArgumentParser:
     add_latency(made)
     add_device(made)
     made.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="Of weights and activations.")
-    text = f"The folder for {JSON} and the same as .csv. Default: the run folder, or one beside the checkpoint."
+    text = f"The folder for {JSON}, the same as .csv, and the page {HTML}. Default: the run folder, or one beside "
+    text += "the checkpoint."
     made.add_argument("--output", type=Path, default=None, help=text)
     made.add_argument("--fresh", action="store_true", help="Evaluate again what is in the output already.")
     text = "Do not note the numbers in the checkpoint, where `info` shows them."
     made.add_argument("--leave_checkpoint", action="store_true", help=text)
+    made.add_argument("--no_report", action="store_true", help=f"Write no {HTML}.")
     made.add_argument("--json", action="store_true", help="Print JSON alone, for scripts.")
     return made
 
@@ -232,7 +237,7 @@ def evaluation_of(options: Any, args: Sequence[str], location: Location) -> Eval
     model = FlextronModel.from_pretrained(folder, dtype=getattr(torch, options.dtype), device=device)
     made: Row = {"command": shlex.join(["python", "main.py", "evaluate", *args]), "seed": options.seed or 0}
     made |= {"checkpoint": sha256, "device": device_description(device), "dtype": options.dtype}
-    made |= {"versions": versions(), "git_commit": git_commit()}
+    made |= {"versions": versions(), "git_commit": git_commit(), "date": now()}
     # before any text is read: a budget that cannot be met fails at once
     ways = ways_of(model.flextron, options.networks, options.budgets, options.latency)
     answers = routed(model, options.budgets, ways, options.latency)
@@ -249,6 +254,19 @@ def note(folder: Path, results: Results, made: Row) -> None:
         rank_zero_info(f"note: cannot note the results in {folder} ({error}); --leave_checkpoint does without")
 
 
+def report(evaluation: Evaluation, location: Location) -> str:
+    """Write the page, and say so. What stands in its way is said: the results are safe in their own file."""
+    options, results = evaluation.options, evaluation.results
+    run, path = location.run_folder, results.folder / HTML
+    folder = location.checkpoint if run is None else run.path
+    source = Source(folder, location.checkpoint, () if run is None else (run,))
+    try:
+        report_evaluation(source, evaluation.model, results, path, options.latency)
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        return f"note: there is no {path}: {error}"
+    return f"wrote {path}"
+
+
 def command(args: Sequence[str]) -> None:
     """`python main.py evaluate`."""
     options = parser().parse_args(list(args))
@@ -261,7 +279,8 @@ def command(args: Sequence[str]) -> None:
     results = evaluation.results
     if not options.leave_checkpoint:
         note(location.checkpoint, results, evaluation.made)
+    page = [] if options.no_report else [report(evaluation, location)]
     if options.json:
         show(json.dumps({"losses": losses, "tasks": scores}, indent=1))
         return
-    show(*measured.shown(losses), *([scored.shown(scores)] if scores else []), f"wrote {results.path}")
+    show(*measured.shown(losses), *([scored.shown(scores)] if scores else []), f"wrote {results.path}", *page)

@@ -30,14 +30,13 @@ from flextron_lit.profiling import add_device, add_latency, device_of
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 from flextron_lit.space import SubNetwork
 from flextron_lit.speculative import DRAFT_TOKENS, Speculated, speculate
-from flextron_lit.stages import ElasticTraining, JointTuning
+from flextron_lit.stages import TRAIN_WEIGHTS
 from flextron_lit.tables import show
 
 NEW_TOKENS = 100
 ROUNDS = 2
 """Of a comparison: in each the full network runs before and after."""
 STDIN = "-"
-TRAIN_WEIGHTS = (ElasticTraining.__name__, JointTuning.__name__)
 Inputs = Mapping[str, Any]
 """`input_ids` and `attention_mask` of one prompt, [1, T]."""
 Drafting = Mapping[str, Any]

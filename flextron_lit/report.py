@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from rich.table import Table
 from flextron_lit.costs import CostTable
 from flextron_lit.tables import show
 from flextron_lit.validation import DYNAMIC, ROUTED, ValidationResult
+from flextron_lit.whole_file import whole_file, write_csv, write_json
 
 Row = dict[str, Any]
 
@@ -49,19 +48,10 @@ class Report:
 
     def write(self) -> None:
         """Write the three files, each whole or not at all."""
-        self.stem.parent.mkdir(parents=True, exist_ok=True)
-        json_file, csv_file, figure_file = (self._partial(suffix) for suffix in (".json", ".csv", ".png"))
-        json_file.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
-        with csv_file.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
-        self.figure().savefig(figure_file, dpi=120, format="png")
-        for partial in (json_file, csv_file, figure_file):
-            os.replace(partial, partial.with_suffix(""))
-
-    def _partial(self, suffix: str) -> Path:
-        return self.stem.with_name(f"{self.stem.name}{suffix}.partial")
+        write_json(self.stem.with_suffix(".json"), self.rows)
+        write_csv(self.stem.with_suffix(".csv"), self.rows)
+        with whole_file(self.stem.with_suffix(".png")) as partial:
+            self.figure().savefig(partial, dpi=120, format="png")
 
     @property
     def steps(self) -> list[int]:

@@ -12,7 +12,9 @@ from jsonargparse import ArgumentParser
 
 from flextron_lit import checkpoint
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.evaluation.results import Results
 from flextron_lit.highlighting import write_page
+from flextron_lit.html_report.evaluated import noted
 from flextron_lit.html_report.findings import Findings, gather
 from flextron_lit.html_report.origin import data_rows, invocations, stage_rows
 from flextron_lit.html_report.page import Content, page
@@ -49,28 +51,68 @@ def write_report(
         ValueError: if a file is damaged, there is no such latency table, no text says what to go on from, or the page
             cannot be written.
     """
-    record = checkpoint.read(source.checkpoint)
     model = FlextronModel.from_pretrained(source.checkpoint, device=device).eval() if texts else None
-    backbone = shape_of(source.checkpoint, record.space) if model is None else model.backbone
-    findings = gather(source, backbone, latency)
-    words, written = ("", []) if model is None else _written(model, findings, prompt)
-    content = Content(
+    shape = shape_of(source.checkpoint, checkpoint.read(source.checkpoint).space) if model is None else model.backbone
+    findings = gather(source, shape, latency)
+    written = ("", []) if model is None else _written(model, findings, prompt)
+    evaluations = noted(source.checkpoint, findings.notes)
+    path = output or source.page
+    write_page(path, page(_content(source, shape, findings, written, evaluations, evaluated_first=False)))
+    show(f"wrote {path}")
+    return path
+
+
+def report_evaluation(
+    source: Source, model: FlextronModel, results: Results, output: Path, latency: str | None = None
+) -> None:
+    """The page of one evaluation: as that of its checkpoint, with what was evaluated first.
+
+    Args:
+        source: the checkpoint, and the run that wrote it.
+        model: the same, loaded.
+        results: what was found.
+        output: where to write it.
+        latency: name of the latency table to use; None means the static router's, or the first.
+
+    Raises:
+        ValueError: if a file is damaged, or the page cannot be written.
+    """
+    findings = gather(source, model.backbone, latency)
+    written: tuple[str, list[Written]] = ("", [])
+    try:
+        written = _written(model, findings, None)
+    except ValueError as error:
+        # the page is of the evaluation, and the text that others go on from need not be here
+        findings.notes.append(f"No texts were written: {error}.")
+    write_page(output, page(_content(source, model.backbone, findings, written, [results], evaluated_first=True)))
+
+
+def _content(
+    source: Source,
+    backbone: ElasticBackbone,
+    findings: Findings,
+    written: tuple[str, list[Written]],
+    evaluations: Sequence[Results],
+    *,
+    evaluated_first: bool,
+) -> Content:
+    """All that a page says; `written` is what texts go on from, and the texts."""
+    history = checkpoint.read(source.checkpoint).history
+    return Content(
         title=f"Flextron: {source.folder.resolve().name}",
         lead=_lead(backbone, findings),
         findings=findings,
         summary=_rows(source.folder / SUMMARY),
-        prompt=words,
-        texts=written,
+        prompt=written[0],
+        texts=written[1],
+        evaluations=evaluations,
+        evaluated_first=evaluated_first,
         compute=_compute(source),
         invocations=invocations(source.folder),
-        stages=list(stage_rows(record.history, source.stages)),
-        domains=list(data_rows(record.history)),
-        history=record.history,
+        stages=list(stage_rows(history, source.stages)),
+        domains=list(data_rows(history)),
+        history=history,
     )
-    path = output or source.page
-    write_page(path, page(content))
-    show(f"wrote {path}")
-    return path
 
 
 def report_pipeline(folder: Path, stages: Sequence[RunFolder]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from flextron_lit.whole_file import whole_file
+
 
 class StreamedCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint straight to a sibling file and renames it.
@@ -24,18 +26,14 @@ class StreamedCheckpointIO(TorchCheckpointIO):
             ValueError: if it cannot be written, for example because the disk is full; an earlier one stays.
         """
         assert storage_options is None
-        partial = Path(f"{path}.partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as file:
+            with whole_file(Path(path)) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
         except (OSError, RuntimeError) as error:
             # torch's writer says of a full disk only that it stands at another position than it should
-            partial.unlink(missing_ok=True)
-            free = shutil.disk_usage(partial.parent).free / 1e6
+            free = shutil.disk_usage(Path(path).parent).free / 1e6
             raise ValueError(
                 f"cannot save the state of the run in {path} ({error}); {free:.0f} MB are free there. "
                 "The earlier state stays: make room, then run the same command again"

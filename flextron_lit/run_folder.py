@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from flextron_lit.differences import differences
+from flextron_lit.whole_file import whole_file
 
 Status = Literal["new", "unfinished", "finished"]
 LISTED_CHANGES = 12
@@ -148,6 +148,5 @@ class RunFolder:
         self._write_text("status.json", json.dumps({"finished": finished}) + "\n")
 
     def _write_text(self, name: str, text: str) -> None:
-        partial = self.path / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, self.path / name)
+        with whole_file(self.path / name) as partial:
+            partial.write_text(text, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from flextron_lit.space import SubNetwork
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 from flextron_lit.tables import short, show
 from flextron_lit.validated import FULL, validated
+from flextron_lit.whole_file import write_csv, write_json
 
 SUMMARY = "summary.json"
 SECONDS = 40.0
@@ -139,27 +140,26 @@ def mixed_text(loaded: Loaded, workload: Workload) -> Tensor:
 def write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """`summary.json`, and the same flat in `summary.csv`."""
     flat = [{**{k: v for k, v in row.items() if k not in ("name", "losses")}, **row["losses"]} for row in rows]
-    with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
-    (folder / SUMMARY).write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
+    write_csv(folder / "summary.csv", flat)
+    write_json(folder / SUMMARY, list(rows))
 
 
 def shown(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For people."""
     timed = "latency_ms" in rows[0]
-    table = Table(title="what each budget gets; losses in nats per token on validation documents")
+    title = "what each budget gets; widths as shares, losses in nats per token on validation documents"
+    # many columns: without rules between them they fit a terminal
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("budget", justify="right", no_wrap=True)
     table.add_column("router", no_wrap=True)
-    columns = ["MLP", "attention", "parameters", *(["measured"] if timed else []), *rows[0]["losses"], "mean"]
+    columns = ["MLP", "attention", "parameters", *(["latency"] if timed else []), *rows[0]["losses"], "mean"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         losses = list(row["losses"].values())
         table.add_row(
             f"{row['budget']:.2f}",
-            row["router"] or "full network",
+            row["router"] or "(full)",
             f"{row['mlp_width']:.0%}",
             f"{row['attention_width']:.0%}",
             short(row["parameters"]),

@@ -7,9 +7,11 @@ from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 MINIMUM_WIDTH = 100
+ENDLESS = 100_000
 
 
 def two_columns(title: str, rows: Sequence[tuple[str, str]]) -> Table:
@@ -23,12 +25,19 @@ def two_columns(title: str, rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def show(*tables: Table | str) -> None:
-    """Print tables and lines, wide enough for a log."""
+    """Print tables and lines, wide enough for a log, and for what a table holds: no cell is cut."""
     # brackets and colons in paths and widths are text, not markup
     console = Console(markup=False, emoji=False, highlight=False)
-    console.width = max(console.width, MINIMUM_WIDTH)
+    width = max(console.width, MINIMUM_WIDTH)
     for table in tables:
+        console.width = width if isinstance(table, str) else max(width, _needed(console, table))
         console.print(table, soft_wrap=isinstance(table, str))
+
+
+def _needed(console: Console, table: Table) -> int:
+    """Characters a line that a table cannot do without."""
+    found = Measurement.get(console, console.options.update(max_width=ENDLESS), table)
+    return found.maximum if all(column.no_wrap for column in table.columns) else found.minimum
 
 
 def short(count: int) -> str:

@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from flextron_lit import checkpoint
-from flextron_lit.generating import TRAIN_WEIGHTS
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import KINDS
+from flextron_lit.stages import TRAIN_WEIGHTS
 from flextron_lit.validation import DYNAMIC, ROUTED
 
 FULL, STATIC, UNIFORM, RANDOM = "full", "static", "uniform", "random"

@@ -54,7 +54,7 @@ def evaluate(folder, capsys):
     """What a command line answers in JSON, by network, budget and text."""
 
     def called(*options, checkpoint=folder):
-        command(["--checkpoint", str(checkpoint), "--json", *map(str, options)])
+        command(["--checkpoint", str(checkpoint), "--json", "--no_report", *map(str, options)])
         found = json.loads(capsys.readouterr().out)
         return {(row["network"], row["budget"], row["text"]): row for row in found["losses"]}
 
@@ -82,7 +82,7 @@ def test_people_see_a_table_a_text(folder, text, tmp_path):
     options = ("--budgets", "0.8", "--text", text, "--tokens", 512, "--output", tmp_path / "out")
     done = run("evaluate", "--checkpoint", folder.parent / "flextron", *options)
     assert done.returncode == 0, done.stderr
-    for words in ("owl.txt: 1 documents, 511 tokens", "static 0.8", "0.711 parameters", "over static", "perplexity"):
+    for words in ("owl.txt: 1 document, 511 tokens", "static 0.8", "0.711 parameters", "over static", "perplexity"):
         assert words in done.stdout
     assert "…" not in done.stdout
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())

@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from flextron_lit import checkpoint, reporting
+from flextron_lit import checkpoint, evaluating, reporting
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.costs.latency import LatencyTable, PhaseLatency, conditions
+from flextron_lit.evaluation import measured
+from flextron_lit.evaluation.results import HTML, JSON
 from flextron_lit.html_report import data, findings, origin, points, source, texts
 from flextron_lit.loading import load_elastic, shape_of
 from flextron_lit.model import FlextronModel
@@ -38,6 +40,11 @@ class Page(HTMLParser):
         self.feed(html)
         self.close()
         self.data = json.loads(self.scripts[0])
+        self.measures = {each["name"]: each for each in self.data["measures"]}
+
+    def points(self, measure="loss, validation"):
+        """Of one measure, by name."""
+        return {point["name"]: point for point in self.measures[measure]["points"]}
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
@@ -81,7 +88,7 @@ def rows(answers, column, step=9):
     ]
 
 
-READ = {"domains": {"stories": {"source": "generated:1", "weight": 1.0}}}
+READ = {"domains": {"stories": {"source": "generated:1", "weight": 1.0}}, "block_size": 64}
 
 
 def write_run(folder, stage, table=(), validation=False, routers=(), behind=(), data=READ):
@@ -164,7 +171,7 @@ def test_a_text_cannot_end_the_script_that_holds_it(run, html, page):
     assert html.count("</script>") == 3
     assert PROMPT in page.text
     assert "<b>the" not in html
-    assert set(page.data["points"][0]["losses"]) == set(DOMAINS)
+    assert set(page.points()["full"]["losses"]) == set(DOMAINS)
     assert "</script>" not in data.embedded({"x": "</script>"})
     assert json.loads(data.embedded({"x": ["</script>", float("nan"), (1.5,)]})) == {"x": ["</script>", None, [1.5]]}
 
@@ -172,7 +179,7 @@ def test_a_text_cannot_end_the_script_that_holds_it(run, html, page):
 def test_its_data_are_those_of_the_summary_and_every_budget_is_there(run, page):
     folder, _ = run
     assert page.data["summary"] == json.loads((folder / "summary.json").read_text())
-    assert {row["name"] for row in page.data["summary"]} < {point["name"] for point in page.data["points"]}
+    assert {row["name"] for row in page.data["summary"]} < set(page.points())
     for name in ("full", "routed0.90", "routed0.60", "dynamic0.80", "mlp25", "random0.71"):
         assert name in page.text
     # measured latencies stand in the table
@@ -180,11 +187,11 @@ def test_its_data_are_those_of_the_summary_and_every_budget_is_there(run, page):
 
 
 def test_points_have_the_losses_of_the_last_stage_that_watched_them(page):
-    found = {point["name"]: point for point in page.data["points"]}
+    found = page.points()
     assert found["full"]["losses"] == {domain: 2.0 + more for domain, more in DOMAINS.items()}
     assert found["mlp25"]["losses"] == {domain: 3.0 + more for domain, more in DOMAINS.items()}
-    assert found["mlp25"]["loss"] == 3.25
-    assert (found["full"]["stage"], found["mlp25"]["stage"]) == ("a_routers", "b_elastic")
+    assert found["mlp25"]["value"] == 3.25
+    assert (found["full"]["source"], found["mlp25"]["source"]) == ("a_routers", "b_elastic")
     kinds = {name: point["kind"] for name, point in found.items()}
     assert [kinds[n] for n in ("full", "routed0.60", "dynamic0.80", "mlp25", "random0.71")] == list(POINT_KINDS)
     assert found["routed0.60"]["budget"] == 0.6
@@ -196,7 +203,7 @@ def test_a_point_has_every_cost_of_its_sub_network(run, page, name):
     folder, sub_networks = run
     checkpoint_folder = folder / "a_routers/flextron"
     backbone = shape_of(checkpoint_folder, checkpoint.read(checkpoint_folder).space)
-    (point,) = [each for each in page.data["points"] if each["name"] == name]
+    point = page.points()[name]
     expected = {
         n: COUNTED[n](backbone, Workload()).cost(sub_networks[name]) for n in ("parameters", "flops", "kv_bytes")
     }
@@ -206,9 +213,8 @@ def test_a_point_has_every_cost_of_its_sub_network(run, page, name):
 
 
 def test_a_dynamic_router_has_its_own_cost_alone(page):
-    (point,) = [each for each in page.data["points"] if each["kind"] == "dynamic"]
-    full = next(each for each in page.data["points"] if each["name"] == "full")
-    assert point["costs"] == {"flops": pytest.approx(0.5 * full["costs"]["flops"])}
+    full = page.points()["full"]
+    assert page.points()["dynamic0.80"]["costs"] == {"flops": pytest.approx(0.5 * full["costs"]["flops"])}
 
 
 def test_the_ladder_has_every_rung_with_costs_and_choices(run, page):
@@ -333,7 +339,7 @@ def test_a_checkpoint_alone_has_a_ladder_and_no_points(run, tmp_path):
     printed = succeed("report", named, "--no-texts", "--output", tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "wrote" in printed
-    assert (page.data["points"], len(page.data["ladder"]["rungs"])) == ([], 4)
+    assert (page.measures, len(page.data["ladder"]["rungs"])) == ({}, 4)
     assert "What it writes" not in page.text
     assert before == sorted(named.rglob("*"))
     assert source.find(named).page.parent.name == ""
@@ -343,7 +349,7 @@ def test_a_network_without_routers_has_points_and_no_slider(run, tmp_path):
     reporting.command([str(run[0] / "b_elastic"), "--no-texts", "--output", str(tmp_path / "page.html")])
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert page.data["ladder"] is None
-    assert {point["kind"] for point in page.data["points"]} == {"full", "uniform", "random"}
+    assert {point["kind"] for point in page.points().values()} == {"full", "uniform", "random"}
     assert [each for each in page.inputs if each["type"] == "range"] == []
 
 
@@ -396,6 +402,108 @@ def test_a_mistake_is_one_clear_line(run, tmp_path, options, message):
         reporting.command([str(run[0] if options else tmp_path), *options])
 
 
+# --- evaluations ------------------------------------------------------------------------------------------------
+
+
+TEXTS = {"one.txt": "Ada feeds the owl at the mill. ", "two.txt": "The bell rings, and Otto mends the clock. "}
+SCORES = {"owls": {"questions": 50, "acc": 0.25, "acc_stderr": 0.01, "f1,strict": 0.5, "f1_stderr,strict": 0.02}}
+
+
+@pytest.fixture
+def evaluated(run, tmp_path):
+    """A checkpoint of its own, evaluated on two texts at a budget; its scores are as if the harness were there."""
+    folder = tmp_path / "nightly"
+    shutil.copytree(run[0] / "a_routers", folder)
+    for name, text in TEXTS.items():
+        (tmp_path / name).write_text(text * 60)
+    options = ["--checkpoint", folder, "--budgets", "0.8", "--tokens", 256, "--text"]
+    evaluating.command(list(map(str, [*options, *(tmp_path / name for name in TEXTS)])))
+    content = json.loads((folder / JSON).read_text())
+    full, static, dynamic, *_ = [row for row in content["losses"]["rows"] if row["text"] == measured.ALL]
+    asked = [(full, 10, 0.9), (full, None, 0.25), (static, None, 0.125), (dynamic, None, 0.125)]
+    content["tasks"] = [
+        {
+            **{name: row[name] for name in ("network", "budget", "how", "sub_network", "costs")},
+            "task": "owls",
+            "limit": limit,
+            "scores": {"owls": {**SCORES["owls"], "acc": accuracy}},
+            "made": content["losses"]["made"],
+        }
+        for row, limit, accuracy in asked
+    ]
+    (folder / JSON).write_text(json.dumps(content))
+    return folder, content
+
+
+def test_an_evaluation_has_a_page_with_its_losses_first(evaluated):
+    folder, content = evaluated
+    page = Page((folder / HTML).read_text(encoding="utf-8"))
+    assert list(page.measures) == ["loss, evaluated", "loss, validation"]
+    found = page.points("loss, evaluated")
+    rows = {(row["network"], row["text"]): row for row in content["losses"]["rows"]}
+    assert list(found) == ["full", "static 0.8", "dynamic 0.8", "uniform 0.8"]
+    for name, point in found.items():
+        row = rows[name.split()[0], measured.ALL]
+        assert (point["value"], [point["low"], point["high"]]) == (row["loss"], row["interval"])
+        assert point["losses"] == {text: rows[name.split()[0], text]["loss"] for text in TEXTS}
+        assert (point["kind"], point["source"]) == (row["network"], "evaluate")
+    # costs are those of the page's tables: of a dynamic router its own alone
+    ratio = rows["static", measured.ALL]["costs"]["parameters"]
+    costs = {name: point["costs"] for name, point in found.items()}
+    assert costs["static 0.8"]["parameters"] == pytest.approx(ratio * costs["full"]["parameters"])
+    assert list(costs["dynamic 0.8"]) == ["flops"]
+    assert (found["dynamic 0.8"]["widths"], found["full"]["widths"]) == ("", "attention 100%, mlp 100%")
+    # the same in the table, and where it comes from
+    row = rows["static", measured.ALL]
+    half = (row["interval"][1] - row["interval"][0]) / 2
+    assert f"{row['loss']:.3f} ±{half:.3f}" in page.text
+    assert content["losses"]["made"]["command"] in page.text
+    # a generated domain of one document has none to go on from
+    assert "No texts were written" in page.text
+
+
+def test_a_report_has_the_evaluations_of_its_checkpoint(evaluated, tmp_path):
+    folder, _ = evaluated
+    output = tmp_path / "page.html"
+    reporting.command([str(folder), "--no-texts", "--output", str(output)])
+    page = Page(output.read_text(encoding="utf-8"))
+    assert list(page.measures) == ["loss, validation", "loss, evaluated", "acc of owls", "f1,strict of owls"]
+    accuracy = page.points("acc of owls")
+    # what was asked with fewer questions is not shown beside the others
+    assert [point["value"] for point in accuracy.values()] == [0.25, 0.125, 0.125]
+    assert (accuracy["full"]["low"], accuracy["full"]["high"]) == (pytest.approx(0.2304), pytest.approx(0.2696))
+    assert [page.measures[name]["is_loss"] for name in ("loss, evaluated", "acc of owls")] == [True, False]
+    for said in ("Evaluated: nightly", "owls acc", "0.250 ±0.010", "0.500 ±0.020", "owls 50"):
+        assert said in page.text
+
+
+def test_an_evaluation_of_another_network_is_not_shown_and_the_page_says_why(evaluated, tmp_path):
+    folder, content = evaluated
+    for change, said in (
+        (lambda path: path.write_text(json.dumps({**content, "checkpoint": "other"})), "is of another checkpoint"),
+        (lambda path: path.unlink(), "which is not there"),
+    ):
+        change(folder / JSON)
+        reporting.command([str(folder), "--no-texts", "--output", str(tmp_path / "page.html")])
+        page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+        assert list(page.measures) == ["loss, validation"]
+        assert said in page.text
+
+
+def test_what_stands_in_the_way_of_a_page_loses_no_evaluation(evaluated, tmp_path, capsys):
+    folder, _ = evaluated
+    output = tmp_path / "out"
+    (output / HTML).mkdir(parents=True)
+    options = ["--checkpoint", folder, "--text", tmp_path / "one.txt", "--tokens", 256, "--output", output]
+    evaluating.command(list(map(str, options)))
+    printed = capsys.readouterr().out
+    assert f"note: there is no {output / HTML}: cannot write" in printed
+    assert (output / JSON).is_file()
+    (output / HTML).rmdir()
+    evaluating.command([*map(str, options), "--no_report"])
+    assert not (output / HTML).exists()
+
+
 # --- in a browser -----------------------------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -428,7 +536,7 @@ def opened(browser, file, width=1200, scheme="light"):
 
 def ring(tab):
     """Where the chosen rung stands."""
-    return tab.locator("#trade-off .layer_2_marks path").get_attribute("transform")
+    return tab.locator("#trade-off .layer_3_marks path").get_attribute("transform")
 
 
 @pytest.mark.slow
@@ -452,6 +560,29 @@ def test_the_slider_changes_what_the_page_shows(run, html, browser):
     assert "shaded" in tab.frame_locator("#compute").locator("body").inner_text()
     assert logged == []
     assert asked == [(run[0] / "report.html").as_uri()]
+
+
+@pytest.mark.slow
+def test_another_quality_moves_the_points_and_takes_the_ladder_away(evaluated, browser, tmp_path):
+    folder, _ = evaluated
+    reporting.command([str(folder), "--no-texts", "--output", str(tmp_path / "page.html")])
+    tab, logged, _ = opened(browser, tmp_path / "page.html")
+
+    def drawn():
+        tab.wait_for_timeout(300)
+        axis = tab.locator("#trade-off .role-axis-title").last.text_content()
+        places = tab.locator("#trade-off .layer_2_marks path").evaluate_all("all => all.map(one => one.outerHTML)")
+        return axis, places, tab.locator("#trade-off .layer_3_marks path").count()
+
+    seen = [drawn()]
+    for name in ("loss, evaluated", "acc of owls"):
+        tab.select_option("#measure", name)
+        seen.append(drawn())
+    assert [axis for axis, _, _ in seen] == ["loss (nats per token)"] * 2 + ["acc of owls"]
+    assert [ring for *_, ring in seen] == [1, 1, 0]
+    assert seen[0][1] != seen[1][1] != seen[2][1]
+    assert tab.locator("#trade-off .layer_1_marks line").count() > 0
+    assert logged == []
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from flextron_lit.differences import differences
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.provenance import versions
 from flextron_lit.space import ElasticSpace
+from flextron_lit.whole_file import write_json
 
 FOLDER = "costs"
 Execution = Literal["static", "dynamic"]
@@ -141,10 +142,7 @@ class LatencyTable:
     def write(self, checkpoint: Path) -> Path:
         """Write the file into the `costs` folder of a Flextron checkpoint, whole or not at all; returns its path."""
         path = checkpoint / FOLDER / self.file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, self.to_json())
         return path
 
 

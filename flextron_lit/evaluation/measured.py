@@ -112,14 +112,15 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     """For people, a table a text; `±` is half of a 95 % interval."""
     for text in dict.fromkeys(row["text"] for row in rows):
         of_text = [row for row in rows if row["text"] == text]
-        size = f"{of_text[0]['documents']} documents, {of_text[0]['tokens']} tokens"
+        documents = of_text[0]["documents"]
+        size = f"{documents} document{'s' * (documents != 1)}, {of_text[0]['tokens']} tokens"
         table = Table(title=f"{text}: {size}; nats per token ± half of the 95 % interval", title_justify="left")
         table.add_column("network", no_wrap=True)
         for column in ("cost", "loss", "perplexity", "over full", "over static"):
             table.add_column(column, justify="right", no_wrap=True)
         for row in of_text:
-            loss = f"{row['loss']:.3f}{_half(row['interval'])}"
-            differences = (_signed(row[over]) for over in ("over_full", "over_static"))
+            loss = f"{row['loss']:.3f}{half(row['interval'])}"
+            differences = (signed(row[over]) for over in ("over_full", "over_static"))
             table.add_row(name_of(row), costs_of(row), loss, f"{row['perplexity']:.2f}", *differences)
         yield table
 
@@ -129,16 +130,17 @@ def name_of(row: Mapping[str, Any]) -> str:
     return str(row["network"]) if row["budget"] is None else f"{row['network']} {row['budget']}"
 
 
-def costs_of(row: Mapping[str, Any]) -> str:
-    """The costs of a row's network, one a line."""
-    return "\n".join(f"{ratio:.3f} {cost}" for cost, ratio in row["costs"].items())
+def costs_of(row: Mapping[str, Any], separator: str = "\n") -> str:
+    """The costs of a row's network, one a line, or all in one."""
+    return separator.join(f"{ratio:.3f} {cost}" for cost, ratio in row["costs"].items())
 
 
-def _signed(over: Mapping[str, Any] | None) -> str:
-    return "" if over is None else f"{over['difference']:+.3f}{_half(over['interval'])}"
+def signed(over: Mapping[str, Any] | None) -> str:
+    """A difference with half the width of its interval, for people; nothing where there is none."""
+    return "" if over is None else f"{over['difference']:+.3f}{half(over['interval'])}"
 
 
-def _half(interval: Sequence[float] | None) -> str:
+def half(interval: Sequence[float] | None) -> str:
     """Half the width of an interval; nothing where there is none."""
     return "" if interval is None else f" ±{(interval[1] - interval[0]) / 2:.3f}"
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flextron_lit.evaluation.measured import Row, flat
+from flextron_lit.whole_file import write_csv, write_json
 
-JSON, CSV = "evaluation.json", "evaluation.csv"
-NOT_COMPARED = ("command", "git_commit", "seed")
+JSON, CSV, HTML = "evaluation.json", "evaluation.csv", "evaluation.html"
+NOT_COMPARED = ("command", "git_commit", "seed", "date")
 """Of how something was made: differs without making another result; the seed of intervals is asked for apart."""
 KEY = ("task", "network", "budget", "limit")
 """What a row of tasks is known by."""
@@ -84,9 +83,8 @@ class Results:
         """
         content = {"checkpoint": self.sha256, "losses": self.losses, "tasks": self.tasks}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _whole(self.path, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
-            _whole(self.folder / CSV, lambda path: _write_csv(path, self._flat()))
+            write_json(self.path, content)
+            write_csv(self.folder / CSV, self._flat())
         except OSError as error:
             raise ValueError(f"cannot write the results to {self.folder} ({error}); name another --output") from error
 
@@ -112,17 +110,3 @@ def _key(row: Row) -> tuple[Any, ...]:
 def _same(before: Row, now: Row) -> bool:
     one, other = ({k: v for k, v in made.items() if k not in NOT_COMPARED} for made in (before, now))
     return one == other
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)
-
-
-def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=columns)
-        writer.writeheader()
-        writer.writerows(rows)

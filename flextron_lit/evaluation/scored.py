@@ -72,11 +72,16 @@ def shown(rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+def error_of(of: Mapping[str, Any], name: str) -> float | None:
+    """The standard error of a metric, where the harness has one."""
+    # of a filtered metric it names the filter after a comma: acc_stderr,filter
+    metric, _, of_filter = name.partition(",")
+    error: float | None = of.get(f"{metric}{ERROR}{',' * bool(of_filter)}{of_filter}")
+    return error
+
+
 def _told(of: Mapping[str, Any]) -> Iterable[str]:
-    numbers = metrics(of)
-    for name, value in numbers.items():
-        # of a filtered metric the harness names the filter after a comma: acc_stderr,filter
-        metric, _, of_filter = name.partition(",")
-        error = numbers.get(f"{metric}{ERROR}{',' * bool(of_filter)}{of_filter}")
-        if not metric.endswith(ERROR):
+    for name, value in metrics(of).items():
+        if ERROR not in name:
+            error = error_of(of, name)
             yield f"{name} {value:.3f}" + ("" if error is None else f" ±{error:.3f}")

@@ -53,29 +53,27 @@ def request(measured: LatencyTable | None) -> str:
 
 
 def trade_off(table: CostTable, kinds: Sequence[str]) -> Spec:
-    """Loss against one cost: the points, the ladder as a line, the chosen rung as a ring.
+    """How good networks are against one cost: points with intervals, the ladder as a line, the chosen rung as a ring.
 
-    Data sets: `points`, `rungs`, `chosen`.
+    `report.js` gives the other axis its title. Data sets: `points`, `rungs`, `chosen`.
 
     Args:
         table: the cost.
         kinds: kinds of point that there are, in the order of the legend.
     """
     cost = {"field": f"costs.{table.name}", "type": "quantitative"}
-    loss = {"field": "loss", "type": "quantitative"}
     axis = {"format": ",.6~g" if table.unit == "ms" else ".3~s", "tickCount": 6, "labelOverlap": True}
     scale = {"zero": False, "padding": 16}
-    place = {
-        "x": {**cost, "title": axis_title(table), "scale": scale, "axis": axis},
-        "y": {**loss, "title": "loss (nats per token)", "scale": scale, "axis": {"tickCount": 8}},
-    }
+    x = {**cost, "title": axis_title(table), "scale": scale, "axis": axis}
+    y = {"type": "quantitative", "scale": scale, "axis": {"tickCount": 8}}
+    place, rung = ({"x": x, "y": {**y, "field": field}} for field in ("value", "loss"))
     said = [
         {"field": "name", "title": "sub-network"},
         {"field": f"shown.{table.name}", "title": noun(table.name)},
-        {"field": "loss", "title": "mean loss", "format": ".3f"},
+        {"field": "said", "title": "value"},
         {"field": "about", "title": "losses"},
         {"field": "widths", "title": "widths"},
-        {"field": "stage", "title": "validated by"},
+        {"field": "source", "title": "measured by"},
     ]
     domain = list(kinds)
     look: Spec = {
@@ -89,14 +87,20 @@ def trade_off(table: CostTable, kinds: Sequence[str]) -> Spec:
     known = [{"filter": f"isValid(datum.costs['{table.name}'])"}]
     ring = {"type": "point", "size": 420, "stroke": "var(--ink)", "strokeWidth": 2, "filled": False, "opacity": 1}
     return {
-        "description": f"Loss against {noun(table.name)}. The table of sub-networks below has the same numbers.",
+        "description": f"Quality against {noun(table.name)}. The tables below have the same numbers.",
         "width": "container",
         "height": 380,
         "layer": [
             {
                 "data": {"name": "rungs"},
                 "mark": {"type": "line", "stroke": "var(--static)", "strokeWidth": 1.5, "opacity": 0.7, "aria": False},
-                "encoding": {**place, "order": cost},
+                "encoding": {**rung, "order": cost},
+            },
+            {
+                "data": {"name": "points"},
+                "transform": [*known, {"filter": "isValid(datum.low)"}],
+                "mark": {"type": "rule", "stroke": "var(--faint)", "aria": False},
+                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
             },
             {
                 "data": {"name": "points"},
@@ -104,7 +108,7 @@ def trade_off(table: CostTable, kinds: Sequence[str]) -> Spec:
                 "mark": {"type": "point", "filled": True, "size": 110},
                 "encoding": {**place, **look, "tooltip": said},
             },
-            {"data": {"name": "chosen"}, "mark": ring, "encoding": place},
+            {"data": {"name": "chosen"}, "mark": ring, "encoding": rung},
         ],
         "config": _config(),
     }

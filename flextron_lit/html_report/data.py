@@ -9,7 +9,7 @@ from typing import Any
 
 from flextron_lit.html_report import charts
 from flextron_lit.html_report.findings import Findings
-from flextron_lit.html_report.points import Point
+from flextron_lit.html_report.points import Measure, Point
 from flextron_lit.routers.trained import TrainedRouter
 from flextron_lit.validated import POINT_KINDS
 
@@ -18,19 +18,31 @@ START = 0.7
 """The budget that the slider starts at, or the nearest."""
 
 
-def to_json(findings: Findings, summary: Sequence[Mapping[str, Any]], history: Sequence[Any]) -> dict[str, Any]:
+def to_json(
+    findings: Findings, measures: Sequence[Measure], summary: Sequence[Mapping[str, Any]], history: Sequence[Any]
+) -> dict[str, Any]:
     """All of it.
 
     Args:
-        findings: points and ladder.
+        findings: costs and ladder.
+        measures: what costs are traded for; the first is shown first.
         summary: rows of `summary.json`, if there are any.
         history: of the checkpoint.
     """
     tables = findings.tables
-    kinds = [kind for kind in POINT_KINDS if any(point.validated.kind == kind for point in findings.points)]
+    there = {point.kind for measure in measures for point in measure.points}
+    kinds = [kind for kind in POINT_KINDS if kind in there]
     return {
         "summary": list(summary),
-        "points": [_point(point, findings) for point in findings.points],
+        "measures": [
+            {
+                "name": measure.name,
+                "title": measure.title,
+                "is_loss": measure.is_loss,
+                "points": [_point(point, findings) for point in measure.points],
+            }
+            for measure in measures
+        ],
         "ladder": None if findings.static is None else _ladder(findings.static, findings),
         "blocks": findings.space.to_json(),
         "nouns": {name: charts.noun(name) for name in tables},
@@ -43,19 +55,22 @@ def to_json(findings: Findings, summary: Sequence[Mapping[str, Any]], history: S
 
 
 def _point(point: Point, findings: Findings) -> dict[str, Any]:
-    found = point.validated
+    low, high = point.interval or (None, None)
     return {
-        "name": found.name,
-        "kind": found.kind,
-        "budget": found.budget,
-        "loss": found.loss,
-        "losses": found.losses,
+        "name": point.name,
+        "kind": point.kind,
+        "budget": point.budget,
+        "value": point.value,
+        "low": low,
+        "high": high,
+        "said": f"{point.value:.3f}" + (f" ({low:.3f} to {high:.3f})" if point.interval else ""),
+        "losses": point.losses,
         "costs": point.costs,
         "shown": shown(point.costs, findings),
-        "about": ", ".join(f"{domain} {loss:.3f}" for domain, loss in found.losses.items()),
-        "widths": ", ".join(f"{kind} {width:.0%}" for kind, width in found.widths.items()),
-        "stage": found.stage,
-        "opacity": FADED_OPACITY if found.earlier else 1,
+        "about": ", ".join(f"{domain} {loss:.3f}" for domain, loss in point.losses.items()),
+        "widths": ", ".join(f"{kind} {width:.0%}" for kind, width in point.widths.items()),
+        "source": point.source,
+        "opacity": FADED_OPACITY if point.earlier else 1,
     }
 
 

@@ -12,7 +12,7 @@ from flextron_lit.costs.known import known_tables
 from flextron_lit.costs.latency import LatencyTable, origin_of, read_all
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.html_report.charts import noun
-from flextron_lit.html_report.points import Point, named, priced
+from flextron_lit.html_report.points import LOSS, Measure, Point, named, priced
 from flextron_lit.html_report.source import Source
 from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.staleness import stale_note
@@ -41,8 +41,14 @@ class Findings:
     """Whose ladder is shown."""
     dynamic: TrainedDynamicRouter | None
     points: list[Point]
+    """What was validated."""
     notes: list[str]
     """What a reader should know of it."""
+
+    @property
+    def validation(self) -> list[Measure]:
+        """The losses of the points; nothing, where nothing was validated."""
+        return [Measure("loss, validation", LOSS, self.points)] if self.points else []
 
 
 def gather(source: Source, backbone: ElasticBackbone, latency: str | None = None) -> Findings:
@@ -74,7 +80,7 @@ def gather(source: Source, backbone: ElasticBackbone, latency: str | None = None
         budgets = [each.budget for each in found if each.kind == STATIC and each.budget is not None]
         sub_networks |= ladder_answers(static.ladder, static.table, budgets)
     points = list(priced(found, space, tables, sub_networks, dynamic.table if dynamic else None))
-    if any(point.validated.earlier for point in points):
+    if any(point.earlier for point in points):
         notes.append(FADED)
     return Findings(space, tables, measured, static, dynamic, points, notes)
 

@@ -16,6 +16,7 @@ import torch
 from flextron_lit import checkpoint
 from flextron_lit.costs.latency import device_description
 from flextron_lit.run_folder import RunFolder
+from flextron_lit.whole_file import write_json
 
 INVOCATIONS = "pipeline.json"
 """In the folder of a pipeline: one row for each time that it was started with something left to do."""
@@ -32,9 +33,8 @@ def note_invocation(folder: Path, *, fresh: bool) -> None:
     """
     path = folder / INVOCATIONS
     rows = [] if fresh or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
-    rows.append({"command": shlex.join(["python", *sys.argv]), "date": _date(datetime.now()), "machine": machine()})
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    rows.append({"command": shlex.join(["python", *sys.argv]), "date": now(), "machine": machine()})
+    write_json(path, rows)
 
 
 def machine() -> str:
@@ -77,6 +77,11 @@ def _dates(run: RunFolder) -> dict[str, Any]:
     if ended - begun < INSTANT:
         return {}
     return {"started": _date(datetime.fromtimestamp(begun)), "seconds": ended - begun}
+
+
+def now() -> str:
+    """Date and time for provenance."""
+    return _date(datetime.now())
 
 
 def _date(moment: datetime) -> str:

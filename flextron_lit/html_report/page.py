@@ -8,9 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from flextron_lit.html_report import charts
+from flextron_lit.evaluation.results import Results
+from flextron_lit.html_report import charts, evaluated
 from flextron_lit.html_report.data import embedded, shown, to_json
 from flextron_lit.html_report.findings import Findings
+from flextron_lit.html_report.points import Measure
 from flextron_lit.html_report.texts import Written
 from flextron_lit.space import KINDS
 from flextron_lit.tables import duration, settings
@@ -35,6 +37,10 @@ class Content:
     prompt: str
     texts: Sequence[Written]
     """None where they were not asked for."""
+    evaluations: Sequence[Results]
+    """What `evaluate` found."""
+    evaluated_first: bool
+    """Whether the page is that of an evaluation, or only has it too."""
     compute: str | None
     """The page of a dynamic router's compute, if a run wrote one."""
     invocations: Sequence[Mapping[str, str]]
@@ -46,14 +52,15 @@ class Content:
 def page(content: Content) -> str:
     """The page, as HTML in UTF-8."""
     findings = content.findings
-    data = to_json(findings, content.summary, content.history)
+    measures = _measures(content)
+    data = to_json(findings, measures, content.summary, content.history)
     here = Path(__file__).parent
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     body = [
         f'<header><h1>{escape(content.title)}</h1><p class="faint">{escape(content.lead)}</p></header>',
         "<main>",
-        *_trade_off(findings, data["ladder"]),
-        *_sub_networks(content),
+        *_trade_off(findings, measures, data["ladder"]),
+        *_tables(content),
         *_texts(content),
         *_compute(content.compute),
         *_origin(content),
@@ -78,24 +85,36 @@ def page(content: Content) -> str:
     )
 
 
-def _trade_off(findings: Findings, ladder: Mapping[str, Any] | None) -> Iterator[str]:
-    yield "<h2>Loss against cost</h2>"
-    yield "<noscript><p>The charts need JavaScript; the table below has their numbers.</p></noscript>"
+def _measures(content: Content) -> list[Measure]:
+    findings = content.findings
+    found = list(evaluated.measures(content.evaluations, findings.space, findings.tables))
+    return [*found, *findings.validation] if content.evaluated_first else [*findings.validation, *found]
+
+
+def _trade_off(findings: Findings, measures: Sequence[Measure], ladder: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "<h2>Quality against cost</h2>"
+    yield "<noscript><p>The charts need JavaScript; the tables below have their numbers.</p></noscript>"
     yield f'<p class="faint">{escape(charts.request(findings.measured))}</p>'
     yield "<fieldset><legend>cost:</legend>"
     for number, (name, table) in enumerate(findings.tables.items()):
         checked = " checked" * (number == 0)
         title = escape(charts.axis_title(table))
         yield f'<label><input type="radio" name="cost" value="{escape(name)}"{checked}> {title}</label>'
-    yield '</fieldset><div class="charts"><div class="chart" id="trade-off"></div>'
+    yield "</fieldset>"
+    if len(measures) > 1:
+        options = "".join(f"<option>{escape(measure.name)}</option>" for measure in measures)
+        yield f'<p><label for="measure">quality:</label> <select id="measure">{options}</select></p>'
+    yield '<div class="charts"><div class="chart" id="trade-off"></div>'
     if ladder is not None:
         yield from _slider(ladder)
         yield '<section class="widths"><h3>What each layer gets</h3><div class="chart" id="widths"></div></section>'
     yield '<div class="notes"><p class="faint" id="hidden" role="status"></p>'
+    if len(measures) > len(findings.validation):
+        yield '<p class="faint">Evaluated points have 95 % intervals; of a score they are 1.96 standard errors.</p>'
     if ladder is not None:
         measured = "measured on calibration text" if ladder["losses"] == "measured" else "predicted by the surrogate"
         yield (
-            '<p class="faint">Points: losses on validation documents. The line is the ladder of the static router, '
+            '<p class="faint">Points: losses on held-out documents. The line is the ladder of the static router, '
             f"its losses {measured}, so it need not run through the points. The ring is the slider's budget.</p>"
         )
     yield from (f'<p class="faint">{escape(note)}</p>' for note in findings.notes)
@@ -111,24 +130,41 @@ def _slider(ladder: Mapping[str, Any]) -> Iterator[str]:
     yield '<dl id="chosen"></dl></div>'
 
 
+def _tables(content: Content) -> Iterator[str]:
+    yield from _evaluated(content.evaluations) if content.evaluated_first else _sub_networks(content)
+    yield from _sub_networks(content) if content.evaluated_first else _evaluated(content.evaluations)
+
+
+def _evaluated(evaluations: Sequence[Results]) -> Iterator[str]:
+    for results in evaluations:
+        yield f"<h2>Evaluated: {escape(results.folder.name)}</h2>"
+        if results.losses is not None:
+            said = "Losses in nats per token ± half of the 95 % interval; differences over all texts."
+            yield _table(*evaluated.loss_table(results.losses["rows"]), said)
+        if results.tasks:
+            rows = evaluated.current(results.tasks)
+            said = f"Scores ± the harness's standard error. Questions: {evaluated.questions(rows) or 'not said'}."
+            yield _table(*evaluated.score_table(rows), said)
+
+
 def _sub_networks(content: Content) -> Iterator[str]:
     """Every point as a row, with the latencies that were measured beside the others."""
     points, tables = content.findings.points, content.findings.tables
     if not points:
         return
     measured = {row["name"]: row["latency_ms"] for row in content.summary if "latency_ms" in row}
-    domains = list(dict.fromkeys(domain for point in points for domain in point.validated.losses))
+    domains = list(dict.fromkeys(domain for point in points for domain in point.losses))
     head = ["sub-network", "kind", *(f"{NAMES[kind]} width" for kind in KINDS)]
     head += [charts.axis_title(table) for table in tables.values()]
     head += ["latency, measured"] * bool(measured)
     rows = []
-    for point in sorted(points, key=lambda point: point.validated.loss):
-        found, costs = point.validated, shown(point.costs, content.findings)
-        cells = [found.name, found.kind + ", earlier weights" * found.earlier]
-        cells += [f"{found.widths[kind]:.0%}" for kind in KINDS]
+    for point in sorted(points, key=lambda point: point.value):
+        costs = shown(point.costs, content.findings)
+        cells = [point.name, point.kind + ", earlier weights" * point.earlier]
+        cells += [f"{point.widths[kind]:.0%}" for kind in KINDS]
         cells += [costs.get(name, "") for name in tables]
-        cells += [f"{measured[found.name]:.0f} ms" if found.name in measured else ""] * bool(measured)
-        rows.append([*cells, *(_number(found.losses.get(domain)) for domain in domains), f"{found.loss:.3f}"])
+        cells += [f"{measured[point.name]:.0f} ms" if point.name in measured else ""] * bool(measured)
+        rows.append([*cells, *(_number(point.losses.get(domain)) for domain in domains), f"{point.value:.3f}"])
     yield "<h2>All sub-networks</h2>"
     yield _table([*head, *domains, "mean loss"], rows, "Losses in nats per token on validation documents, best first.")
 
@@ -164,9 +200,10 @@ def _compute(compute: str | None) -> Iterator[str]:
 
 def _origin(content: Content) -> Iterator[str]:
     yield "<h2>Where it comes from</h2>"
-    if content.invocations:
-        rows = [[row["command"], row["date"], row["machine"]] for row in content.invocations]
-        yield _table(["command", "started", "machine"], rows, "Commands that trained it.", "words")
+    invocations = [*content.invocations, *evaluated.commands(content.evaluations)]
+    if invocations:
+        rows = [[row["command"], row["date"], row["machine"]] for row in invocations]
+        yield _table(["command", "started", "machine"], rows, "Commands that trained or evaluated it.", "words")
     head = ["stage", "run folder", "steps", "tokens", "seed", "started", "took", "git commit"]
     yield _table(
         head, [_stage(row) for row in content.stages], "Stages. The time of a resumed one includes its pauses."
@@ -176,7 +213,7 @@ def _origin(content: Content) -> Iterator[str]:
             [
                 row["domain"],
                 row["source"],
-                f"{row['weight']:g}",
+                "" if row["weight"] is None else f"{row['weight']:g}",
                 ", ".join(f"{n:,} {s}" for s, n in row["tokens"].items()),
             ]
             for row in content.domains

@@ -1,4 +1,4 @@
-"""The points of a trade-off: what a run validated, and what that costs."""
+"""The points of a trade-off: what a run validated, or an evaluation measured, and what that costs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,45 @@ from flextron_lit.validation import DYNAMIC, Uniform, ValidationSet, mean_widths
 
 WIDTH_SLACK = 1e-6
 """Two means of the same widths may differ by this much: they were summed in another order."""
+LOSS = "loss (nats per token)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A network, how good it is, and what it costs."""
+
+    name: str
+    kind: str
+    """One of `validated.POINT_KINDS`."""
+    budget: float | str | None
+    """The budget that it answers, as a ratio or as a user wrote it; None where there was none."""
+    value: float
+    """How good it is: a mean loss, or a score."""
+    losses: Mapping[str, float]
+    """What the value is the mean of, by domain or text; empty for a score."""
+    widths: Mapping[str, float]
+    """Mean share of the full width, by kind of block; empty where it is not known."""
+    costs: Mapping[str, float]
+    """By the name of the cost, in its unit: those that are known; a dynamic router has its own cost alone."""
+    source: str
+    """The run folder, or `evaluate`."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the value, where there is one."""
+    earlier: bool = False
+    """Whether a later stage changed the weights."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """One point."""
+class Measure:
+    """How good networks are, in one sense: what a trade-off shows against a cost."""
 
-    validated: Validated
-    costs: Mapping[str, float]
-    """By the name of the cost, in its unit: those that are known; a dynamic router has its own cost alone."""
+    name: str
+    """For people, who choose by it."""
+    title: str
+    """Of the axis."""
+    points: Sequence[Point]
+    is_loss: bool = True
+    """Whether the losses of a ladder can stand beside it."""
 
 
 def named(stages: Sequence[RunFolder], backbone: ElasticBackbone) -> dict[str, SubNetwork]:
@@ -55,7 +85,7 @@ def priced(
     sub_networks: Mapping[str, SubNetwork],
     dynamic: CostTable | None,
 ) -> Iterator[Point]:
-    """Add the costs, and leave out answers of routers that are no longer there.
+    """What was validated with its costs, without answers of routers that are no longer there.
 
     Args:
         found: what was validated.
@@ -67,19 +97,32 @@ def priced(
     for each in found:
         if each.kind == DYNAMIC:
             if dynamic is not None:
-                yield Point(each, _of_dynamic(each, tables, dynamic))
+                yield _point(each, of_dynamic({dynamic.name: each.own_cost / dynamic.full}, tables))
             continue
         sub_network = sub_networks.get(each.name)
         if sub_network is not None and _has_widths(sub_network, each.widths, space):
-            yield Point(each, {name: table.cost(sub_network) for name, table in tables.items()})
+            yield _point(each, {name: table.cost(sub_network) for name, table in tables.items()})
         elif each.kind != STATIC:
-            yield Point(each, {})
+            yield _point(each, {})
 
 
-def _of_dynamic(each: Validated, tables: Mapping[str, CostTable], dynamic: CostTable) -> dict[str, float]:
-    """Its ratio holds on every scale of the same cost, such as that of another latency table."""
-    table = tables.get(dynamic.name)
-    return {} if table is None else {dynamic.name: each.own_cost / dynamic.full * table.full}
+def _point(each: Validated, costs: Mapping[str, float]) -> Point:
+    return Point(
+        name=each.name,
+        kind=each.kind,
+        budget=each.budget,
+        value=each.loss,
+        losses=each.losses,
+        widths=each.widths,
+        costs=costs,
+        source=each.stage,
+        earlier=each.earlier,
+    )
+
+
+def of_dynamic(ratios: Mapping[str, float], tables: Mapping[str, CostTable]) -> dict[str, float]:
+    """What a dynamic router costs: its ratio holds on every scale of the same cost, such as another latency table's."""
+    return {name: ratio * tables[name].full for name, ratio in ratios.items() if name in tables}
 
 
 def _has_widths(sub_network: SubNetwork, widths: Mapping[str, float], space: ElasticSpace) -> bool:

@@ -7,6 +7,7 @@
   const options = { mode: "vega-lite", renderer: "svg", actions: false };
   const percent = (share) => `${Math.round(100 * share)}%`;
   const slider = element("budget");
+  const measures = element("measure");
   let tradeOff = null;
   let widths = null;
 
@@ -22,11 +23,20 @@
     });
   }
 
-  async function drawTradeOff(cost) {
+  const measure = () => data.measures[measures ? measures.selectedIndex : 0] ?? { points: [], is_loss: true };
+  const chosenHere = () => (measure().is_loss ? chosen() : []);
+
+  async function drawTradeOff() {
     tradeOff?.finalize();
-    const datasets = { points: data.points, rungs: data.ladder?.rungs ?? [], chosen: chosen() };
-    tradeOff = await vegaEmbed("#trade-off", { ...data.charts.trade_off[cost], datasets }, options);
-    const hidden = data.points.filter(({ costs }) => !(cost in costs)).map(({ name }) => name);
+    const cost = document.querySelector("input[name=cost]:checked").value;
+    const { points, title = "loss (nats per token)", is_loss } = measure();
+    const datasets = { points, rungs: (is_loss && data.ladder?.rungs) || [], chosen: chosenHere() };
+    const spec = { ...structuredClone(data.charts.trade_off[cost]), datasets };
+    for (const { encoding } of spec.layer) {
+      encoding.y.title = title;
+    }
+    tradeOff = await vegaEmbed("#trade-off", spec, options);
+    const hidden = points.filter(({ costs }) => !(cost in costs)).map(({ name }) => name);
     element("hidden").textContent = hidden.length
       ? `Not on this axis, as nothing says what they cost here: ${hidden.join(", ")}.`
       : "";
@@ -57,7 +67,7 @@
   async function move() {
     say(rung());
     await Promise.all([
-      tradeOff.view.data("chosen", chosen()).runAsync(),
+      tradeOff.view.data("chosen", chosenHere()).runAsync(),
       widths.view.data("widths", blocks(rung())).runAsync(),
     ]);
   }
@@ -70,9 +80,10 @@
   async function start() {
     const axes = document.querySelectorAll("input[name=cost]");
     for (const input of axes) {
-      input.addEventListener("change", () => drawTradeOff(input.value));
+      input.addEventListener("change", drawTradeOff);
     }
-    await drawTradeOff([...axes].find((input) => input.checked).value);
+    measures?.addEventListener("change", drawTradeOff);
+    await drawTradeOff();
     if (slider) {
       widths = await vegaEmbed("#widths", { ...data.charts.widths, datasets: { widths: blocks(rung()) } }, options);
       say(rung());

@@ -12,7 +12,11 @@ from flextron_lit.stages.surrogate_training import SurrogateTraining
 from flextron_lit.stages.tuned_router import Remeasuring
 from flextron_lit.stages.watched import WatchedStage
 
+TRAIN_WEIGHTS = (ElasticTraining.__name__, JointTuning.__name__)
+"""Names of the stages that change the network's weights, as histories have them."""
+
 __all__ = [
+    "TRAIN_WEIGHTS",
     "Calibration",
     "Distillation",
     "DynamicRouterTraining",
