@@ -11,7 +11,6 @@ from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint import StageRecord
 from flextron_lit.costs.latency import FOLDER
 from flextron_lit.run_folder import RunFolder
-from flextron_lit.sources import resolve_model
 from flextron_lit.stages import Stage
 
 
@@ -77,7 +76,7 @@ class FlextronCheckpointWriter(Callback):
                 backbone, tokenizer = stage.backbone, stage.tokenizer
                 flextron_checkpoint.write(folder, backbone, tokenizer, order=stage.order, history=history, files=files)
             else:
-                source = resolve_model(stage.checkpoint)
+                source = stage.source_folder
                 flextron_checkpoint.extend(source, folder, history=history, files=files, without=stage.drops)
             rank_zero_info(f"wrote the Flextron checkpoint {folder}")
         trainer.strategy.barrier()
@@ -88,7 +87,7 @@ def cost_files(stage: Stage, run_folder: Path) -> dict[str, Path]:
 
     A table depends on the widths alone, not on the weights, so training leaves it true.
     """
-    source = Path(stage.checkpoint)
+    source = stage.source_folder
     folders = [run_folder]
     if flextron_checkpoint.is_flextron(source) and flextron_checkpoint.read(source).space == stage.backbone.space:
         folders.insert(0, source)

@@ -57,7 +57,7 @@ class LatencyProfiling(Callback):
         backbone = stage.backbone
         wanted = conditions(backbone, self.workload, "dynamic" if stage.dynamic else "static")
         run_folder = Path(trainer.default_root_dir)
-        for folder in (run_folder, Path(stage.checkpoint)):
+        for folder in (run_folder, stage.source_folder):
             known = find(folder, wanted)
             if known is not None:
                 rank_zero_info(f"latencies: {known[0]}")

@@ -57,11 +57,12 @@ class RouterReport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the final ones, and say how good it is."""
-        if trainer.is_global_zero and isinstance(pl_module, SurrogateTraining):
+        if not trainer.is_global_zero:
+            return
+        if isinstance(pl_module, SurrogateTraining):
             report_surrogate(trainer, pl_module)
-        if trainer.is_global_zero:
-            report_ladder(trainer, pl_module)
-        if trainer.is_global_zero and isinstance(pl_module, StaticRouterTraining):
+        report_ladder(trainer, pl_module)
+        if isinstance(pl_module, StaticRouterTraining):
             report_moves(trainer, pl_module)
         if self._said is not None:
             rank_zero_info(self._said)

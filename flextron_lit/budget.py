@@ -32,9 +32,10 @@ MEANT = {"ms": "latency", "parameters": "parameters", "bytes": "memory", "FLOPs"
 ALIASES = {"request": "latency"}
 TERM = re.compile(r"(?:(?P<name>[a-z_]+)\s*(?:<=|=)\s*)?(?P<number>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?P<unit>[A-Za-z]*)")
 HELP = (
-    "A ratio of the full network's cost (0.6): of the one that the checkpoint's router is for, else latency, or FLOPs "
-    "where no latency was measured; a target with a unit (2s, prefill=300ms, decode=12ms, 90M parameters, 400MB of "
-    "weights and KV cache); or several, separated by commas (latency<=0.6,kv_bytes<=0.5)."
+    "A ratio of the full network's cost (0.6): of the cost that the checkpoint's router is for, else latency, else "
+    "FLOPs. Or a number with a unit: 2s or 1800ms (a whole request), 90M (parameters), 400MB (weights and KV cache), "
+    "50GFLOPs. Or NAME=VALUE, with a name among latency, prefill, decode, parameters, flops, prefill_flops, "
+    "decode_flops, kv_bytes, memory: decode=12ms. Or several, separated by commas: latency<=0.6,kv_bytes<=0.5."
 )
 
 

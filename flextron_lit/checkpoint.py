@@ -178,13 +178,14 @@ def digest(folder: Path) -> str:
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """What `note_evaluation` noted.
+    """What `note_evaluation` noted; `file` is where it lies as seen from here.
 
     Raises:
         ValueError: if the folder is no Flextron checkpoint, or the record is damaged.
     """
     with _damage(folder):
-        return [dict(each) for each in _read_record(folder).get(EVALUATIONS, [])]
+        noted = _read_record(folder).get(EVALUATIONS, [])
+        return [{**each, "file": str(folder.parent / each["file"])} for each in noted]
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -300,15 +301,18 @@ def extend(
 def note_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
     """Note in the record what an evaluation found, in place of what was noted of the same `file`.
 
-    The record's time stays: it says when the checkpoint was made.
+    A file in the folder that the checkpoint lies in is noted relative to it: both may move. The record's time stays: it
+    says when the checkpoint was made.
 
     Raises:
         ValueError: if the folder is no Flextron checkpoint.
         OSError: if it cannot be written.
     """
     record = _read_record(folder)
-    others = [each for each in record.get(EVALUATIONS, []) if each.get("file") != evaluation.get("file")]
-    noted = {**record, EVALUATIONS: [*others, dict(evaluation)]}
+    file, above = Path(evaluation["file"]).absolute(), folder.absolute().parent
+    name = str(file.relative_to(above) if file.is_relative_to(above) else file)
+    others = [each for each in record.get(EVALUATIONS, []) if each["file"] != name]
+    noted = {**record, EVALUATIONS: [*others, {**evaluation, "file": name}]}
     if "sha256" in record:
         noted["sha256"] = {**record["sha256"], RECORD: _record_digest(noted)}
     made = (folder / RECORD).stat()

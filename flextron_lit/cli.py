@@ -95,6 +95,8 @@ class StageCLI(LightningCLI):
         if self.subcommand != "fit":
             self._use_trained(config)
             return
+        if config.trainer.max_steps < 0 and not (config.trainer.max_epochs or config.trainer.max_time):
+            raise ValueError("nothing says how long to train: add --trainer.max_steps 2000, max_epochs or max_time")
         self.resuming = not config.fresh
         if getattr(rank_zero_only, "rank", 0) != 0:
             return

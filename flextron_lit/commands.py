@@ -21,7 +21,7 @@ commands
   fit        train one stage; the same command resumes an unfinished run
   validate   loss of the watched sub-networks on the validation documents
   test       the same on the test documents
-  predict    loss on every test block, as JSON lines
+  predict    loss on every test block, in RUN_FOLDER/predictions.jsonl
   profile    measure the latency of this device, with the table's own error
   select     the sub-network for a budget: widths, costs, loss
   export     one sub-network as a stand-alone model, for transformers or llama.cpp
@@ -35,9 +35,11 @@ commands
 
 start here
   python main.py fit -c configs/debug.yaml              a tiny model, under a minute, no downloads
-  python main.py pipeline -c configs/quickstart.yaml    a real LLM (SmolLM2-135M), minutes on two cores
+  python main.py pipeline -c configs/quickstart.yaml    a real LLM (SmolLM2-135M), half an hour on two cores
 
-`python main.py COMMAND --help` explains every option; `--print_config` shows the resolved config.
+`python main.py COMMAND --help` explains every option; fit and pipeline show the resolved config with `--print_config`.
+Settings of a class: fit --model.help flextron_lit.stages.ElasticTraining, --data.help flextron_lit.data.TextDataModule,
+--trainer.callbacks.help callbacks.BudgetSampling.
 FLEXTRON_DEBUG=1 shows where in the code an error was raised.
 """
 USER_ERROR = 2
@@ -169,7 +171,7 @@ def main() -> int:
         return 0
     if arguments[0] not in COMMANDS:
         close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"; did you mean {close[0]}?" if close else "."
         return _complain(f"unknown command {arguments[0]!r}{hint} Commands: {', '.join(COMMANDS)}")
     quieten()
     try:

@@ -20,21 +20,22 @@ from flextron_lit import checkpoint
 from flextron_lit.budget import HELP
 from flextron_lit.costs.latency import device_description
 from flextron_lit.costs.workload import Dtype
+from flextron_lit.digest import fingerprint
 from flextron_lit.evaluation import measured, scored
 from flextron_lit.evaluation.measured import Measurement, Row, measure
-from flextron_lit.evaluation.networks import UNIFORM, WAYS, Network, Way, in_order, routed, uniform, ways_of
+from flextron_lit.evaluation.networks import WAYS, Network, Way, in_order, routed, uniform, ways_of
 from flextron_lit.evaluation.results import HTML, JSON, Results, metrics
-from flextron_lit.evaluation.texts import TOKENS, Texts, fingerprint, texts_of
-from flextron_lit.html_report.origin import now
+from flextron_lit.evaluation.texts import TOKENS, Texts, texts_of
 from flextron_lit.html_report.source import Source
 from flextron_lit.inspection.location import FOLDER_HELP, Location, locate
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
-from flextron_lit.provenance import git_commit, versions
+from flextron_lit.provenance import git_commit, now, versions
 from flextron_lit.reporting import report_evaluation
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import SubNetwork
 from flextron_lit.tables import show
+from flextron_lit.validation import UNIFORM
 
 if TYPE_CHECKING:
     # an optional extra
@@ -82,8 +83,17 @@ class Evaluation:
     def asked(self) -> Row:
         """What losses depend on beside how they are made."""
         texts = {name: fingerprint(batches) for name, batches in self.texts.items()}
-        asked = {"budgets": self.options.budgets, "networks": list(self.ways), "latency": self.options.latency}
-        return {**asked, "texts": texts, "seed": self.options.seed or 0}
+        answers = [{**network.about(), "costs": dict(network.costs)} for network in self.routed]
+        asked = {"budgets": self.options.budgets, "networks": list(self.ways), "answers": answers, "texts": texts}
+        return {**asked, "limits": self._limits(), "seed": self.options.seed or 0}
+
+    def _limits(self) -> dict[str, dict[str, float]]:
+        """What budgets mean to uniform networks, which are chosen by measuring."""
+        if UNIFORM not in self.ways:
+            return {}
+        routing = self.model.flextron.routing(self.options.latency)
+        parsed = {budget: routing.parse(budget) for budget in self.options.budgets}
+        return {budget: {each.table.name: each.value for each in limits} for budget, limits in parsed.items()}
 
     @cached_property
     def kept(self) -> list[Row] | None:
@@ -131,13 +141,20 @@ class Evaluation:
         return [row for of_task in rows for row in of_task]
 
 
+def run_of(location: Location) -> RunFolder | None:
+    """The run that wrote a checkpoint, where the checkpoint lies in its folder."""
+    if location.run_folder is not None:
+        return location.run_folder
+    above = RunFolder(location.checkpoint.absolute().parent)
+    ours = above.checkpoint.name == location.checkpoint.absolute().name and above.status != "new"
+    return above if ours else None
+
+
 def default_output(location: Location) -> Path:
     """The run folder, or a sibling of a checkpoint that lies in none."""
-    if location.run_folder is not None:
-        return location.run_folder.path
-    above = RunFolder(location.checkpoint.absolute().parent)
-    if above.checkpoint.name == location.checkpoint.absolute().name and above.status != "new":
-        return above.path
+    run = run_of(location)
+    if run is not None:
+        return run.path
     return location.checkpoint.with_name(f"{location.checkpoint.absolute().name}-evaluation")
 
 
@@ -170,15 +187,15 @@ def parser() -> ArgumentParser:
     text = f"Each as for generate: {HELP} The full network is always evaluated; default: it alone."
     made.add_argument("--budgets", type=str, nargs="+", default=[], help=text)
     text = (
-        "How budgets are answered: by the static router (or the surrogate), by the dynamic router, by the best "
-        "sub-network with all layers alike. Default: all that the checkpoint can."
+        "How budgets are answered. static: by the static router, or a search by the surrogate; dynamic: by the dynamic "
+        "router; uniform: by the best sub-network with all layers alike. Default: all that the checkpoint can."
     )
     made.add_argument("--networks", nargs="+", choices=WAYS, default=None, help=text)
     text = "Text files to measure losses on. Default: the test documents of the training text."
     made.add_argument("--text", type=Path, nargs="+", default=[], help=text)
     text = f"Tokens of each file or domain ({TOKENS}, or what the smallest domain has)."
     made.add_argument("--tokens", type=int, default=None, help=text)
-    made.add_argument("--seed", type=int, default=None, help="Of the bootstrap (0).")
+    made.add_argument("--seed", type=int, default=None, help="Random seed of the bootstrap (0).")
     text = (
         "Tasks of the LM evaluation harness, which requirements-eval.txt brings; offline_arc_easy, offline_piqa and "
         "offline_hellaswag need no Hub."
@@ -190,7 +207,9 @@ def parser() -> ArgumentParser:
     made.add_argument("--only_tasks", action="store_true", help="Leave the losses out.")
     add_latency(made)
     add_device(made)
-    made.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="Of weights and activations.")
+    made.add_argument(
+        "--dtype", choices=get_args(Dtype), default="float32", help="Number type of weights and activations."
+    )
     text = f"The folder for {JSON}, the same as .csv, and the page {HTML}. Default: the run folder, or one beside "
     text += "the checkpoint."
     made.add_argument("--output", type=Path, default=None, help=text)
@@ -231,7 +250,7 @@ def evaluation_of(options: Any, args: Sequence[str], location: Location) -> Eval
     Raises:
         ValueError: if the checkpoint is damaged, the output is of another, or a budget cannot be met.
     """
-    folder, device = location.checkpoint, device_of(options.device)
+    folder, device = location.checkpoint, device_of(options.device, location.checkpoint)
     sha256 = checkpoint.digest(folder)
     results = Results.read(options.output or default_output(location), sha256, fresh=options.fresh)
     model = FlextronModel.from_pretrained(folder, dtype=getattr(torch, options.dtype), device=device)
@@ -246,7 +265,7 @@ def evaluation_of(options: Any, args: Sequence[str], location: Location) -> Eval
 
 def note(folder: Path, results: Results, made: Row) -> None:
     """Note the numbers in the checkpoint; what was noted of the same file is replaced."""
-    noted = {"file": str(results.path), "made": made, "results": list(brief(results))}
+    noted = {"file": str(results.path.absolute()), "made": made, "results": list(brief(results))}
     try:
         checkpoint.note_evaluation(folder, noted)
     except OSError as error:
@@ -254,17 +273,17 @@ def note(folder: Path, results: Results, made: Row) -> None:
         rank_zero_info(f"note: cannot note the results in {folder} ({error}); --leave_checkpoint does without")
 
 
-def report(evaluation: Evaluation, location: Location) -> str:
+def report(evaluation: Evaluation, location: Location) -> None:
     """Write the page, and say so. What stands in its way is said: the results are safe in their own file."""
-    options, results = evaluation.options, evaluation.results
-    run, path = location.run_folder, results.folder / HTML
-    folder = location.checkpoint if run is None else run.path
-    source = Source(folder, location.checkpoint, () if run is None else (run,))
+    results, run = evaluation.results, run_of(location)
+    path = results.folder / HTML
+    source = Source.of(location.checkpoint if run is None else run.path, location.checkpoint, run)
     try:
-        report_evaluation(source, evaluation.model, results, path, options.latency)
+        report_evaluation(source, evaluation.model, results, evaluation.texts, path, evaluation.options.latency)
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        return f"note: there is no {path}: {error}"
-    return f"wrote {path}"
+        rank_zero_info(f"note: there is no {path}: {error}")
+    else:
+        rank_zero_info(f"wrote {path}")
 
 
 def command(args: Sequence[str]) -> None:
@@ -279,8 +298,9 @@ def command(args: Sequence[str]) -> None:
     results = evaluation.results
     if not options.leave_checkpoint:
         note(location.checkpoint, results, evaluation.made)
-    page = [] if options.no_report else [report(evaluation, location)]
     if options.json:
         show(json.dumps({"losses": losses, "tasks": scores}, indent=1))
-        return
-    show(*measured.shown(losses), *([scored.shown(scores)] if scores else []), f"wrote {results.path}", *page)
+    else:
+        show(*measured.shown(losses), *([scored.shown(scores)] if scores else []), f"wrote {results.path}")
+    if not options.no_report:
+        report(evaluation, location)

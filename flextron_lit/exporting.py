@@ -69,7 +69,7 @@ def chosen(options: Any, folder: Path) -> Selection:
 def origin_of(options: Any, folder: Path, selection: Selection) -> Origin:
     """What the model card says of a sub-network's costs and of where it comes from."""
     record = checkpoint.read(folder)
-    shape, device = shape_of(folder, record.space), device_of(options.device)
+    shape, device = shape_of(folder, record.space), device_of(options.device, folder)
     tables, latency = known_tables(folder, shape, workload_of(options), options.latency, device)
     return Origin(
         source=record.history[0]["source"] if record.history else str(folder),
@@ -123,9 +123,11 @@ def command(args: Sequence[str]) -> None:
         "--quantize",
         default=None,
         choices=QUANTIZATIONS,
-        help="Of the sliced weights: int8 or nf4 with bitsandbytes for transformers, q8_0 for gguf.",
+        help="Quantisation of the sliced weights: int8 or nf4 with bitsandbytes for transformers, q8_0 for gguf.",
     )
-    parser.add_argument("--text", type=Path, default=None, help="A text file to measure losses on.")
+    parser.add_argument(
+        "--text", type=Path, default=None, help="A text file to measure losses on. Default: none are measured."
+    )
     parser.add_argument("--tokens", type=int, default=None, help=f"Tokens of it ({TOKENS}).")
     add_latency(parser)
     add_workload(parser)
@@ -135,7 +137,7 @@ def command(args: Sequence[str]) -> None:
     refuse_existing(options.output, overwrite=options.overwrite)
     form = Form(options.format, workload_of(options).dtype, options.quantize)
     origin = origin_of(options, folder, chosen(options, folder))
-    loaded = load_elastic(str(folder), device=device_of(options.device))
-    batches, _ = text_of(loaded, str(folder), options.text, options.tokens or TOKENS) if options.text else ([], "")
+    loaded = load_elastic(str(folder), device=device_of(options.device, folder))
+    batches, _ = text_of(loaded, options.text, options.tokens or TOKENS) if options.text else ([], "")
     verified = export(loaded, options.output, form, origin, batches)
     show(*shown(origin.selection, loaded.backbone.space, origin.tables), told(options.output, form, verified))

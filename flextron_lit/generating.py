@@ -297,7 +297,8 @@ def parser() -> ArgumentParser:
     made.add_argument("--dynamic", action="store_true", help="Every token takes its own widths, within it on average.")
     text = (
         "A sub-network within this budget drafts, what --budget gets decides: the same text in float32, faster only "
-        "where drafts are cheap and mostly right (--compare tells). Drawn tokens are others, and as likely."
+        "where drafts are cheap and mostly right (--compare tells). With --temperature or --top_p it differs from "
+        "one without drafts, but is drawn from the same distribution."
     )
     made.add_argument("--speculative", type=str, default=None, metavar="BUDGET", help=text)
     made.add_argument("--draft_tokens", type=int, default=None, help=f"Most tokens drafted at once ({DRAFT_TOKENS}).")
@@ -309,12 +310,15 @@ def parser() -> ArgumentParser:
     )
     text = "Draw tokens, at this temperature; without it and --top_p the likeliest is taken."
     made.add_argument("--temperature", type=float, default=None, help=text)
-    made.add_argument("--top_p", type=float, default=None, help="Draw from the likeliest tokens of this probability.")
-    made.add_argument("--seed", type=int, default=None, help="Of drawing tokens (0).")
+    text = "Draw from the fewest tokens whose probabilities add up to this: above 0, at most 1; for example 0.9."
+    made.add_argument("--top_p", type=float, default=None, help=text)
+    made.add_argument("--seed", type=int, default=None, help="Random seed of drawing tokens (0).")
     add_latency(made)
     add_device(made)
-    made.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="Of weights and activations.")
-    made.add_argument("--threads", type=int, default=None, help="On a CPU; by default as many as torch takes.")
+    made.add_argument(
+        "--dtype", choices=get_args(Dtype), default="float32", help="Number type of weights and activations."
+    )
+    made.add_argument("--threads", type=int, default=None, help="Threads on a CPU; by default as many as torch takes.")
     text = f"Then time the same number of tokens against the full network, {ROUNDS} rounds."
     made.add_argument("--compare", action="store_true", help=text)
     made.add_argument("--json", action="store_true", help="Print JSON alone, for scripts.")
@@ -365,7 +369,7 @@ def command(args: Sequence[str]) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
-    model = FlextronModel.from_pretrained(folder, dtype=dtype, device=device_of(options.device))
+    model = FlextronModel.from_pretrained(folder, dtype=dtype, device=device_of(options.device, folder))
     inputs = encoded(model.tokenizer, prompt, chat=options.chat)
     raw = raw_text(model.flextron.history)
     if options.chat and raw:

@@ -20,6 +20,7 @@ from flextron_lit.loading import Loaded, load_elastic
 from flextron_lit.profiling import add_device, device_of
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.tables import show
+from flextron_lit.whole_file import whole_file
 
 TOKENS = 400
 
@@ -59,12 +60,10 @@ def texts_of(loaded: Loaded, text: Path | None, tokens: int | None) -> dict[str,
             raise ValueError(f"{text} has {len(ids)} tokens; one follows from another, so 2 or more are needed")
         block = torch.tensor([ids])
         return {text.name: [{"input_ids": block, "labels": block}]}
-    history = loaded.record.history if loaded.record else []
-    if not history or not history[-1].get("data"):
+    if loaded.text is None:
         raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
-    described = history[-1]["data"]
-    whole = math.ceil(tokens / described["block_size"]) * described["block_size"]
-    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder), validation_tokens=whole)
+    whole = math.ceil(tokens / loaded.text["block_size"]) * loaded.text["block_size"]
+    data = TextDataModule.from_description(loaded.text, tokenizer=str(loaded.folder), validation_tokens=whole)
     data.prepare_data()
     return {name: list(loader) for name, loader in zip(data.domain_names, data.val_dataloader(), strict=True)}
 
@@ -84,13 +83,14 @@ def shown(groups: Sequence[Group], cost: str) -> Table:
 
 
 def write_page(path: Path, html: str) -> None:
-    """Write a page.
+    """Write a page, whole or not at all.
 
     Raises:
         ValueError: if it cannot be written.
     """
     try:
-        path.write_text(html, encoding="utf-8")
+        with whole_file(path) as partial:
+            partial.write_text(html, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error}); name another file with --output") from error
 
@@ -100,7 +100,7 @@ def command(args: Sequence[str]) -> None:
     parser = ArgumentParser(
         prog="main.py highlight",
         description="A text shaded by what a dynamic router spends on each token, as a web page, and which tokens get "
-        "most. Example: main.py highlight --checkpoint runs/dynamic_router --budget 0.7 --text README.md",
+        "most. Example: main.py highlight --checkpoint runs/quickstart/dynamic_router --budget 0.7 --text README.md",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
     parser.add_argument(
@@ -119,7 +119,7 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("compute.html"), help="Where to write the page.")
     options = parser.parse_args(list(args))
     folder = locate(options.checkpoint).checkpoint
-    loaded = load_elastic(str(folder), device=device_of(options.device))
+    loaded = load_elastic(str(folder), device=device_of(options.device, folder))
     policy = policy_for(loaded, options.budget)
     cost, router = policy.table.name, f"dynamic router at {options.budget}"
     batches: Mapping[str, list[Batch]] = texts_of(loaded, options.text, options.tokens)

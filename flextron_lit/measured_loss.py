@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from flextron_lit.digest import fingerprint
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.losses import cross_entropy
 from flextron_lit.progress import progress
@@ -76,10 +77,7 @@ def loss_file(backbone: ElasticBackbone, batches: Sequence[Batch], precision: st
         digest.update(name.encode())
         # through bytes: numpy knows no bfloat16
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    for batch in batches:
-        for name, tensor in sorted(batch.items()):
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().long().contiguous().numpy().data)
+    digest.update(fingerprint(batches).encode())
     config = {name: value for name, value in backbone.model.config.to_dict().items() if name != "_name_or_path"}
     attention, device = backbone.model.config._attn_implementation, backbone.model.device.type
     how = [precision, attention, device, torch.__version__, backbone.space.to_json(), config]

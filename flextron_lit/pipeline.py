@@ -26,6 +26,9 @@ from flextron_lit.run_folder import RunFolder
 from flextron_lit.summary import summarise
 from flextron_lit.tables import duration, show
 
+FORMATS = {f".{name}": {"format": name} for name in ("json", "jsonl", "parquet")}
+"""Of texts that a command line names, by the end of the file's name; other files are plain text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineStage:
@@ -61,7 +64,8 @@ def run(
         quick: a first look: fewer steps and fewer measurements, where the config says which.
         fresh: delete what the run folders hold and start anew.
         checkpoint: what the first stage starts from, in place of the config's: a local folder, or any source.
-        text: files, folders or sources of text in place of the config's domains; each is a domain of its own.
+        text: files, folders or sources of text in place of the config's domains; each is a domain of its own. Files
+            are plain text, or `.jsonl`, `.json` and `.parquet`.
 
     Raises:
         ValueError: if there is no stage, too little room on the disk, or two texts of one name.
@@ -109,7 +113,7 @@ def planned(
 
 
 def _texts(sources: Sequence[str]) -> dict[str, Any]:
-    """Settings that make a domain of each source, named after it."""
+    """Settings that make a domain of each source, named after it, in the format that the name of a file says."""
     domains: dict[str, dict[str, str]] = {}
     for source in sources:
         place = Path(source)
@@ -118,7 +122,7 @@ def _texts(sources: Sequence[str]) -> dict[str, Any]:
         name = re.sub(r"\W+", "_", place.stem).strip("_") or "text"
         if name in domains:
             raise ValueError(f"--text names two sources {name!r}: {domains[name]['source']} and {own}; rename one")
-        domains[name] = {"source": own}
+        domains[name] = {"source": own, **FORMATS.get(place.suffix, {})}
     return {"data": {"init_args": {"domains": domains}}} if domains else {}
 
 
@@ -189,8 +193,13 @@ def command(args: Sequence[str]) -> None:
     )
     parser.add_argument("-c", "--config", action="config", help="The pipeline, in YAML.")
     parser.add_argument("--fresh", action="store_true", help=FRESH_HELP)
-    parser.add_argument("--quick", action="store_true", help="A first look: fewer steps, fewer measurements.")
-    text = "Files, folders or sources of text in place of the config's, each a domain of its own."
+    parser.add_argument(
+        "--quick", action="store_true", help="A first look, with less of everything; the run folder's name gets -quick."
+    )
+    text = (
+        "Files, folders or sources of text in place of the config's, each a domain of its own: plain text, or .jsonl, "
+        ".json and .parquet files with a `text` in each row."
+    )
     parser.add_argument("--text", type=str, nargs="+", default=[], help=text)
     parser.add_function_arguments(run, as_positional=False, skip={"fresh", "quick", "text"})
     options = parser.parse_args(list(args))

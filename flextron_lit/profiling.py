@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from flextron_lit import checkpoint
 from flextron_lit.costs.dynamic_profiler import profile_dynamic
-from flextron_lit.costs.latency import LatencyTable, conditions, find
+from flextron_lit.costs.latency import LatencyTable, conditions, find, measured_on
 from flextron_lit.costs.profiler import profile
 from flextron_lit.costs.workload import WORKLOADS, Workload, named
 from flextron_lit.inspection.location import FOLDER_HELP, locate
@@ -22,11 +22,12 @@ from flextron_lit.loading import blank_elastic
 from flextron_lit.space import KINDS, ElasticSpace
 from flextron_lit.tables import show
 
+DEFAULT_WORKLOAD = "chat"
 OVERRIDES = {
     "batch_size": (int, "Sequences at once."),
     "prompt_tokens": (int, "Tokens of each prompt."),
     "generated_tokens": (int, "Tokens generated after it."),
-    "dtype": (str, "Of weights and activations: float32, bfloat16 or float16."),
+    "dtype": (str, "Number type of weights and activations: float32, bfloat16 or float16."),
     "threads": (int, "Threads on a CPU; by default as many as torch takes."),
 }
 
@@ -36,7 +37,7 @@ def add_workload(parser: ArgumentParser) -> None:
     shapes = ((name, f"{w.batch_size} x {w.prompt_tokens} + {w.generated_tokens}") for name, w in WORKLOADS.items())
     known = "; ".join(f"{name}: {shape}" for name, shape in shapes)
     text = f"A common request (batch x prompt + generated tokens; {known})."
-    parser.add_argument("--workload", default="chat", help=text)
+    parser.add_argument("--workload", default=None, help=f"{text} Default: {DEFAULT_WORKLOAD}.")
     for name, (kind, text) in OVERRIDES.items():
         parser.add_argument(f"--{name}", type=kind, default=None, help=f"{text} Default: the workload's.")
 
@@ -48,27 +49,48 @@ def workload_of(options: Any) -> Workload:
         ValueError: if its name is unknown, or a number is out of range.
     """
     changes = {name: options[name] for name in OVERRIDES if options[name] is not None}
-    return named(options.workload, **changes)
+    return named(options.workload or DEFAULT_WORKLOAD, **changes)
+
+
+def refuse_workload(options: Any, latency: LatencyTable | None) -> None:
+    """Refuse options that describe a request where a latency table says it: costs are those of the one measured.
+
+    Raises:
+        ValueError: naming one that was given. Not `dtype`, which says more than that in some commands.
+    """
+    given = [name for name in ("workload", *OVERRIDES) if name != "dtype" and options[name] is not None]
+    if given and latency is not None:
+        raise ValueError(
+            f"--{given[0]} has no effect: costs are those of the request that was measured, {latency.workload.name}; "
+            "measure another one with `profile`, and name its table with --latency"
+        )
 
 
 def add_device(parser: ArgumentParser) -> None:
     """Option that says where to run."""
-    parser.add_argument("--device", type=str, default=None, help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+    text = "cpu, cuda, cuda:1. Default: a GPU if there is one, but the CPU if latencies were measured on a CPU alone."
+    parser.add_argument("--device", type=str, default=None, help=text)
 
 
 def add_latency(parser: ArgumentParser) -> None:
     """Option that says which latency table holds."""
-    parser.add_argument("--latency", type=str, default=None, help="Name of a latency table, where there are several.")
+    text = "Name of a latency table, where there are several: as `info` lists them, without costs/ and .json."
+    parser.add_argument("--latency", type=str, default=None, help=text)
 
 
-def device_of(name: str | None) -> torch.device:
-    """The device that a command line asks for; by default a GPU if there is one.
+def device_of(name: str | None, checkpoint: Path | None = None) -> torch.device:
+    """The device that a command line asks for, by default a GPU if there is one.
+
+    Args:
+        name: of the device; None means the default.
+        checkpoint: whose budgets are to be answered: if its latencies were all measured on a CPU, that is the default.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if there is none of that name, or a latency table is damaged.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpu = torch.cuda.is_available() and (checkpoint is None or measured_on(checkpoint) != {"cpu"})
+        return torch.device("cuda" if gpu else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -111,7 +133,8 @@ def command(args: Sequence[str]) -> None:
     parser = ArgumentParser(
         prog="main.py profile",
         description="Measure the latency of every block at every width on this device, with the table's own error on "
-        "held-out sub-networks; with --dynamic, those of a dynamic router, whose tokens take different widths. "
+        "held-out sub-networks; with --dynamic, those of a dynamic router, whose tokens take different widths. It goes "
+        "into the checkpoint, in place of a table for the same kind of device and workload, such as another CPU's. "
         "Example: main.py profile --checkpoint runs/quickstart/elastic --workload chat",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,16 @@ PACKAGES = ("torch", "lightning", "transformers", "tokenizers")
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def now() -> str:
+    """Date and time, with the time zone."""
+    return date(datetime.now())
+
+
+def date(moment: datetime) -> str:
+    """A moment for people, to the minute."""
+    return moment.astimezone().isoformat(sep=" ", timespec="minutes")
 
 
 def git_commit() -> str | None:

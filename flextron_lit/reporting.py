@@ -13,13 +13,15 @@ from jsonargparse import ArgumentParser
 from flextron_lit import checkpoint
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.evaluation.results import Results
+from flextron_lit.evaluation.texts import Texts
+from flextron_lit.generating import Inputs
 from flextron_lit.highlighting import write_page
 from flextron_lit.html_report.evaluated import noted
 from flextron_lit.html_report.findings import Findings, gather
 from flextron_lit.html_report.origin import data_rows, invocations, stage_rows
 from flextron_lit.html_report.page import Content, page
 from flextron_lit.html_report.source import Source, find
-from flextron_lit.html_report.texts import Written, prompt_inputs, write_texts
+from flextron_lit.html_report.texts import Written, beginning, prompt_inputs, write_texts
 from flextron_lit.loading import shape_of
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
@@ -54,7 +56,7 @@ def write_report(
     model = FlextronModel.from_pretrained(source.checkpoint, device=device).eval() if texts else None
     shape = shape_of(source.checkpoint, checkpoint.read(source.checkpoint).space) if model is None else model.backbone
     findings = gather(source, shape, latency)
-    written = ("", []) if model is None else _written(model, findings, prompt)
+    written = ("", []) if model is None else _written(model, findings, prompt_inputs(model.flextron, prompt))
     evaluations = noted(source.checkpoint, findings.notes)
     path = output or source.page
     write_page(path, page(_content(source, shape, findings, written, evaluations, evaluated_first=False)))
@@ -63,7 +65,7 @@ def write_report(
 
 
 def report_evaluation(
-    source: Source, model: FlextronModel, results: Results, output: Path, latency: str | None = None
+    source: Source, model: FlextronModel, results: Results, texts: Texts, output: Path, latency: str | None = None
 ) -> None:
     """The page of one evaluation: as that of its checkpoint, with what was evaluated first.
 
@@ -71,6 +73,7 @@ def report_evaluation(
         source: the checkpoint, and the run that wrote it.
         model: the same, loaded.
         results: what was found.
+        texts: what it was evaluated on; what the network writes goes on from the first one's beginning.
         output: where to write it.
         latency: name of the latency table to use; None means the static router's, or the first.
 
@@ -78,12 +81,7 @@ def report_evaluation(
         ValueError: if a file is damaged, or the page cannot be written.
     """
     findings = gather(source, model.backbone, latency)
-    written: tuple[str, list[Written]] = ("", [])
-    try:
-        written = _written(model, findings, None)
-    except ValueError as error:
-        # the page is of the evaluation, and the text that others go on from need not be here
-        findings.notes.append(f"No texts were written: {error}.")
+    written = _written(model, findings, beginning(model.flextron, texts)) if texts else ("", [])
     write_page(output, page(_content(source, model.backbone, findings, written, [results], evaluated_first=True)))
 
 
@@ -127,14 +125,14 @@ def report_pipeline(folder: Path, stages: Sequence[RunFolder]) -> None:
         show(f"the report is {source.page}")
         return
     try:
-        write_report(source, device=device_of(None))
+        write_report(source, device=device_of(None, source.checkpoint))
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        show(f"note: there is no report: {error}\n`python main.py report {folder}` makes one, also with --no-texts")
+        show(f"note: there is no report: {error}\n`python main.py report {folder}` makes one, also with --no_texts")
 
 
-def _written(model: FlextronModel, findings: Findings, prompt: str | None) -> tuple[str, list[Written]]:
+def _written(model: FlextronModel, findings: Findings, prompt: tuple[Inputs, str]) -> tuple[str, list[Written]]:
     """What the texts go on from, and the texts."""
-    inputs, words = prompt_inputs(model.flextron, prompt)
+    inputs, words = prompt
     on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     return words, list(write_texts(model, findings, on_device))
 
@@ -161,22 +159,23 @@ def command(args: Sequence[str]) -> None:
     parser = ArgumentParser(
         prog="main.py report",
         description="A pipeline, a run or a checkpoint as one web page: trade-off, widths at every budget, texts, "
-        "origin. It works without a network. Example: main.py report runs/quickstart",
+        "origin. The page works offline. Example: main.py report runs/quickstart",
     )
     parser.add_argument("folder", type=Path, help="The run folder of a pipeline or a stage, or a Flextron checkpoint.")
     parser.add_argument("--output", type=Path, default=None, help="Where to write it (report.html in the run folder).")
-    parser.add_argument("--no-texts", action="store_true", help="Write no texts: seconds, and no weights are read.")
+    parser.add_argument("--no_texts", action="store_true", help="Leave the texts out: seconds, no weights are read.")
     parser.add_argument("--prompt", type=str, default=None, help="What texts go on from (the validation text).")
     add_latency(parser)
     add_device(parser)
     options = parser.parse_args(list(args))
     if options.no_texts and options.prompt is not None:
-        raise ValueError("--prompt has no effect with --no-texts; leave one of them out")
+        raise ValueError("--prompt has no effect with --no_texts; leave one of them out")
+    source = find(options.folder)
     write_report(
-        find(options.folder),
+        source,
         options.output,
         texts=not options.no_texts,
         prompt=options.prompt,
         latency=options.latency,
-        device=device_of(options.device),
+        device=device_of(options.device, source.checkpoint),
     )

@@ -14,7 +14,7 @@ from flextron_lit.costs import COUNTED, CostTable
 from flextron_lit.costs.known import known_tables
 from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.loading import shape_of
-from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, workload_of
+from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, refuse_workload, workload_of
 from flextron_lit.routers.kept import FOLDER, name_of
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate
@@ -42,7 +42,7 @@ def command(args: Sequence[str]) -> None:
         prog="main.py reroute",
         description="Train a static router for the cost tables that a checkpoint holds now, from its kept surrogate "
         "and without the LLM: after `profile` on another device, or for another cost. "
-        "Example: main.py reroute --checkpoint runs/quickstart/static_router",
+        "Example: main.py reroute --checkpoint runs/quickstart/static_router --cost parameters",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
     parser.add_argument("--cost", type=str, default="latency", help=f"latency, prefill, decode, {', '.join(COUNTED)}.")
@@ -50,7 +50,7 @@ def command(args: Sequence[str]) -> None:
     add_workload(parser)
     add_device(parser)
     parser.add_argument("--steps", type=int, default=1000, help="Updates of the router.")
-    parser.add_argument("--seed", type=int, default=0, help="Of first weights, noise and budgets.")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed of first weights, noise and budgets.")
     parser.add_argument("--fresh", action="store_true", help="Replace a router that is there for the same cost table.")
     options = parser.parse_args(list(args))
     if options.steps < 1:
@@ -59,10 +59,13 @@ def command(args: Sequence[str]) -> None:
     space = checkpoint.read(folder).space
     surrogate = TrainedSurrogate.read(folder, space)
     if surrogate is None:
-        raise ValueError(f"{folder} holds no surrogate to train from: run the surrogate stage first")
+        raise ValueError(
+            f"{folder} holds no surrogate to train from: run the surrogate stage first (configs/stages/surrogate.yaml)"
+        )
     surrogate.refuse_stale(folder)
-    device = device_of(options.device)
-    tables, _ = known_tables(folder, shape_of(folder, space), workload_of(options), options.latency, device)
+    device = device_of(options.device, folder)
+    tables, latency = known_tables(folder, shape_of(folder, space), workload_of(options), options.latency, device)
+    refuse_workload(options, latency)
     if options.cost not in tables:
         hint = "; measure latencies with `python main.py profile`" if options.cost not in COUNTED else ""
         raise ValueError(f"there is no cost {options.cost!r}; there are {', '.join(tables)}{hint}")

@@ -33,7 +33,8 @@ class StreamedCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             # torch's writer says of a full disk only that it stands at another position than it should
-            free = shutil.disk_usage(Path(path).parent).free / 1e6
+            there = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
+            free = shutil.disk_usage(there).free / 1e6
             raise ValueError(
                 f"cannot save the state of the run in {path} ({error}); {free:.0f} MB are free there. "
                 "The earlier state stays: make room, then run the same command again"

@@ -17,17 +17,16 @@ from flextron_lit import checkpoint
 from flextron_lit.budget import HELP, Limits
 from flextron_lit.costs import CostTable
 from flextron_lit.costs.known import known_tables
-from flextron_lit.data import TextDataModule, text_blocks
+from flextron_lit.data import TextDataModule, file_batches
 from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.loading import Loaded, load_elastic, shape_of
 from flextron_lit.measured_loss import Batch, MeasuredLoss
-from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, workload_of
+from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, refuse_workload, workload_of
 from flextron_lit.routing import Routing
 from flextron_lit.search import SEARCHES, Found, Score, best_random, best_uniform, evolution
 from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.tables import show
 
-BLOCK_SIZE = 512
 DEFAULT_SEARCH = "uniform"
 COUNT = 24
 TOKENS = 1024
@@ -105,19 +104,17 @@ def shown(selection: Selection, space: ElasticSpace, tables: Mapping[str, CostTa
         yield f"loss {selection.calibrated:.3f} nats per token, on the training text that the ladder was measured on"
 
 
-def text_of(loaded: Loaded, source: str, text: Path | None, tokens: int) -> tuple[list[Batch], str]:
+def text_of(loaded: Loaded, text: Path | None, tokens: int) -> tuple[list[Batch], str]:
     """What to measure losses on, and what to call it: a text file, or the validation documents of the training text.
 
     Raises:
         ValueError: if there is too little, or the checkpoint does not say what it was trained on.
     """
     if text is not None:
-        blocks = text_blocks(text, loaded.tokenizer, block_size=min(BLOCK_SIZE, tokens), tokens=tokens)
-        return [{"input_ids": block[None], "labels": block[None]} for block in blocks], text.name
-    history = loaded.record.history if loaded.record else []
-    if not history or not history[-1].get("data"):
+        return [*file_batches(text, loaded.tokenizer, tokens)], text.name
+    if loaded.text is None:
         raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
-    data = TextDataModule.from_description(history[-1]["data"], tokenizer=source, validation_tokens=tokens)
+    data = TextDataModule.from_description(loaded.text, tokenizer=str(loaded.folder), validation_tokens=tokens)
     data.prepare_data()
     loaders = data.val_dataloader()
     return [batch for loader in loaders for batch in loader], f"validation documents of {', '.join(data.domain_names)}"
@@ -130,9 +127,10 @@ def answer(options: Any, folder: Path) -> tuple[Selection, ElasticSpace, dict[st
         ValueError: for a budget that cannot be met or read, or a router that is not there.
     """
     space = checkpoint.read(folder).space
-    device = device_of(options.device)
+    device = device_of(options.device, folder)
     shape = shape_of(folder, space)
     tables, latency = known_tables(folder, shape, workload_of(options), options.latency, device)
+    refuse_workload(options, latency)
     routing = Routing.read(folder, space, tables)
     limits = routing.parse(options.budget)
     named = ", ".join(f"{limit.table.name} <= {limit.table.show(limit.value)}" for limit in limits)
@@ -151,7 +149,7 @@ def answer(options: Any, folder: Path) -> tuple[Selection, ElasticSpace, dict[st
     search = options.search or DEFAULT_SEARCH
     loaded = load_elastic(str(folder), device=device)
     where = f", measured on {latency.conditions['device']['name']}" if latency else ""
-    batches, text = text_of(loaded, str(folder), options.text, options.tokens or TOKENS)
+    batches, text = text_of(loaded, options.text, options.tokens or TOKENS)
     rank_zero_info(f"{search} search: {named}{where}; losses on {text}")
     generator = torch.Generator().manual_seed(options.seed or 0)
     score = shown_loss(MeasuredLoss(loaded.backbone, batches))
@@ -176,8 +174,8 @@ def refuse_without_effect(options: Any, how: str) -> None:
 
 def loss_on(options: Any, folder: Path, sub_network: SubNetwork) -> float:
     """Loss of an answer on the text that a command line names."""
-    loaded = load_elastic(str(folder), device=device_of(options.device))
-    batches, _ = text_of(loaded, str(folder), options.text, options.tokens or TOKENS)
+    loaded = load_elastic(str(folder), device=device_of(options.device, folder))
+    batches, _ = text_of(loaded, options.text, options.tokens or TOKENS)
     return MeasuredLoss(loaded.backbone, batches)(sub_network)
 
 
@@ -210,14 +208,15 @@ def command(args: Sequence[str]) -> None:
         "one or a surrogate, else uniform.",
     )
     parser.add_argument("--count", type=int, default=None, help=f"Losses that random and evolution measure ({COUNT}).")
-    parser.add_argument("--text", type=Path, default=None, help="A text file to measure losses on.")
+    text = "A text file to measure losses on. Default: validation documents, where losses are measured at all."
+    parser.add_argument("--text", type=Path, default=None, help=text)
     parser.add_argument(
         "--tokens", type=int, default=None, help=f"Tokens of it, or of each validation domain ({TOKENS})."
     )
     add_latency(parser)
     add_workload(parser)
     add_device(parser)
-    parser.add_argument("--seed", type=int, default=None, help="Of random and evolution (0).")
+    parser.add_argument("--seed", type=int, default=None, help="Random seed of random and evolution (0).")
     parser.add_argument("--json", action="store_true", help="Print JSON alone, for scripts.")
     parser.add_argument("--output", type=Path, default=None, help="Write the JSON to this file too.")
     options = parser.parse_args(list(args))

@@ -27,7 +27,8 @@ from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 from flextron_lit.tables import short, show
-from flextron_lit.validated import FULL, validated
+from flextron_lit.validated import validated
+from flextron_lit.validation import DYNAMIC, FULL, STATIC
 from flextron_lit.whole_file import write_csv, write_json
 
 SUMMARY = "summary.json"
@@ -50,7 +51,7 @@ def summarise(stages: Sequence[RunFolder], folder: Path) -> None:
     if written_since(written, checkpoint):
         rows = json.loads(written.read_text(encoding="utf-8"))
     else:
-        rows = with_costs(answered(stages), load_elastic(str(checkpoint), device=device_of(None)))
+        rows = with_costs(answered(stages), load_elastic(str(checkpoint), device=device_of(None, checkpoint)))
         if rows:
             write(rows, folder)
     if rows:
@@ -90,14 +91,18 @@ def with_costs(rows: list[Row], loaded: Loaded) -> list[Row]:
     static = [router for router in read_routers(folder, space) if not router.stale]
     dynamic = [router for router in read_dynamic_routers(folder, space) if not router.stale]
     selections: dict[str, Selection] = {FULL: space.full()}
+    costs = {}
     for trained in static[:1]:
-        selections |= ladder_answers(trained.ladder, trained.table, _budgets(rows, "static"))
+        selections |= ladder_answers(trained.ladder, trained.table, _budgets(rows, STATIC))
+        costs[STATIC] = trained.table.name
     for routed in dynamic[:1]:
-        selections |= dynamic_answers(routed, _budgets(rows, "dynamic"), loaded.backbone.model)
+        selections |= dynamic_answers(routed, _budgets(rows, DYNAMIC), loaded.backbone.model)
+        costs[DYNAMIC] = routed.table.name
     # a router that a later stage made stale answers for a network that is no more
     rows = [row for row in rows if row["name"] in selections]
     parameters = parameter_table(loaded.backbone)
     for row in rows:
+        row["cost"] = costs.get(row["router"], "")
         selection = selections[row["name"]]
         row["parameters"] = round(parameters.cost(selection if isinstance(selection, SubNetwork) else space.full()))
     timed = next((router.table for router in (*static, *dynamic) if router.table.unit == "ms"), None)
@@ -128,7 +133,8 @@ def latencies(loaded: Loaded, chosen: Mapping[str, Selection], workload: Workloa
 def mixed_text(loaded: Loaded, workload: Workload) -> Tensor:
     """The beginnings of each domain's first validation block one after the other, [B, T]; repeated if too short."""
     assert loaded.text is not None
-    data = TextDataModule.from_description(loaded.text, tokenizer=str(loaded.folder))
+    block = loaded.text["block_size"]
+    data = TextDataModule.from_description(loaded.text, tokenizer=str(loaded.folder), validation_tokens=block)
     data.prepare_data()
     blocks = [next(iter(loader))["input_ids"][0] for loader in data.val_dataloader()]
     each = ceil(workload.total_tokens / len(blocks))
@@ -155,11 +161,14 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> Table:
     columns = ["MLP", "attention", "parameters", *(["latency"] if timed else []), *rows[0]["losses"], "mean"]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
+    # a summary that an earlier version wrote does not say
+    costs = {row["name"]: row.get("cost", "") for row in rows}
+    several = len({cost for cost in costs.values() if cost}) > 1
     for row in rows:
         losses = list(row["losses"].values())
         table.add_row(
             f"{row['budget']:.2f}",
-            row["router"] or "(full)",
+            (row["router"] or "(full)") + f", {costs[row['name']]}" * (several and bool(row["router"])),
             f"{row['mlp_width']:.0%}",
             f"{row['attention_width']:.0%}",
             short(row["parameters"]),

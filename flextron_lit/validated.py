@@ -12,9 +12,8 @@ from flextron_lit import checkpoint
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import KINDS
 from flextron_lit.stages import TRAIN_WEIGHTS
-from flextron_lit.validation import DYNAMIC, ROUTED
+from flextron_lit.validation import DYNAMIC, FULL, RANDOM, ROUTED, STATIC, UNIFORM
 
-FULL, STATIC, UNIFORM, RANDOM = "full", "static", "uniform", "random"
 POINT_KINDS = (FULL, STATIC, DYNAMIC, UNIFORM, RANDOM)
 ROUTERS = {ROUTED: STATIC, DYNAMIC: DYNAMIC}
 """The kind of router by how the names of its answers begin."""

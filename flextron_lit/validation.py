@@ -20,6 +20,8 @@ ROUTED = "routed"
 """How the names of sub-networks that a router chose begin; the budget follows."""
 DYNAMIC = "dynamic"
 """How the names of dynamic routers begin; the budget follows."""
+FULL, STATIC, UNIFORM, RANDOM = "full", "static", "uniform", "random"
+"""With `DYNAMIC` what a network is: the full one, a static router's answer, all layers alike, drawn at random."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What several tests share: one thread, tiny models of every family with randomised norms, their space."""
 
 import copy
+import shutil
 from functools import partial
 
 import pytest
@@ -24,6 +25,14 @@ torch.set_num_threads(1)
 VOCABULARY = 61
 SPACE = SpaceConfig(mlp=[0, 16, 32, 64], attention=[0, 1, 2, 4])
 ATTENTION = ("sdpa", "eager")
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+"""Options with which Chromium asks for nothing by itself."""
 
 
 def randomised(model):
@@ -132,3 +141,16 @@ def elastic_pair(model):
     """The model, and an elastic copy of it."""
     elastic = copy.deepcopy(model)
     return model, ElasticBackbone(elastic, space_for(elastic))
+
+
+@pytest.fixture
+def browser():
+    """Headless Chromium; the driver is not among what tests need."""
+    driver = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("there is no chromium: apt-get install chromium")
+    with driver.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=QUIET)
+        yield opened
+        opened.close()

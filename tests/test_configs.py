@@ -25,7 +25,7 @@ ROUTER = [
     ("stages/dynamic_router.yaml", "data/generated.yaml", "trainer/cpu.yaml"),
     ("stages/joint_tuning.yaml", "data/embedded.yaml", "trainer/gpu.yaml"),
 ]
-PIPELINES = ("quickstart.yaml", "debug_pipeline.yaml")
+PIPELINES = ("quickstart.yaml", "debug_pipeline.yaml", "gpu_pipeline.yaml")
 
 
 def resolved(monkeypatch, capsys, *arguments):

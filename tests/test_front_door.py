@@ -251,6 +251,7 @@ def test_print_config_is_complete_and_runs_nothing(tmp_path):
         (("--trainer.default_root_dir", "x"), "name the place with --run_folder"),
         (("--trainer.accumulate_grad_batches", "2"), "use model.init_args.accumulate"),
         (("--trainer.accelerator", "nonsense"), "nonsense"),
+        (("--trainer.max_steps", "-1"), "nothing says how long to train"),
     ],
 )
 def test_a_mistake_is_one_clear_message(arguments, message, tmp_path):

@@ -336,7 +336,7 @@ def test_of_several_latency_tables_it_shows_the_routers_own(tmp_path):
 def test_a_checkpoint_alone_has_a_ladder_and_no_points(run, tmp_path):
     named = run[0] / "a_routers/flextron"
     before = sorted(named.rglob("*"))
-    printed = succeed("report", named, "--no-texts", "--output", tmp_path / "page.html")
+    printed = succeed("report", named, "--no_texts", "--output", tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "wrote" in printed
     assert (page.measures, len(page.data["ladder"]["rungs"])) == ({}, 4)
@@ -346,7 +346,7 @@ def test_a_checkpoint_alone_has_a_ladder_and_no_points(run, tmp_path):
 
 
 def test_a_network_without_routers_has_points_and_no_slider(run, tmp_path):
-    reporting.command([str(run[0] / "b_elastic"), "--no-texts", "--output", str(tmp_path / "page.html")])
+    reporting.command([str(run[0] / "b_elastic"), "--no_texts", "--output", str(tmp_path / "page.html")])
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert page.data["ladder"] is None
     assert {point["kind"] for point in page.points().values()} == {"full", "uniform", "random"}
@@ -357,7 +357,7 @@ def test_a_stale_router_is_not_shown_and_the_page_says_why(run, tmp_path):
     folder, _ = run
     named = folder / "a_routers/flextron"
     checkpoint.extend(named, tmp_path / "stale", files=stale_files(named, checkpoint.read(named).space, "Later"))
-    reporting.command([str(tmp_path / "stale"), "--no-texts", "--output", str(tmp_path / "page.html")])
+    reporting.command([str(tmp_path / "stale"), "--no_texts", "--output", str(tmp_path / "page.html")])
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert page.data["ladder"] is None
     assert "static router for parameters is stale: Later has changed the network" in page.text
@@ -372,6 +372,28 @@ def test_points_of_earlier_weights_are_faded(run, tmp_path):
     write_run(tuned, "JointTuning", behind=history)
     found = {each.name: each.earlier for each in validated([*stages, RunFolder(tuned)])}
     assert set(found.values()) == {True}
+
+
+def test_a_checkpoint_in_a_folder_that_is_no_finished_run_has_a_page_without_points(run, tmp_path):
+    shutil.copytree(run[0] / "a_routers/flextron", tmp_path / "copied/flextron")
+    reporting.command([str(tmp_path / "copied"), "--no_texts", "--output", str(tmp_path / "page.html")])
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert (page.measures, len(page.data["ladder"]["rungs"])) == ({}, 4)
+
+
+def test_names_of_a_stage_with_another_space_say_nothing(run, tmp_path):
+    folder, sub_networks = run
+    shutil.copytree(folder / "b_elastic", tmp_path / "narrower")
+    record = tmp_path / "narrower/flextron" / checkpoint.RECORD
+    content = json.loads(record.read_text())
+    for block in content["space"]:
+        block["widths"] = block["widths"][1:]
+    record.write_text(json.dumps(content))
+    space = checkpoint.read(folder / "b_elastic/flextron").space
+    backbone = shape_of(folder / "b_elastic/flextron", space)
+    stages = [RunFolder(tmp_path / "narrower"), RunFolder(folder / "a_routers")]
+    assert set(points.named(stages[:1], backbone)) == {"full"}
+    assert points.named(stages[1:], backbone)["mlp25"] == sub_networks["mlp25"]
 
 
 def test_a_name_that_means_something_else_now_has_no_costs(run):
@@ -391,9 +413,9 @@ def test_a_name_that_means_something_else_now_has_no_costs(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--no-texts", "--prompt", "x"), "--prompt has no effect with --no-texts"),
-        (("--no-texts", "--output", "/nowhere/page.html"), "cannot write /nowhere/page.html"),
-        (("--no-texts", "--latency", "other"), "there is no latency table 'other'"),
+        (("--no_texts", "--prompt", "x"), "--prompt has no effect with --no_texts"),
+        (("--no_texts", "--output", "/dev/null/page.html"), "cannot write /dev/null/page.html"),
+        (("--no_texts", "--latency", "other"), "there is no latency table 'other'"),
         ((), "is no Flextron checkpoint"),
     ],
 )
@@ -458,23 +480,36 @@ def test_an_evaluation_has_a_page_with_its_losses_first(evaluated):
     half = (row["interval"][1] - row["interval"][0]) / 2
     assert f"{row['loss']:.3f} ±{half:.3f}" in page.text
     assert content["losses"]["made"]["command"] in page.text
-    # a generated domain of one document has none to go on from
-    assert "No texts were written" in page.text
+    # what it writes goes on from what it was evaluated on
+    assert "What it writes" in page.text
+    assert "Ada feeds the owl" in page.text
 
 
 def test_a_report_has_the_evaluations_of_its_checkpoint(evaluated, tmp_path):
     folder, _ = evaluated
     output = tmp_path / "page.html"
-    reporting.command([str(folder), "--no-texts", "--output", str(output)])
+    reporting.command([str(folder), "--no_texts", "--output", str(output)])
     page = Page(output.read_text(encoding="utf-8"))
-    assert list(page.measures) == ["loss, validation", "loss, evaluated", "acc of owls", "f1,strict of owls"]
+    scores = [f"{metric} of owls{asked}" for asked in (", 10 questions", "") for metric in ("acc", "f1,strict")]
+    assert list(page.measures) == ["loss, validation", "loss, evaluated", *scores]
     accuracy = page.points("acc of owls")
     # what was asked with fewer questions is not shown beside the others
+    assert [point["value"] for point in page.points("acc of owls, 10 questions").values()] == [0.9]
     assert [point["value"] for point in accuracy.values()] == [0.25, 0.125, 0.125]
     assert (accuracy["full"]["low"], accuracy["full"]["high"]) == (pytest.approx(0.2304), pytest.approx(0.2696))
     assert [page.measures[name]["is_loss"] for name in ("loss, evaluated", "acc of owls")] == [True, False]
     for said in ("Evaluated: nightly", "owls acc", "0.250 ±0.010", "0.500 ±0.020", "owls 50"):
         assert said in page.text
+
+
+def test_evaluations_are_found_where_a_run_was_moved_to(evaluated, tmp_path, monkeypatch):
+    folder, _ = evaluated
+    monkeypatch.chdir("/")
+    folder.rename(tmp_path / "moved")
+    reporting.command([str(tmp_path / "moved"), "--no_texts", "--output", str(tmp_path / "page.html")])
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "loss, evaluated" in page.measures
+    assert "Not shown" not in page.text
 
 
 def test_an_evaluation_of_another_network_is_not_shown_and_the_page_says_why(evaluated, tmp_path):
@@ -484,20 +519,20 @@ def test_an_evaluation_of_another_network_is_not_shown_and_the_page_says_why(eva
         (lambda path: path.unlink(), "which is not there"),
     ):
         change(folder / JSON)
-        reporting.command([str(folder), "--no-texts", "--output", str(tmp_path / "page.html")])
+        reporting.command([str(folder), "--no_texts", "--output", str(tmp_path / "page.html")])
         page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
         assert list(page.measures) == ["loss, validation"]
         assert said in page.text
 
 
-def test_what_stands_in_the_way_of_a_page_loses_no_evaluation(evaluated, tmp_path, capsys):
+def test_what_stands_in_the_way_of_a_page_loses_no_evaluation(evaluated, tmp_path, caplog):
+    caplog.set_level("INFO")
     folder, _ = evaluated
     output = tmp_path / "out"
     (output / HTML).mkdir(parents=True)
     options = ["--checkpoint", folder, "--text", tmp_path / "one.txt", "--tokens", 256, "--output", output]
     evaluating.command(list(map(str, options)))
-    printed = capsys.readouterr().out
-    assert f"note: there is no {output / HTML}: cannot write" in printed
+    assert f"note: there is no {output / HTML}: cannot write" in caplog.text
     assert (output / JSON).is_file()
     (output / HTML).rmdir()
     evaluating.command([*map(str, options), "--no_report"])
@@ -505,21 +540,6 @@ def test_what_stands_in_the_way_of_a_page_loses_no_evaluation(evaluated, tmp_pat
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-
-
-@pytest.fixture
-def browser():
-    """Headless Chromium; the driver is not among what tests need."""
-    driver = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
-    with driver.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, "--disable-sync"])
-        yield opened
-        opened.close()
 
 
 def opened(browser, file, width=1200, scheme="light"):
@@ -536,7 +556,7 @@ def opened(browser, file, width=1200, scheme="light"):
 
 def ring(tab):
     """Where the chosen rung stands."""
-    return tab.locator("#trade-off .layer_3_marks path").get_attribute("transform")
+    return tab.locator("#trade-off .ring_marks path").get_attribute("transform")
 
 
 @pytest.mark.slow
@@ -565,14 +585,14 @@ def test_the_slider_changes_what_the_page_shows(run, html, browser):
 @pytest.mark.slow
 def test_another_quality_moves_the_points_and_takes_the_ladder_away(evaluated, browser, tmp_path):
     folder, _ = evaluated
-    reporting.command([str(folder), "--no-texts", "--output", str(tmp_path / "page.html")])
+    reporting.command([str(folder), "--no_texts", "--output", str(tmp_path / "page.html")])
     tab, logged, _ = opened(browser, tmp_path / "page.html")
 
     def drawn():
         tab.wait_for_timeout(300)
         axis = tab.locator("#trade-off .role-axis-title").last.text_content()
-        places = tab.locator("#trade-off .layer_2_marks path").evaluate_all("all => all.map(one => one.outerHTML)")
-        return axis, places, tab.locator("#trade-off .layer_3_marks path").count()
+        places = tab.locator("#trade-off .points_marks path").evaluate_all("all => all.map(one => one.outerHTML)")
+        return axis, places, tab.locator("#trade-off .ring_marks path").count()
 
     seen = [drawn()]
     for name in ("loss, evaluated", "acc of owls"):
@@ -581,7 +601,7 @@ def test_another_quality_moves_the_points_and_takes_the_ladder_away(evaluated, b
     assert [axis for axis, _, _ in seen] == ["loss (nats per token)"] * 2 + ["acc of owls"]
     assert [ring for *_, ring in seen] == [1, 1, 0]
     assert seen[0][1] != seen[1][1] != seen[2][1]
-    assert tab.locator("#trade-off .layer_1_marks line").count() > 0
+    assert tab.locator("#trade-off .intervals_marks line").count() == len(seen[2][1])
     assert logged == []
 
 

@@ -47,6 +47,16 @@ def test_checkpoint_and_text_replace_those_of_the_config(own):
     assert {row["domain"] for row in rows} == {"my_book", "letters"}
 
 
+def test_the_end_of_a_files_name_says_its_format(own):
+    rows = [json.dumps({"text": f"the owl at the mill, {n}. " * 20, "id": n}) for n in range(40)]
+    (own / "rows.jsonl").write_text("\n".join(rows))
+    succeed("pipeline", "-c", own / "pipeline.yaml", "--run_folder", own / "runs", "--text", own / "rows.jsonl")
+    (record,) = checkpoint.read(own / "runs/elastic/flextron").history
+    assert record["data"]["domains"]["rows"]["format"] == "jsonl"
+    # read as plain text it would be one document cut into a few
+    assert sum(record["data"]["domains"]["rows"]["documents"].values()) == len(rows)
+
+
 def test_two_texts_of_one_name_are_refused(own):
     (own / "letters.txt").write_text("another")
     error = fail("pipeline", "-c", own / "pipeline.yaml", "--text", own / "letters", own / "letters.txt")

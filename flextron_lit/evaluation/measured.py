@@ -13,14 +13,13 @@ from torch import Tensor
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.evaluation.bootstrap import interval
 from flextron_lit.evaluation.documents import Losses, document_losses, pooled
-from flextron_lit.evaluation.networks import FULL, Network
+from flextron_lit.evaluation.networks import Network
 from flextron_lit.evaluation.texts import Texts
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 from flextron_lit.space import SubNetwork
-from flextron_lit.validation import perplexity
+from flextron_lit.validation import FULL, STATIC, perplexity
 
 ALL = "all texts"
-STATIC = "static"
 Row = dict[str, Any]
 
 

@@ -16,11 +16,10 @@ from flextron_lit.model import FlextronModel
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.search import Score, best_uniform
 from flextron_lit.space import SubNetwork
+from flextron_lit.validation import FULL, UNIFORM
 
 Way = Literal["static", "dynamic", "uniform"]
 WAYS: tuple[Way, ...] = get_args(Way)
-FULL = "full"
-UNIFORM: Way = "uniform"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from flextron_lit.whole_file import write_csv, write_json
 JSON, CSV, HTML = "evaluation.json", "evaluation.csv", "evaluation.html"
 NOT_COMPARED = ("command", "git_commit", "seed", "date")
 """Of how something was made: differs without making another result; the seed of intervals is asked for apart."""
-KEY = ("task", "network", "budget", "limit")
-"""What a row of tasks is known by."""
+KEY = ("task", "network", "budget", "limit", "sub_network")
+"""What a row of tasks is known by: a budget means another sub-network once there is another latency table."""
 
 
 @dataclass

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flextron_lit.data import TextDataModule, text_blocks
+from flextron_lit.data import TextDataModule, file_batches
 from flextron_lit.evaluation.documents import Batch
 from flextron_lit.loading import Loaded
 
-BLOCK_SIZE = 512
-"""Of files; of the training text it is that of training."""
 TOKENS = 8192
 Texts = dict[str, list[Batch]]
 """Batches by the name of the domain or file."""
@@ -58,23 +55,12 @@ def file_text(loaded: Loaded, files: Sequence[Path], tokens: int) -> Texts:
     for path in files:
         if path.name in found:
             raise ValueError(f"two texts are called {path.name}; results go by that name, so rename one")
-        blocks = text_blocks(path, loaded.tokenizer, block_size=min(BLOCK_SIZE, tokens), tokens=tokens)
-        found[path.name] = [{"input_ids": block[None], "labels": block[None]} for block in blocks]
+        found[path.name] = [*file_batches(path, loaded.tokenizer, tokens)]
     return found
-
-
-def fingerprint(batches: Sequence[Batch]) -> str:
-    """Digest of all tokens, and of which are predicted."""
-    digest = hashlib.sha256()
-    for batch in batches:
-        for name, tensor in sorted(batch.items()):
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.long().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _fitting(described: Mapping[str, Any]) -> int:
     """As many tokens as all domains have whole blocks of, up to `TOKENS`."""
     there = [domain.get("tokens", {}).get("test", TOKENS) for domain in described.get("domains", {}).values()]
-    block_size = described.get("block_size", BLOCK_SIZE)
+    block_size = described["block_size"]
     return max(block_size, min([TOKENS, *there]) // block_size * block_size)

@@ -55,7 +55,8 @@ def request(measured: LatencyTable | None) -> str:
 def trade_off(table: CostTable, kinds: Sequence[str]) -> Spec:
     """How good networks are against one cost: points with intervals, the ladder as a line, the chosen rung as a ring.
 
-    `report.js` gives the other axis its title. Data sets: `points`, `rungs`, `chosen`.
+    `report.js` gives the other axis its title, and leaves out layers without data: `rungs`, `intervals`, `points`,
+    `chosen`.
 
     Args:
         table: the cost.
@@ -84,7 +85,6 @@ def trade_off(table: CostTable, kinds: Sequence[str]) -> Spec:
     legend = {"columns": {"expr": "width < 420 ? 3 : 5"}, "symbolOpacity": 1}
     for channel in ("color", "shape"):
         look[channel] |= {"type": "nominal", "title": None, "legend": legend}
-    known = [{"filter": f"isValid(datum.costs['{table.name}'])"}]
     ring = {"type": "point", "size": 420, "stroke": "var(--ink)", "strokeWidth": 2, "filled": False, "opacity": 1}
     return {
         "description": f"Quality against {noun(table.name)}. The tables below have the same numbers.",
@@ -92,23 +92,24 @@ def trade_off(table: CostTable, kinds: Sequence[str]) -> Spec:
         "height": 380,
         "layer": [
             {
+                "name": "ladder",
                 "data": {"name": "rungs"},
                 "mark": {"type": "line", "stroke": "var(--static)", "strokeWidth": 1.5, "opacity": 0.7, "aria": False},
                 "encoding": {**rung, "order": cost},
             },
             {
-                "data": {"name": "points"},
-                "transform": [*known, {"filter": "isValid(datum.low)"}],
+                "name": "intervals",
+                "data": {"name": "intervals"},
                 "mark": {"type": "rule", "stroke": "var(--faint)", "aria": False},
                 "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
             },
             {
+                "name": "points",
                 "data": {"name": "points"},
-                "transform": known,
                 "mark": {"type": "point", "filled": True, "size": 110},
                 "encoding": {**place, **look, "tooltip": said},
             },
-            {"data": {"name": "chosen"}, "mark": ring, "encoding": rung},
+            {"name": "ring", "data": {"name": "chosen"}, "mark": ring, "encoding": rung},
         ],
         "config": _config(),
     }

@@ -28,15 +28,17 @@ def noted(folder: Path, notes: list[str]) -> list[Results]:
         folder: the checkpoint.
         notes: for the reader of the page.
     """
-    found = []
-    for each in checkpoint.evaluations(folder):
+    found = list[Results]()
+    there = checkpoint.evaluations(folder)
+    sha256 = checkpoint.digest(folder) if there else ""
+    for each in there:
         path = Path(each["file"])
         if not path.is_file():
             notes.append(f"Not shown: the evaluation in {path}, which is not there.")
             continue
         try:
-            found.append(Results.read(path.parent, checkpoint.digest(folder), fresh=False))
-        except ValueError as error:
+            found.append(Results.read(path.parent, sha256, fresh=False))
+        except (ValueError, OSError) as error:
             notes.append(f"Not shown: an evaluation. {error}.")
     return found
 
@@ -50,20 +52,26 @@ def measures(results: Sequence[Results], space: ElasticSpace, tables: Mapping[st
         tables: the costs to show.
     """
     for each in results:
-        where = f", {each.folder.name}" * (len(results) > 1)
+        where = f", {name_of_folder(each)}" * (len(results) > 1)
         if each.losses is not None:
             points = [_loss_point(rows, space, tables) for rows in by_network(each.losses["rows"])]
             yield Measure(f"loss, evaluated{where}", LOSS, points)
-        rows = current(each.tasks)
-        for task, metric in columns(rows):
-            found = [_score_point(row, task, metric, space, tables) for row in rows if has(row, task, metric)]
-            yield Measure(f"{metric} of {task}{where}", metric, found, is_loss=False)
+        for limit, rows in by_limit(each.tasks).items():
+            asked = f", {limit} questions" if limit else ""
+            for task, metric in columns(rows):
+                found = [_score_point(row, task, metric, space, tables) for row in rows if has(row, task, metric)]
+                said = f"{metric} of {task}"
+                yield Measure(f"{said}{asked}{where}", said, found, is_loss=False)
 
 
-def current(rows: Rows) -> Rows:
-    """Rows of each task with as many questions as it was asked last: with others they would not compare."""
-    last = {row["task"]: row["limit"] for row in rows}
-    return [row for row in rows if row["limit"] == last[row["task"]]]
+def name_of_folder(results: Results) -> str:
+    """What to call an evaluation."""
+    return results.folder.resolve().name
+
+
+def by_limit(rows: Rows) -> dict[int | None, Rows]:
+    """Rows of tasks by how many questions were asked of each: with others they do not compare."""
+    return {limit: [r for r in rows if r["limit"] == limit] for limit in dict.fromkeys(row["limit"] for row in rows)}
 
 
 def by_network(rows: Rows) -> list[Rows]:
@@ -155,4 +163,4 @@ def commands(results: Sequence[Results]) -> list[dict[str, str]]:
         {"command": m["command"], "date": m.get("date", ""), "machine": f"{m['device']['name']}; {m['dtype']}"}
         for m in made
     ]
-    return list({row["command"]: row for row in rows}.values())
+    return list({tuple(row.values()): row for row in rows}.values())

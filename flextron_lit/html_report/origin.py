@@ -15,6 +15,7 @@ import torch
 
 from flextron_lit import checkpoint
 from flextron_lit.costs.latency import device_description
+from flextron_lit.provenance import date, now
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.whole_file import write_json
 
@@ -31,10 +32,9 @@ def note_invocation(folder: Path, *, fresh: bool) -> None:
         folder: of the pipeline.
         fresh: forget those before.
     """
-    path = folder / INVOCATIONS
-    rows = [] if fresh or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
+    rows = [] if fresh else invocations(folder)
     rows.append({"command": shlex.join(["python", *sys.argv]), "date": now(), "machine": machine()})
-    write_json(path, rows)
+    write_json(folder / INVOCATIONS, rows)
 
 
 def machine() -> str:
@@ -66,7 +66,7 @@ def stage_rows(history: Sequence[Mapping[str, Any]], stages: Sequence[RunFolder]
         yield {
             "stage": record.get("stage", "unknown"),
             "folder": "" if run is None else run.path.name,
-            **{name: record.get(name) for name in ("steps", "tokens", "seed", "source", "git_commit")},
+            **{name: record.get(name) for name in ("steps", "tokens", "seed", "git_commit")},
             **({} if run is None else _dates(run)),
         }
 
@@ -76,16 +76,7 @@ def _dates(run: RunFolder) -> dict[str, Any]:
     begun, ended = ((run.path / name).stat().st_mtime for name in ("config.yaml", "status.json"))
     if ended - begun < INSTANT:
         return {}
-    return {"started": _date(datetime.fromtimestamp(begun)), "seconds": ended - begun}
-
-
-def now() -> str:
-    """Date and time for provenance."""
-    return _date(datetime.now())
-
-
-def _date(moment: datetime) -> str:
-    return moment.astimezone().isoformat(sep=" ", timespec="minutes")
+    return {"started": date(datetime.fromtimestamp(begun)), "seconds": ended - begun}
 
 
 def data_rows(history: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -33,10 +33,10 @@ class Content:
     """One sentence: which network this is."""
     findings: Findings
     summary: Sequence[Mapping[str, Any]]
-    """Rows of `summary.json`; none without one."""
+    """Rows of `summary.json`; empty without one."""
     prompt: str
     texts: Sequence[Written]
-    """None where they were not asked for."""
+    """Empty where they were not asked for."""
     evaluations: Sequence[Results]
     """What `evaluate` found."""
     evaluated_first: bool
@@ -114,8 +114,8 @@ def _trade_off(findings: Findings, measures: Sequence[Measure], ladder: Mapping[
     if ladder is not None:
         measured = "measured on calibration text" if ladder["losses"] == "measured" else "predicted by the surrogate"
         yield (
-            '<p class="faint">Points: losses on held-out documents. The line is the ladder of the static router, '
-            f"its losses {measured}, so it need not run through the points. The ring is the slider's budget.</p>"
+            '<p class="faint" id="ladder">The line is the ladder of the static router, its losses '
+            f"{measured}, so it need not run through the points. The ring is the slider's budget.</p>"
         )
     yield from (f'<p class="faint">{escape(note)}</p>' for note in findings.notes)
     yield "</div></div>"
@@ -137,12 +137,11 @@ def _tables(content: Content) -> Iterator[str]:
 
 def _evaluated(evaluations: Sequence[Results]) -> Iterator[str]:
     for results in evaluations:
-        yield f"<h2>Evaluated: {escape(results.folder.name)}</h2>"
+        yield f"<h2>Evaluated: {escape(evaluated.name_of_folder(results))}</h2>"
         if results.losses is not None:
             said = "Losses in nats per token ± half of the 95 % interval; differences over all texts."
             yield _table(*evaluated.loss_table(results.losses["rows"]), said)
-        if results.tasks:
-            rows = evaluated.current(results.tasks)
+        for rows in evaluated.by_limit(results.tasks).values():
             said = f"Scores ± the harness's standard error. Questions: {evaluated.questions(rows) or 'not said'}."
             yield _table(*evaluated.score_table(rows), said)
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flextron_lit import checkpoint
 from flextron_lit.costs import CostTable, parameter_table
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import KINDS, ElasticSpace, SubNetwork
-from flextron_lit.validated import FULL, STATIC, Validated
-from flextron_lit.validation import DYNAMIC, Uniform, ValidationSet, mean_widths, typical
+from flextron_lit.validated import Validated
+from flextron_lit.validation import DYNAMIC, FULL, STATIC, Uniform, ValidationSet, mean_widths, typical
 
 WIDTH_SLACK = 1e-6
 """Two means of the same widths may differ by this much: they were summed in another order."""
@@ -63,6 +64,9 @@ def named(stages: Sequence[RunFolder], backbone: ElasticBackbone) -> dict[str, S
     for stage in stages:
         config = stage.config
         assert config is not None, "a finished run has its config"
+        if checkpoint.read(stage.checkpoint).space != space:
+            # the same names meant others
+            continue
         settings = config["model"]["init_args"].get("validation")
         if settings is not None:
             found |= _validation_set(settings).resolve(space, table)

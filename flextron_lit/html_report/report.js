@@ -28,15 +28,24 @@
 
   async function drawTradeOff() {
     tradeOff?.finalize();
+    element("ladder")?.toggleAttribute("hidden", !measure().is_loss);
     const cost = document.querySelector("input[name=cost]:checked").value;
     const { points, title = "loss (nats per token)", is_loss } = measure();
-    const datasets = { points, rungs: (is_loss && data.ladder?.rungs) || [], chosen: chosenHere() };
+    const known = points.filter(({ costs }) => cost in costs);
+    const datasets = {
+      points: known,
+      intervals: known.filter(({ low }) => low !== null),
+      rungs: (is_loss && data.ladder?.rungs) || [],
+      chosen: chosenHere(),
+    };
     const spec = { ...structuredClone(data.charts.trade_off[cost]), datasets };
+    // a scale of nothing has no extent
+    spec.layer = spec.layer.filter((layer) => datasets[layer.data.name].length);
     for (const { encoding } of spec.layer) {
       encoding.y.title = title;
     }
     tradeOff = await vegaEmbed("#trade-off", spec, options);
-    const hidden = points.filter(({ costs }) => !(cost in costs)).map(({ name }) => name);
+    const hidden = points.filter((point) => !known.includes(point)).map(({ name }) => name);
     element("hidden").textContent = hidden.length
       ? `Not on this axis, as nothing says what they cost here: ${hidden.join(", ")}.`
       : "";
@@ -64,10 +73,18 @@
     slider.setAttribute("aria-valuetext", `${ratio.toFixed(3)}, loss ${loss.toFixed(3)}`);
   }
 
+  // one after the other, however fast they are asked for
+  let drawing = Promise.resolve();
+  function draw() {
+    drawing = drawing.then(drawTradeOff);
+    return drawing;
+  }
+
   async function move() {
     say(rung());
+    await drawing;
     await Promise.all([
-      tradeOff.view.data("chosen", chosenHere()).runAsync(),
+      measure().is_loss && tradeOff.view.data("chosen", chosen()).runAsync(),
       widths.view.data("widths", blocks(rung())).runAsync(),
     ]);
   }
@@ -80,10 +97,10 @@
   async function start() {
     const axes = document.querySelectorAll("input[name=cost]");
     for (const input of axes) {
-      input.addEventListener("change", drawTradeOff);
+      input.addEventListener("change", draw);
     }
-    measures?.addEventListener("change", drawTradeOff);
-    await drawTradeOff();
+    measures?.addEventListener("change", draw);
+    await draw();
     if (slider) {
       widths = await vegaEmbed("#widths", { ...data.charts.widths, datasets: { widths: blocks(rung()) } }, options);
       say(rung());

@@ -23,6 +23,11 @@ class Source:
     stages: tuple[RunFolder, ...] = ()
     """Run folders of finished stages, in order; none for a checkpoint alone."""
 
+    @classmethod
+    def of(cls, folder: Path, checkpoint: Path, run: RunFolder | None) -> Source:
+        """Of one checkpoint, and of the run that wrote it if that is there and finished."""
+        return cls(folder, checkpoint, () if run is None or run.status != "finished" else (run,))
+
     @property
     def page(self) -> Path:
         """Where the report goes if nothing else is said: no file is added to a checkpoint."""
@@ -45,8 +50,7 @@ def find(folder: Path) -> Source:
             raise ValueError(f"{folder} is a pipeline of which no stage is finished; run it on, then report")
         return Source(folder, stages[-1].checkpoint, tuple(stages))
     location = locate(folder)
-    run = location.run_folder
-    return Source(folder, location.checkpoint, () if run is None else (run,))
+    return Source.of(folder, location.checkpoint, location.run_folder)
 
 
 def _stages_behind(run: RunFolder) -> int:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from flextron_lit.evaluation.documents import Batch
 from flextron_lit.generating import Chosen, Inputs, decoding, encoded, ending, generate, room
 from flextron_lit.highlighting import texts_of
 from flextron_lit.html_report.findings import Findings
 from flextron_lit.loading import Loaded
 from flextron_lit.model import FlextronModel
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
-from flextron_lit.validated import FULL, STATIC
-from flextron_lit.validation import DYNAMIC
+from flextron_lit.validation import DYNAMIC, FULL, STATIC
 
 BUDGETS = (0.8, 0.6)
+"""Ratios of the full network's cost, each router's own."""
 NEW_TOKENS = 40
 PROMPT_TOKENS = 24
 
@@ -48,35 +49,39 @@ def prompt_inputs(loaded: Loaded, prompt: str | None) -> tuple[Inputs, str]:
     """
     if prompt is not None:
         return encoded(loaded.tokenizer, prompt, chat=False), prompt
-    if not any(record.get("data") for record in loaded.history[-1:]):
+    if loaded.text is None:
         raise ValueError(
             "the checkpoint does not say what it was trained on: say what texts go on from with --prompt, or leave "
-            "them out with --no-texts"
+            "them out with --no_texts"
         )
-    # leaves room for what follows, however little the network reads at once
-    tokens = min(PROMPT_TOKENS, loaded.backbone.model.config.max_position_embeddings // 2)
-    first, *_ = texts_of(loaded, None, tokens).values()
-    ids = first[0]["input_ids"][:1, :tokens]
+    return beginning(loaded, texts_of(loaded, None, _prompt_tokens(loaded)))
+
+
+def beginning(loaded: Loaded, texts: Mapping[str, Sequence[Batch]]) -> tuple[Inputs, str]:
+    """The same from the first of some texts, of which there is one or more."""
+    ids = next(iter(texts.values()))[0]["input_ids"][:1, : _prompt_tokens(loaded)]
     text = str(loaded.tokenizer.decode(ids[0], skip_special_tokens=True))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, text
 
 
-def write_texts(
-    model: FlextronModel, findings: Findings, inputs: Inputs, budgets: Sequence[float] = BUDGETS
-) -> Iterator[Written]:
-    """The likeliest text of the full network, and of every router at every budget.
+def _prompt_tokens(loaded: Loaded) -> int:
+    # leaves room for what follows, however little the network reads at once
+    return min(PROMPT_TOKENS, loaded.backbone.model.config.max_position_embeddings // 2)
+
+
+def write_texts(model: FlextronModel, findings: Findings, inputs: Inputs) -> Iterator[Written]:
+    """The likeliest text of the full network, and of every router at each of `BUDGETS`.
 
     Args:
         model: the network.
         findings: its routers.
         inputs: what to go on from.
-        budgets: ratios of the full network's cost, each router's own.
     """
     tokens = room(inputs["input_ids"].shape[1], model.config.max_position_embeddings, None)
     settings = {**decoding(None, None), **ending(model.tokenizer, min(tokens, NEW_TOKENS))}
     full = Chosen(model.backbone.space.full(), "", {})
     yield Written(FULL, 1.0, generate(model, inputs, full.selection, settings).text)
-    for budget in budgets:
+    for budget in BUDGETS:
         for kind in _routers(findings):
             try:
                 chosen = _answer(kind, findings, model, budget)

@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.filesize import decimal
 from rich.table import Table
+from safetensors import SafetensorError, safe_open
 
 from flextron_lit import checkpoint
 from flextron_lit.inspection.location import FOLDER_HELP, Location, locate
@@ -26,8 +27,8 @@ CONFIG_KEYS = {
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 UNITS = {"mlp": "neurons", "attention": "KV groups"}
 SURROGATE = "surrogate.safetensors"
-STALE = "stale_since"
-"""As `routers/kept.py` has it, which this module must not import: it would bring torch along."""
+STALE, META = "stale_since", "flextron"
+"""As `routers/` has them, which this module must not import: it would bring torch along."""
 
 
 def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
@@ -62,12 +63,21 @@ def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
 
 
 def _stale(folder: Path) -> dict[str, str]:
-    """Routers that a later stage made stale: file and stage.
+    """Surrogate and routers that a later stage made stale: file and stage.
 
     Raises:
-        ValueError: if a router's file is damaged.
+        ValueError: if a file is damaged.
     """
     found = {}
+    surrogate = folder / SURROGATE
+    if surrogate.is_file():
+        try:
+            with safe_open(surrogate, framework="numpy") as file:
+                stage = json.loads(file.metadata()[META])["settings"].get(STALE)
+        except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            raise ValueError(f"{surrogate} is damaged ({error}); train the surrogate again") from error
+        if stage:
+            found[SURROGATE] = stage
     for path in sorted((folder / "routers").glob("*.json")):
         try:
             stage = json.loads(path.read_text(encoding="utf-8"))["settings"].get(STALE)
@@ -202,7 +212,7 @@ def command(args: Sequence[str]) -> None:
     )
     parser.add_argument("folder", type=Path, help=FOLDER_HELP)
     parser.add_argument("--json", action="store_true", help="Print JSON, for scripts.")
-    parser.add_argument("--no-verify", action="store_true", help="Do not read all files to compare their sha256.")
+    parser.add_argument("--no_verify", action="store_true", help="Do not read all files to compare their sha256.")
     options = parser.parse_args(list(args))
     location = locate(options.folder)
     description = describe(location, verify=not options.no_verify)

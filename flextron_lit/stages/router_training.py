@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from flextron_lit.costs import CostTable, Workload
+from flextron_lit.digest import fingerprint
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.noise import Temperature, entropy
@@ -267,10 +267,7 @@ class RouterTraining(FrozenStage, WatchedStage):
         """As for every watched stage; the network is frozen, so a sub-network is run once on the same tokens."""
         if not isinstance(selection, SubNetwork):
             return super().measured(selection, batch)
-        tokens = hashlib.sha256()
-        for name in sorted(batch):
-            tokens.update(batch[name].cpu().contiguous().numpy().data)
-        place = (selection, tokens.digest(), str(self.trainer.precision))
+        place = (selection, fingerprint([batch]), str(self.trainer.precision))
         if place not in self._losses:
             self._losses[place] = super().measured(selection, batch)
         return self._losses[place]

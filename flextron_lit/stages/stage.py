@@ -92,6 +92,8 @@ class Stage(WaitingForData):
     table: CostTable
     """Where plans are budgets: what they are ratios of."""
     tokenizer: PreTrainedTokenizerBase
+    source_folder: Path
+    """Where `checkpoint` was found or fetched to."""
     order: list[Tensor]
     history: list[dict[str, Any]]
 
@@ -214,7 +216,7 @@ class Stage(WaitingForData):
         """
         loaded = load_elastic(self.checkpoint, space, attn_implementation=self.attn_implementation)
         self.backbone, self.tokenizer = loaded.backbone, loaded.tokenizer
-        self.order, self.history = loaded.order, loaded.history
+        self.order, self.history, self.source_folder = loaded.order, loaded.history, loaded.folder
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, T, V] of the active sub-network; documents packed into a block do not see each other."""

@@ -6,7 +6,7 @@ import pytest
 from flextron_lit.evaluation.results import CSV, Results
 
 MADE = {"command": "one", "seed": 0, "git_commit": "a", "checkpoint": "ab", "dtype": "float32"}
-TASK = {"task": "owls", "network": "full", "budget": None, "limit": 3, "costs": {}}
+TASK = {"task": "owls", "network": "full", "budget": None, "limit": 3, "sub_network": [1], "costs": {}}
 SCORES = {"owls": {"acc": 0.5, "acc_stderr": 0.1, "questions": 3}}
 
 
@@ -27,6 +27,7 @@ def test_what_is_finished_is_found_again(results):
     assert found.known_task(TASK, {**MADE, "command": "two", "git_commit": "b", "seed": 5}) == task()
     assert found.known_task({**TASK, "limit": 4}, MADE) is None
     assert found.known_task({**TASK, "network": "static"}, MADE) is None
+    assert found.known_task({**TASK, "sub_network": [0]}, MADE) is None
     assert found.known_task(TASK, {**MADE, "dtype": "bfloat16"}) is None
     assert Results.read(results.folder, "ab", fresh=True).tasks == []
 

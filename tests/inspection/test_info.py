@@ -4,18 +4,25 @@ import subprocess
 import sys
 
 import pytest
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load_file, save, save_file
 
 from flextron_lit import checkpoint
 from flextron_lit.inspection.info import describe, tables
 from flextron_lit.inspection.location import locate
 from flextron_lit.inspection.weights import part_of
 from flextron_lit.routers.kept import STALE
+from flextron_lit.routers.trained import META, SURROGATE
 from flextron_lit.space import LayerWidths, SpaceConfig
 from flextron_lit.tables import huge, ranges, settings, short, show
 from tests.conftest import make_llama, space_for
 from tests.front_door import ROOT, fail, run, succeed
 from tests.inspection.conftest import RECORD, write_checkpoint
+
+
+def surrogate(settings):
+    """The file of a surrogate, as far as `info` reads it."""
+    return save({"x": torch.zeros(1)}, {META: json.dumps({"settings": settings})})
 
 
 def described(folder, **options):
@@ -99,6 +106,7 @@ def test_what_later_stages_add_is_listed(written, capsys):
     for name in ("costs/latency.json", "routers/static.safetensors", "surrogate.safetensors"):
         (written / name).parent.mkdir(exist_ok=True)
         (written / name).touch()
+    (written / "surrogate.safetensors").write_bytes(surrogate({}))
     told = described(written)
     assert told["costs"] == ["costs/latency.json"]
     assert told["routers"] == ["routers/static.safetensors"]
@@ -111,10 +119,16 @@ def test_routers_that_know_another_network_are_told(written, capsys):
     (written / "routers").mkdir()
     for name, about in (("static-flops-1", {}), ("dynamic-flops-2", {STALE: "JointTuning"})):
         (written / f"routers/{name}.json").write_text(json.dumps({"settings": about}))
+    (written / SURROGATE).write_bytes(surrogate({}))
     assert described(written)["stale"] == {"routers/dynamic-flops-2.json": "JointTuning"}
+    (written / SURROGATE).write_bytes(surrogate({STALE: "JointTuning"}))
+    assert described(written)["stale"] == dict.fromkeys((SURROGATE, "routers/dynamic-flops-2.json"), "JointTuning")
     assert "dynamic-flops-2.json, since JointTuning changed the network" in printed(written, capsys)
     (written / "routers/static-flops-1.json").write_text("{")
     with pytest.raises(ValueError, match="static-flops-1.json is damaged"):
+        described(written)
+    (written / SURROGATE).write_bytes(b"{")
+    with pytest.raises(ValueError, match="surrogate.safetensors is damaged"):
         described(written)
 
 
@@ -189,7 +203,7 @@ def test_damage_is_one_line_at_the_front_door(written):
     message = fail("info", written)
     assert message.startswith(f"error: {weights} is damaged: its sha256 is")
     assert message.count("\n") == 1
-    assert "float32" in succeed("info", written, "--no-verify")
+    assert "float32" in succeed("info", written, "--no_verify")
 
 
 def test_a_folder_that_is_none_is_one_clear_error(tmp_path):
