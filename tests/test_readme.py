@@ -120,7 +120,10 @@ def test_the_processors_build_of_torch_is_the_pinned_version():
     assert named in (ROOT / "requirements.txt").read_text().split()
 
 
-def test_the_python_of_the_readme_runs(place):
+def test_the_python_of_the_readme_runs(place, monkeypatch):
+    # its budgets are of a latency
+    line = f"python main.py profile --checkpoint runs/quickstart/joint_tuning {MORE[' profile ']}"
+    assert front_door(monkeypatch, line) in (0, None)
     (code,) = blocks("python")
     found = {}
     exec(code, found)
