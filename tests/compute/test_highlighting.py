@@ -53,7 +53,7 @@ def test_without_a_text_it_shows_the_validation_documents_of_every_domain(run_fo
         (("--budget", "0.7", "--text", "nowhere.txt"), "nowhere.txt"),
         (("--budget", "0.7", "--tokens", "513"), "reads 2 to 512 tokens at once, not 513"),
         (("--budget", "0.7", "--tokens", "1"), "reads 2 to 512 tokens at once, not 1"),
-        (("--budget", "0.7", "--output", "nowhere/page.html"), "cannot write nowhere/page.html"),
+        (("--budget", "0.7", "--output", "/dev/null/page.html"), "cannot write /dev/null/page.html"),
     ],
 )
 def test_a_mistake_is_one_clear_line(run_folder, options, message):
