@@ -89,6 +89,24 @@ def test_every_config_is_covered_and_opens_with_its_command():
         assert any("python main.py" in line or "-c configs" in line for line in head), name
 
 
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_routers_that_are_tuned_together_are_for_one_cost(name, quick):
+    stages = yaml.safe_load((ROOT / "configs" / name).read_text())["stages"]
+    costs = []
+    for router in ("static_router", "dynamic_router"):
+        stage = stages[router]
+        layers = [stage.get("settings", {}), *([stage.get("quick", {})] if quick else [])]
+        given = [layer["model"]["init_args"]["cost"] for layer in layers if "cost" in _init_args(layer)]
+        costs.append(given[-1] if given else "latency")
+    assert _init_args(stages["joint_tuning"].get("settings", {}))["router"] == "both"
+    assert len(set(costs)) == 1, costs
+
+
+def _init_args(settings):
+    return settings.get("model", {}).get("init_args", {})
+
+
 def test_the_readme_names_every_top_level_entry():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     tops = {path.split("/")[0] + ("/" if "/" in path else "") for path in tracked}
