@@ -97,7 +97,7 @@ def test_routers_that_are_tuned_together_are_for_one_cost(name, quick):
     for router in ("static_router", "dynamic_router"):
         stage = stages[router]
         layers = [stage.get("settings", {}), *([stage.get("quick", {})] if quick else [])]
-        given = [layer["model"]["init_args"]["cost"] for layer in layers if "cost" in _init_args(layer)]
+        given = [_init_args(layer)["cost"] for layer in layers if "cost" in _init_args(layer)]
         costs.append(given[-1] if given else "latency")
     assert _init_args(stages["joint_tuning"].get("settings", {}))["router"] == "both"
     assert len(set(costs)) == 1, costs
