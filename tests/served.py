@@ -1,10 +1,13 @@
 """A Flextron checkpoint with routers, made in a moment: nothing is trained, all weights are random."""
 
+from dataclasses import replace
+
 import torch
 
 from flextron_lit import checkpoint
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.costs.dynamic import DYNAMIC_COUNTED
+from flextron_lit.costs.latency import LatencyTable, PhaseLatency, conditions
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.routers.dynamic import DynamicRouter
 from flextron_lit.routers.ladder import Ladder, Rung
@@ -37,6 +40,14 @@ def dynamic_router(backbone):
         router.weight.normal_(generator=torch.Generator().manual_seed(4))
     prices = Prices((Priced(0.75, 3.0, 0.75, 3.0), Priced(0.95, -3.0, 0.95, 2.0)))
     return TrainedDynamicRouter(router, table, prices, {})
+
+
+def latency_table(backbone, prompt_tokens):
+    """As if a millisecond were a floating-point operation."""
+    workload = Workload(prompt_tokens=prompt_tokens)
+    tables = {phase: COUNTED[f"{phase}_flops"](backbone, workload) for phase in workload.phases}
+    phases = {p: PhaseLatency(replace(t, name=p, unit="ms"), 0.0, ()) for p, t in tables.items()}
+    return LatencyTable(conditions(backbone, workload), phases)
 
 
 def write(folder, *, history=(), chat_template=None, routers=(static_router, dynamic_router)):

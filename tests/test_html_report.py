@@ -11,7 +11,6 @@ import pytest
 
 from flextron_lit import checkpoint, evaluating, reporting
 from flextron_lit.costs import COUNTED, Workload
-from flextron_lit.costs.latency import LatencyTable, PhaseLatency, conditions
 from flextron_lit.evaluation import measured
 from flextron_lit.evaluation.results import HTML, JSON
 from flextron_lit.html_report import data, findings, origin, points, source, texts
@@ -302,23 +301,15 @@ def test_what_stands_in_the_way_of_a_page_fails_no_pipeline(tmp_path, capsys):
     assert "note: there is no report" in capsys.readouterr().out
 
 
-def latency_table(backbone, prompt_tokens):
-    """As if a millisecond were a floating-point operation."""
-    workload = Workload(prompt_tokens=prompt_tokens)
-    tables = {phase: COUNTED[f"{phase}_flops"](backbone, workload) for phase in workload.phases}
-    phases = {p: PhaseLatency(replace(t, name=p, unit="ms"), 0.0, ()) for p, t in tables.items()}
-    return LatencyTable(conditions(backbone, workload), phases)
-
-
 def test_of_several_latency_tables_it_shows_the_routers_own(tmp_path):
     folder = tmp_path / "flextron"
 
     def for_latency(backbone):
-        return replace(served.static_router(backbone), table=latency_table(backbone, 32).tables()["latency"])
+        return replace(served.static_router(backbone), table=served.latency_table(backbone, 32).tables()["latency"])
 
     served.write(folder, routers=[for_latency])
     backbone = shape_of(folder, checkpoint.read(folder).space)
-    names = [latency_table(backbone, tokens).write(folder).stem for tokens in (16, 32)]
+    names = [served.latency_table(backbone, tokens).write(folder).stem for tokens in (16, 32)]
     found = findings.gather(source.find(folder), backbone)
     assert list(found.tables) == ["latency", "parameters", "flops", "kv_bytes"]
     assert (found.measured.workload.prompt_tokens, found.notes) == (32, [])

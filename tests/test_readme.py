@@ -12,11 +12,12 @@ import pytest
 
 from flextron_lit import checkpoint
 from flextron_lit.commands import main
+from flextron_lit.loading import load_elastic
 from flextron_lit.routers.pricing import Priced, Prices
 from flextron_lit.sources import load_dense, load_tokenizer
 from flextron_lit.stages import SurrogateTraining
 from tests.front_door import ROOT
-from tests.served import TINY, dynamic_router, static_router, write
+from tests.served import TINY, dynamic_router, latency_table, static_router, write
 from tests.stages.routers import fit
 
 README = (ROOT / "README.md").read_text()
@@ -120,10 +121,10 @@ def test_the_processors_build_of_torch_is_the_pinned_version():
     assert named in (ROOT / "requirements.txt").read_text().split()
 
 
-def test_the_python_of_the_readme_runs(place, monkeypatch):
-    # its budgets are of a latency
-    line = f"python main.py profile --checkpoint runs/quickstart/joint_tuning {MORE[' profile ']}"
-    assert front_door(monkeypatch, line) in (0, None)
+def test_the_python_of_the_readme_runs(place):
+    # its budgets are of a latency; that of a tiny network, measured on a busy machine, may be nearly that of none
+    folder = place / "runs/quickstart/joint_tuning/flextron"
+    latency_table(load_elastic(str(folder)).backbone, 32).write(folder)
     (code,) = blocks("python")
     found = {}
     exec(code, found)
