@@ -191,8 +191,9 @@ def test_a_gpu_computes_the_same(family, tokens, generator):
         backbone.model.to(device)
         ids = tokens.to(device)
         with backbone.use(Fixed([c.to(device) for c in choices])):
-            gradients = {name: value.cpu() for name, value in gradients_of(backbone.model, ids).items()}
-            found.append({"logits": backbone.model(ids, use_cache=False).logits.cpu(), **gradients})
+            values = {"logits": backbone.model(ids, use_cache=False).logits, **gradients_of(backbone.model, ids)}
+        # moving a model moves its gradients too
+        found.append({name: value.detach().to("cpu", copy=True) for name, value in values.items()})
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)
 
