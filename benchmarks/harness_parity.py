@@ -34,13 +34,14 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit 1 if a score differs")
     options = parser.parse_args()
     (folder,) = flextron_folders([options.checkpoint])
-    ours = BudgetedLM(FlextronModel.from_pretrained(folder, dtype=torch.bfloat16), BATCH_SIZE)
+    model = FlextronModel.from_pretrained(folder, dtype=torch.bfloat16)
+    ours = BudgetedLM(model, BATCH_SIZE)
     how = {"dtype": "bfloat16", "softmax_dtype": options.softmax_dtype, "batch_size": BATCH_SIZE, "device": "cpu"}
     stock = HFLM(pretrained=str(folder), **how)
     differing = []
     for name in options.tasks:
         task = LoadedTask.load(name, None)
-        with ours.within(ours._model.backbone.space.full()):
+        with ours.within(model.backbone.space.full()):
             found = task.scores(ours, options.limit)
         expected = task.scores(stock, options.limit)
         differing += [name] * (found != expected)

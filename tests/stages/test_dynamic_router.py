@@ -236,9 +236,8 @@ def toy(guidance, hard_by_state):
         if guidance == "token":
             surrogate = TokenSurrogate(TOY, 4, rank=1, hidden=4, generator=generator)
             kinds = surrogate.norm(torch.eye(4)[:2])
-            # 1 for the second kind, 0 for the first; the default driver reads memory it never set (pytorch#187411)
-            direction = torch.linalg.lstsq(kinds, torch.tensor([[0.0], [1.0]]), driver="gelsd").solution
-            surrogate.directions.weight.copy_(direction.T)
+            # 1 for the second kind, 0 for the first
+            surrogate.directions.weight.copy_(torch.linalg.pinv(kinds)[:, 1])
             target = surrogate.effects if hard_by_state else surrogate.main
         else:
             surrogate = Surrogate(TOY, 4, generator)
