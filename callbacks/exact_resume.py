@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flextron_lit.ranks import gather
+from flextron_lit.files.ranks import gather
 from flextron_lit.run_folder import RunFolder
 
 

@@ -17,6 +17,7 @@ from flextron_lit.compute.page import page
 from flextron_lit.compute.routed_text import RoutedText, route_text
 from flextron_lit.compute.shades import Scale
 from flextron_lit.data.loader import in_order
+from flextron_lit.files.whole_file import write_csv
 from flextron_lit.routers import figures
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
@@ -24,7 +25,6 @@ from flextron_lit.space import width_ratios
 from flextron_lit.stages import JointTuning, Stage, StaticRouterTraining, SurrogateTraining, WatchedStage
 from flextron_lit.stages.surrogate_training import shown
 from flextron_lit.validation import DYNAMIC, ValidationResult
-from flextron_lit.whole_file import write_csv
 
 SHOWN_TOKENS = 200
 """Of each domain, in `compute.html` and TensorBoard."""

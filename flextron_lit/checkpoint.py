@@ -27,9 +27,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flextron_lit.digest import sha256_of
+from flextron_lit.files.digest import sha256_of
+from flextron_lit.files.whole_file import whole_file
 from flextron_lit.space import ElasticSpace
-from flextron_lit.whole_file import whole_file
 
 if TYPE_CHECKING:
     # only writing needs them, and importing them takes seconds that reading should not cost

@@ -20,17 +20,17 @@ from flextron_lit import checkpoint
 from flextron_lit.budget import HELP
 from flextron_lit.costs.latency import device_description
 from flextron_lit.costs.workload import Dtype
-from flextron_lit.digest import fingerprint
 from flextron_lit.evaluation import measured, scored
 from flextron_lit.evaluation.measured import Measurement, Row, measure
 from flextron_lit.evaluation.networks import WAYS, Network, Way, in_order, routed, uniform, ways_of
 from flextron_lit.evaluation.results import HTML, JSON, Results, metrics
 from flextron_lit.evaluation.texts import TOKENS, Texts, texts_of
+from flextron_lit.files.digest import fingerprint
+from flextron_lit.files.provenance import git_commit, now, versions
 from flextron_lit.html_report.source import Source
 from flextron_lit.inspection.location import FOLDER_HELP, Location, locate
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
-from flextron_lit.provenance import git_commit, now, versions
 from flextron_lit.reporting import report_evaluation
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import SubNetwork

@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from flextron_lit.digest import fingerprint
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.files.cache import cache_root
+from flextron_lit.files.digest import fingerprint
 from flextron_lit.losses import cross_entropy
 from flextron_lit.progress import progress
-from flextron_lit.sources.cache import cache_root
 from flextron_lit.space import SubNetwork
 
 Batch = Mapping[str, Tensor]

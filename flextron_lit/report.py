@@ -12,9 +12,9 @@ from matplotlib.ticker import EngFormatter
 from rich.table import Table
 
 from flextron_lit.costs import CostTable
+from flextron_lit.files.whole_file import whole_file, write_csv, write_json
 from flextron_lit.tables import show
 from flextron_lit.validation import DYNAMIC, ROUTED, ValidationResult
-from flextron_lit.whole_file import whole_file, write_csv, write_json
 
 Row = dict[str, Any]
 

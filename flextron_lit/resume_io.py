@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from flextron_lit.whole_file import whole_file
+from flextron_lit.files.whole_file import whole_file
 
 
 class StreamedCheckpointIO(TorchCheckpointIO):

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
-from flextron_lit.differences import differences
-from flextron_lit.whole_file import whole_file
+from flextron_lit.files.differences import differences
+from flextron_lit.files.whole_file import whole_file
 
 Status = Literal["new", "unfinished", "finished"]
 LISTED_CHANGES = 12

@@ -19,6 +19,7 @@ from flextron_lit.costs.latency import origin_of
 from flextron_lit.costs.profiler import measure, phase_seconds
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic.selection import Selection
+from flextron_lit.files.whole_file import write_csv, write_json
 from flextron_lit.loading import Loaded, load_elastic
 from flextron_lit.profiling import device_of
 from flextron_lit.routers.trained import read_routers
@@ -29,7 +30,6 @@ from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 from flextron_lit.tables import short, show
 from flextron_lit.validated import validated
 from flextron_lit.validation import DYNAMIC, FULL, STATIC
-from flextron_lit.whole_file import write_csv, write_json
 
 SUMMARY = "summary.json"
 SECONDS = 40.0

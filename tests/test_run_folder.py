@@ -1,6 +1,6 @@
 import pytest
 
-from flextron_lit.differences import differences
+from flextron_lit.files.differences import differences
 from flextron_lit.run_folder import RunFolder
 
 CONFIG = {"model": {"lr": 0.1, "layers": [1, 2]}, "seed": 0}

@@ -15,11 +15,11 @@ import torch
 
 from flextron_lit.costs.table import CostTable, weighted_sum
 from flextron_lit.costs.workload import Phase, Workload
-from flextron_lit.differences import differences
 from flextron_lit.elastic.backbone import ElasticBackbone
-from flextron_lit.provenance import versions
+from flextron_lit.files.differences import differences
+from flextron_lit.files.provenance import versions
+from flextron_lit.files.whole_file import write_json
 from flextron_lit.space import ElasticSpace
-from flextron_lit.whole_file import write_json
 
 FOLDER = "costs"
 Execution = Literal["static", "dynamic"]

@@ -13,8 +13,8 @@ import pyarrow
 from pyarrow.parquet import ParquetFile
 
 from flextron_lit.data.domain import TextDomain
+from flextron_lit.files.cache import cache_root
 from flextron_lit.sources import Source
-from flextron_lit.sources.cache import cache_root
 
 Row = tuple[str, Any]
 """Its place, and what was read there."""

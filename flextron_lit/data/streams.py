@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from flextron_lit.data.encoding import Encoded
-from flextron_lit.digest import sha256_of
+from flextron_lit.files.digest import sha256_of
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

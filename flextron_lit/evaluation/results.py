@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flextron_lit.evaluation.measured import Row, flat
-from flextron_lit.whole_file import write_csv, write_json
+from flextron_lit.files.whole_file import write_csv, write_json
 
 JSON, CSV, HTML = "evaluation.json", "evaluation.csv", "evaluation.html"
 NOT_COMPARED = ("command", "git_commit", "seed", "date")

@@ -15,9 +15,9 @@ import torch
 
 from flextron_lit import checkpoint
 from flextron_lit.costs.latency import device_description
-from flextron_lit.provenance import date, now
+from flextron_lit.files.provenance import date, now
+from flextron_lit.files.whole_file import write_json
 from flextron_lit.run_folder import RunFolder
-from flextron_lit.whole_file import write_json
 
 INVOCATIONS = "pipeline.json"
 """In the folder of a pipeline: one row for each time that it was started with something left to do."""

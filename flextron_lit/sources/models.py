@@ -11,8 +11,8 @@ from huggingface_hub import snapshot_download
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from flextron_lit.files.cache import cached_folder
 from flextron_lit.progress import quiet_transformers
-from flextron_lit.sources.cache import cached_folder
 from flextron_lit.sources.notation import Source, parse_source
 from flextron_lit.sources.wheel import fetch_wheel
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from flextron_lit.digest import sha256_of
-from flextron_lit.sources.cache import cached_folder, drop
+from flextron_lit.files.cache import cached_folder, drop
+from flextron_lit.files.digest import sha256_of
 from flextron_lit.sources.notation import Source
 
 

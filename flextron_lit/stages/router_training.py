@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from flextron_lit.costs import CostTable, Workload
-from flextron_lit.digest import fingerprint
+from flextron_lit.files.digest import fingerprint
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.noise import Temperature, entropy

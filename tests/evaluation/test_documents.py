@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from flextron_lit.digest import fingerprint
 from flextron_lit.evaluation.documents import Losses, document_losses, documents, pooled
+from flextron_lit.files.digest import fingerprint
 from flextron_lit.losses import IGNORED
 from flextron_lit.measured_loss import MeasuredLoss
 

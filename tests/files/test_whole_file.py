@@ -2,7 +2,7 @@
 
 import pytest
 
-from flextron_lit.whole_file import whole_file, write_csv
+from flextron_lit.files.whole_file import whole_file, write_csv
 
 
 def test_a_file_takes_its_place_at_the_end(tmp_path):
