@@ -29,9 +29,9 @@ from flextron_lit.costs.profiler import Passes, measuring
 from flextron_lit.costs.timing import interleaved, seconds
 from flextron_lit.costs.workload import Phase
 from flextron_lit.loading import Loaded, load_elastic
-from flextron_lit.progress import progress
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
+from flextron_lit.terminal.progress import progress
 
 LIMIT = 0.08
 CONSTANT = 0.98

@@ -33,11 +33,11 @@ from flextron_lit.costs.timing import interleaved, seconds
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.loading import Loaded, load_elastic
-from flextron_lit.progress import progress
 from flextron_lit.routers.trained import read_routers
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.space import SubNetwork
 from flextron_lit.speculative import Speculated, speculate
+from flextron_lit.terminal.progress import progress
 
 NEAR_TIE = 1e-4
 """Between the two best logits: so little can be rounding."""

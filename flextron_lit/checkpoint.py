@@ -389,7 +389,7 @@ def _save_model(
     tokenizer: PreTrainedTokenizerBase,
     state_dict: Mapping[str, Tensor] | None,
 ) -> None:
-    from flextron_lit.progress import quiet_transformers
+    from flextron_lit.terminal.progress import quiet_transformers
 
     with quiet_transformers():
         backbone.model.save_pretrained(folder, state_dict=dict(state_dict) if state_dict else None)

@@ -21,7 +21,7 @@ from flextron_lit.loading import load_elastic, shape_of
 from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, workload_of
 from flextron_lit.selecting import TOKENS, Selection, answer, shown, text_of
 from flextron_lit.space import ElasticSpace, SubNetwork
-from flextron_lit.tables import show
+from flextron_lit.terminal.console import show
 
 
 def read_selection(path: Path, space: ElasticSpace) -> Selection:

@@ -31,7 +31,7 @@ from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 from flextron_lit.space import SubNetwork
 from flextron_lit.speculative import DRAFT_TOKENS, Speculated, speculate
 from flextron_lit.stages import TRAIN_WEIGHTS
-from flextron_lit.tables import show
+from flextron_lit.terminal.console import show
 
 NEW_TOKENS = 100
 ROUNDS = 2

@@ -20,7 +20,7 @@ from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.loading import Loaded, load_elastic
 from flextron_lit.profiling import add_device, device_of
 from flextron_lit.routers.dynamic import DynamicPolicy
-from flextron_lit.tables import show
+from flextron_lit.terminal.console import show
 
 TOKENS = 400
 

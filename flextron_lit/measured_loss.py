@@ -16,8 +16,8 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.cache import cache_root
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.losses import cross_entropy
-from flextron_lit.progress import progress
 from flextron_lit.space import SubNetwork
+from flextron_lit.terminal.progress import progress
 
 Batch = Mapping[str, Tensor]
 INPUTS = ("input_ids", "position_ids")

@@ -24,7 +24,7 @@ from flextron_lit.html_report.origin import note_invocation
 from flextron_lit.reporting import report_pipeline
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.summary import summarise
-from flextron_lit.tables import duration, show
+from flextron_lit.terminal.console import duration, show
 
 FORMATS = {f".{name}": {"format": name} for name in ("json", "jsonl", "parquet")}
 """Of texts that a command line names, by the end of the file's name; other files are plain text."""

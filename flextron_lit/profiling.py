@@ -20,7 +20,7 @@ from flextron_lit.costs.workload import WORKLOADS, Workload, named
 from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.loading import blank_elastic
 from flextron_lit.space import KINDS, ElasticSpace
-from flextron_lit.tables import show
+from flextron_lit.terminal.console import show
 
 DEFAULT_WORKLOAD = "chat"
 OVERRIDES = {

@@ -27,7 +27,7 @@ from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.summary import SUMMARY, written_since
-from flextron_lit.tables import short, show
+from flextron_lit.terminal.console import short, show
 
 
 def write_report(

@@ -19,7 +19,7 @@ from flextron_lit.routers.kept import FOLDER, name_of
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate
 from flextron_lit.routers.training import train_router
-from flextron_lit.tables import show
+from flextron_lit.terminal.console import show
 
 SHOWN = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 

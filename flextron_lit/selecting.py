@@ -25,7 +25,7 @@ from flextron_lit.profiling import add_device, add_latency, add_workload, device
 from flextron_lit.routing import Routing
 from flextron_lit.search import SEARCHES, Found, Score, best_random, best_uniform, evolution
 from flextron_lit.space import ElasticSpace, SubNetwork
-from flextron_lit.tables import show
+from flextron_lit.terminal.console import show
 
 DEFAULT_SEARCH = "uniform"
 COUNT = 24

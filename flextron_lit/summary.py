@@ -27,7 +27,7 @@ from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
-from flextron_lit.tables import short, show
+from flextron_lit.terminal.console import short, show
 from flextron_lit.validated import validated
 from flextron_lit.validation import DYNAMIC, FULL, STATIC
 

@@ -27,8 +27,8 @@ from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.elastic.cache import retract, retractable
 from flextron_lit.elastic.selection import Selection
-from flextron_lit.progress import progress
 from flextron_lit.space import KINDS, Block, BlockKind, ElasticSpace, SubNetwork
+from flextron_lit.terminal.progress import progress
 
 Probe = tuple[BlockKind, int]
 """A kind of block and a width that is not its full one."""

@@ -18,7 +18,7 @@ from flextron_lit.data.encoding import encode, template_fingerprint, tokenizer_f
 from flextron_lit.data.streams import SPLITS, Split, TokenStream, append, open_streams, token_dtype, write_record
 from flextron_lit.data.texts import Documents, documents
 from flextron_lit.files.cache import cached_folder, drop
-from flextron_lit.progress import progress
+from flextron_lit.terminal.progress import progress
 
 FORMAT = 3
 """Part of the key: raise it when what is written changes."""

@@ -19,7 +19,7 @@ from flextron_lit.export import gguf_file
 from flextron_lit.export.classes import in_any_class, in_own_class, in_stock_class, is_own
 from flextron_lit.export.gguf_tokenizer import byte_pairs
 from flextron_lit.export.small import SmallModel
-from flextron_lit.progress import quiet_transformers
+from flextron_lit.terminal.progress import quiet_transformers
 
 Format = Literal["hf", "stock", "remote-code", "gguf"]
 FORMATS: tuple[Format, ...] = get_args(Format)

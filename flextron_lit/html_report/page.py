@@ -15,7 +15,7 @@ from flextron_lit.html_report.findings import Findings
 from flextron_lit.html_report.points import Measure
 from flextron_lit.html_report.texts import Written
 from flextron_lit.space import KINDS
-from flextron_lit.tables import duration, settings
+from flextron_lit.terminal.console import duration, settings
 
 NAMES = {"attention": "attention", "mlp": "MLP"}
 POLICY = (

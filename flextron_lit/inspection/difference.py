@@ -21,7 +21,7 @@ from flextron_lit.files.differences import differences
 from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.inspection.weights import OTHER, PARTS, Weights, part_of
 from flextron_lit.space import ElasticSpace
-from flextron_lit.tables import ranges, show, two_columns
+from flextron_lit.terminal.console import ranges, show, two_columns
 
 CHUNK = 1 << 22
 """Elements compared at once: bounds what a large embedding needs in float64."""

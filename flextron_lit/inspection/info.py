@@ -16,7 +16,7 @@ from flextron_lit import checkpoint
 from flextron_lit.inspection.location import FOLDER_HELP, Location, locate
 from flextron_lit.inspection.weights import OUTPUT, Header, Weights, count_parameters
 from flextron_lit.space import KINDS, ElasticSpace
-from flextron_lit.tables import huge, ranges, settings, short, show, two_columns
+from flextron_lit.terminal.console import huge, ranges, settings, short, show, two_columns
 
 CONFIG_KEYS = {
     "hidden_size": ("hidden_size", "n_embd"),

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from flextron_lit import sampling
 from flextron_lit.costs.table import CostTable
-from flextron_lit.progress import progress
 from flextron_lit.routers.ladder import build_ladder
 from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.objective import CostPenalty, route
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate
 from flextron_lit.space import ElasticSpace
+from flextron_lit.terminal.progress import progress
 
 BUDGETS_A_STEP = 64
 LEARNING_RATE = 3e-3

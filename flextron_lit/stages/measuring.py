@@ -13,12 +13,12 @@ from flextron_lit.costs import CostTable
 from flextron_lit.files.ranks import gather
 from flextron_lit.losses import cross_entropy
 from flextron_lit.measured_loss import MeasuredLoss, batches_of, loss_file
-from flextron_lit.progress import progress
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, mean_ratio
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.pricing import Priced, Prices, solve, spendable
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.stage import Batch, Stage
+from flextron_lit.terminal.progress import progress
 
 
 class MeasuringStage(Stage):

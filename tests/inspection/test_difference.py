@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from flextron_lit.inspection import difference
 from flextron_lit.inspection.difference import compare, compare_tensors, report
 from flextron_lit.space import SpaceConfig
-from flextron_lit.tables import show
+from flextron_lit.terminal.console import show
 from tests.conftest import make_llama
 from tests.front_door import fail, run, succeed
 from tests.inspection.conftest import RECORD, write_checkpoint

@@ -14,7 +14,7 @@ from flextron_lit.inspection.weights import part_of
 from flextron_lit.routers.kept import STALE
 from flextron_lit.routers.trained import META, SURROGATE
 from flextron_lit.space import LayerWidths, SpaceConfig
-from flextron_lit.tables import huge, ranges, settings, short, show
+from flextron_lit.terminal.console import huge, ranges, settings, short, show
 from tests.conftest import make_llama, space_for
 from tests.front_door import ROOT, fail, run, succeed
 from tests.inspection.conftest import RECORD, write_checkpoint
