@@ -10,7 +10,7 @@ import torch
 
 from flextron_lit.evaluation import texts
 from flextron_lit.loading import Loaded
-from flextron_lit.measured_loss import Batch, MeasuredLoss, batches_of, loss_file
+from flextron_lit.losses.on_text import Batch, MeasuredLoss, batches_of, loss_file
 from flextron_lit.routers.trained import TrainedSurrogate
 
 PRECISION = "bf16-mixed"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flextron_lit.data import text_blocks
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.losses import cross_entropy
+from flextron_lit.losses.cross_entropy import cross_entropy
 from flextron_lit.sources import load_tokenizer
 from flextron_lit.space import SubNetwork
 from flextron_lit.terminal.progress import progress

@@ -20,7 +20,7 @@ from flextron_lit.costs.known import known_tables
 from flextron_lit.data import TextDataModule, file_batches
 from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.loading import Loaded, load_elastic, shape_of
-from flextron_lit.measured_loss import Batch, MeasuredLoss
+from flextron_lit.losses.on_text import Batch, MeasuredLoss
 from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, refuse_workload, workload_of
 from flextron_lit.routing import Routing
 from flextron_lit.search import SEARCHES, Found, Score, best_random, best_uniform, evolution

@@ -15,7 +15,7 @@ from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader
 from flextron_lit.data.packing import Block
 from flextron_lit.data.streams import Split
 from flextron_lit.data.tokenized import TokenizedDomain, tokenized
-from flextron_lit.losses import IGNORED
+from flextron_lit.losses.cross_entropy import IGNORED
 from flextron_lit.sources import load_tokenizer
 
 

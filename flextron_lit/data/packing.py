@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flextron_lit.data.rows import decode
 from flextron_lit.data.streams import TokenStream
-from flextron_lit.losses import IGNORED
+from flextron_lit.losses.cross_entropy import IGNORED
 
 Block = dict[str, Tensor]
 

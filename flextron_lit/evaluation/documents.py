@@ -11,8 +11,8 @@ from torch import Tensor
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
-from flextron_lit.losses import token_cross_entropy
-from flextron_lit.measured_loss import INPUTS
+from flextron_lit.losses.cross_entropy import token_cross_entropy
+from flextron_lit.losses.on_text import INPUTS
 from flextron_lit.terminal.progress import progress
 
 Batch = Mapping[str, Tensor]

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.losses import cross_entropy
-from flextron_lit.measured_loss import INPUTS, Batch
+from flextron_lit.losses.cross_entropy import cross_entropy
+from flextron_lit.losses.on_text import INPUTS, Batch
 from flextron_lit.space import SubNetwork
 
 TOLERANCE = 1e-5

@@ -16,7 +16,7 @@ from flextron_lit.export.forms import Form, WrittenForm, in_form
 from flextron_lit.export.small import SmallModel, cut_out
 from flextron_lit.export.verification import Verified
 from flextron_lit.loading import Loaded
-from flextron_lit.measured_loss import Batch, MeasuredLoss
+from flextron_lit.losses.on_text import Batch, MeasuredLoss
 from flextron_lit.selecting import to_json
 
 CARD = "README.md"

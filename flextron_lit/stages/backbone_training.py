@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from flextron_lit import checkpoint as flextron_checkpoint
-from flextron_lit.losses import distillation
+from flextron_lit.losses.cross_entropy import distillation
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from flextron_lit.costs import CostTable
 from flextron_lit.files.ranks import gather
-from flextron_lit.losses import cross_entropy
-from flextron_lit.measured_loss import MeasuredLoss, batches_of, loss_file
+from flextron_lit.losses.cross_entropy import cross_entropy
+from flextron_lit.losses.on_text import MeasuredLoss, batches_of, loss_file
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, mean_ratio
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.pricing import Priced, Prices, solve, spendable

@@ -20,7 +20,7 @@ from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.loading import load_elastic
-from flextron_lit.losses import mean_cross_entropy
+from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.waiting import WaitingForData

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from flextron_lit.costs import CostTable
 from flextron_lit.elastic.selection import Selection
-from flextron_lit.measured_loss import batches_of
+from flextron_lit.losses.on_text import batches_of
 from flextron_lit.routers.dynamic import DynamicPolicy, RoutedPass
 from flextron_lit.routers.ladder import Ladder, candidates, measured_ladder, worth_measuring
 from flextron_lit.routers.objective import Routed, route

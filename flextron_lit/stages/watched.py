@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flextron_lit.costs import CostTable
-from flextron_lit.losses import cross_entropy
+from flextron_lit.losses.cross_entropy import cross_entropy
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter

@@ -12,7 +12,7 @@ from flextron_lit.data.formats import documents_in
 from flextron_lit.data.packing import block
 from flextron_lit.data.streams import SPLITS
 from flextron_lit.data.tokenized import split_documents, tokenized
-from flextron_lit.losses import IGNORED, cross_entropy
+from flextron_lit.losses.cross_entropy import IGNORED, cross_entropy
 from tests.conftest import ATTENTION, make_llama
 from tests.data.chat import CHATML, CONVERSATIONS, MARKED, chat_domain, tokenizer_with, turns
 

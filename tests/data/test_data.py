@@ -11,7 +11,7 @@ from flextron_lit.data.loader import BlockDataset, mixed_order, shares
 from flextron_lit.data.packing import block
 from flextron_lit.data.streams import TokenStream
 from flextron_lit.data.tokenized import split_documents
-from flextron_lit.losses import cross_entropy
+from flextron_lit.losses.cross_entropy import cross_entropy
 from flextron_lit.sources import load_tokenizer
 from tests.conftest import ATTENTION, VOCABULARY, make_llama
 from tests.front_door import ROOT

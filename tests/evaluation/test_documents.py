@@ -3,8 +3,8 @@ import torch
 
 from flextron_lit.evaluation.documents import Losses, document_losses, documents, pooled
 from flextron_lit.files.digest import fingerprint
-from flextron_lit.losses import IGNORED
-from flextron_lit.measured_loss import MeasuredLoss
+from flextron_lit.losses.cross_entropy import IGNORED
+from flextron_lit.losses.on_text import MeasuredLoss
 
 LENGTHS = (7, 1, 11)
 

@@ -13,8 +13,8 @@ from flextron_lit import checkpoint, rerouting, selecting
 from flextron_lit.costs import COUNTED, Workload, dynamic_table
 from flextron_lit.elastic.gates import for_all_tokens, gated
 from flextron_lit.loading import load_elastic
-from flextron_lit.losses import mean_cross_entropy
-from flextron_lit.measured_loss import MeasuredLoss, batches_of
+from flextron_lit.losses.cross_entropy import mean_cross_entropy
+from flextron_lit.losses.on_text import MeasuredLoss, batches_of
 from flextron_lit.routers.dynamic import DynamicRouter
 from flextron_lit.routers.ladder import candidates, worth_measuring
 from flextron_lit.routers.noise import Temperature

@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from flextron_lit.losses import distillation, mean_cross_entropy
+from flextron_lit.losses.cross_entropy import distillation, mean_cross_entropy
 from flextron_lit.sources import load_dense
 from flextron_lit.stages import Distillation, FullWeight
 from tests.stages.training import PLAN, TINY, Gradients, Plan, fit, stage

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flextron_lit.losses import cross_entropy, distillation, mean_cross_entropy
+from flextron_lit.losses.cross_entropy import cross_entropy, distillation, mean_cross_entropy
 
 
 @pytest.fixture

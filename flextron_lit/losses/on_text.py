@@ -15,7 +15,7 @@ from torch import Tensor
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.cache import cache_root
 from flextron_lit.files.digest import fingerprint
-from flextron_lit.losses import cross_entropy
+from flextron_lit.losses.cross_entropy import cross_entropy
 from flextron_lit.space import SubNetwork
 from flextron_lit.terminal.progress import progress
 
