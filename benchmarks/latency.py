@@ -25,8 +25,8 @@ from transformers import LlamaConfig
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from shapes import SHAPES, SMOLLM2
 
-from flextron_lit.budget import Limit
 from flextron_lit.costs import Workload
+from flextron_lit.costs.budget import Limit
 from flextron_lit.costs.latency import HeldOut, LatencyTable, device_description
 from flextron_lit.costs.profiler import measure, profile
 from flextron_lit.costs.workload import Dtype

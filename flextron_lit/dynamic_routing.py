@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flextron_lit.budget import Limit, parse_budget
+from flextron_lit.costs.budget import Limit, parse_budget
 from flextron_lit.costs.dynamic import refuse_constant
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection

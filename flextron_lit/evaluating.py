@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit import checkpoint
-from flextron_lit.budget import HELP
+from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.latency import device_description
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.evaluation import measured, scored

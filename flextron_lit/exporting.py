@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from flextron_lit import checkpoint
-from flextron_lit.budget import HELP
+from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.known import known_tables
 from flextron_lit.export.card import Origin
 from flextron_lit.export.forms import FORMATS, QUANTIZATIONS, Form

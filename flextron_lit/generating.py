@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
-from flextron_lit.budget import HELP
+from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.timing import Interleaved, interleaved, seconds
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.data.rows import decode

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from flextron_lit.budget import Limit, Limits, meets, parse_budget
+from flextron_lit.costs.budget import Limit, Limits, meets, parse_budget
 from flextron_lit.costs.table import CostTable
 from flextron_lit.routers.decoding import Bound, decode
 from flextron_lit.routers.staleness import stale_note

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 
-from flextron_lit.budget import Limits, meets
+from flextron_lit.costs.budget import Limits, meets
 from flextron_lit.space import KINDS, ElasticSpace, SubNetwork
 
 Score = Callable[[SubNetwork], float]

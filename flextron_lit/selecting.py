@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
 
 from flextron_lit import checkpoint
-from flextron_lit.budget import HELP, Limits
 from flextron_lit.costs import CostTable
+from flextron_lit.costs.budget import HELP, Limits
 from flextron_lit.costs.known import known_tables
 from flextron_lit.data import TextDataModule, file_batches
 from flextron_lit.inspection.location import FOLDER_HELP, locate

@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from flextron_lit.budget import Limit, meets, parse_budget
 from flextron_lit.costs import CostTable, parameter_table
+from flextron_lit.costs.budget import Limit, meets, parse_budget
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.search import best_random, best_uniform, evolution, fit
 from flextron_lit.space import Block, ElasticSpace, SpaceConfig, SubNetwork

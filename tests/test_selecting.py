@@ -4,8 +4,8 @@ import shutil
 import pytest
 import torch
 
-from flextron_lit.budget import parse_budget
 from flextron_lit.costs import COUNTED, Workload
+from flextron_lit.costs.budget import parse_budget
 from flextron_lit.costs.known import known_tables
 from flextron_lit.costs.latency import LatencyTable
 from flextron_lit.costs.profiler import profile

@@ -19,7 +19,7 @@ from torch.utils.benchmark.utils.common import set_torch_threads
 from torch.utils.benchmark.utils.timer import timer
 from transformers import DynamicCache
 
-from flextron_lit import sampling
+from flextron_lit.costs import sampling
 from flextron_lit.costs.latency import HeldOut, LatencyTable, PhaseLatency, conditions
 from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.timing import Interleaved, Run, interleaved, seconds

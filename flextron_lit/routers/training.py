@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flextron_lit import sampling
+from flextron_lit.costs import sampling
 from flextron_lit.costs.table import CostTable
 from flextron_lit.routers.ladder import build_ladder
 from flextron_lit.routers.noise import Temperature

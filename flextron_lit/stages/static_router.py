@@ -12,8 +12,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from flextron_lit import sampling
-from flextron_lit.costs import Workload
+from flextron_lit.costs import Workload, sampling
 from flextron_lit.elastic.gates import for_all_tokens, gated
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.routers.ladder import Ladder, build_ladder

@@ -8,7 +8,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from flextron_lit import sampling
 from flextron_lit.costs import (
     COUNTED,
     Workload,
@@ -18,6 +17,7 @@ from flextron_lit.costs import (
     memory_table,
     parameter_table,
     prefill_flops_table,
+    sampling,
 )
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.space import SpaceConfig, SubNetwork

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from flextron_lit.costs import CostTable
+from flextron_lit.costs.sampling import stratified
 from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.surrogate import OFFSET, Surrogate, decode, encode, ridge
-from flextron_lit.sampling import stratified
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
 
 SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]), num_layers=4, neurons=64, kv_groups=4)

@@ -1,7 +1,7 @@
 import pytest
 
-from flextron_lit.budget import meets, parse_budget
 from flextron_lit.costs import CostTable
+from flextron_lit.costs.budget import meets, parse_budget
 from flextron_lit.space import SubNetwork
 
 FULL, SMALLEST = SubNetwork((1, 2)), SubNetwork((0, 0))
