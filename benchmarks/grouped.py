@@ -30,12 +30,12 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from shapes import SHAPES, SMOLLM2
 
-from flextron_lit.costs.latency import device_description
-from flextron_lit.costs.timing import seconds
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.families.llama import ElasticLlamaMLP
 from flextron_lit.elastic.grouping import TokenGroups
+from flextron_lit.latency.latency_table import device_description
+from flextron_lit.latency.timing import seconds
 
 SHARES = (0.4, 0.3, 0.2, 0.1)
 """Of the tokens that take a quarter, half, three quarters and all of an MLP: half on average."""

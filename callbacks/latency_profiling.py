@@ -9,9 +9,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.tensorboard import log_figure
 from flextron_lit.costs import Workload
-from flextron_lit.costs.dynamic_profiler import profile_dynamic
-from flextron_lit.costs.latency import LatencyTable, conditions, find
-from flextron_lit.costs.profiler import profile
+from flextron_lit.latency.block_times import profile
+from flextron_lit.latency.latency_table import LatencyTable, conditions, find
+from flextron_lit.latency.routed_times import profile_dynamic
 from flextron_lit.loading import blank_elastic
 from flextron_lit.routers.figures import predicted_against_observed
 from flextron_lit.stages import Stage

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit import checkpoint
 from flextron_lit.costs.budget import HELP
-from flextron_lit.costs.latency import device_description
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.evaluation import measured, scored
 from flextron_lit.evaluation.measured import Measurement, Row, measure
@@ -29,6 +28,7 @@ from flextron_lit.files.digest import fingerprint
 from flextron_lit.files.provenance import git_commit, now, versions
 from flextron_lit.html_report.source import Source
 from flextron_lit.inspection.location import FOLDER_HELP, Location, locate
+from flextron_lit.latency.latency_table import device_description
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
 from flextron_lit.reporting import report_evaluation

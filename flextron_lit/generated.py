@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flextron_lit.costs.timing import Interleaved
+from flextron_lit.latency.timing import Interleaved
 from flextron_lit.speculative import Speculated
 
 COMPARED = "budget"

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from flextron_lit.checkpoint import RECORD
 from flextron_lit.costs import Workload, parameter_table
-from flextron_lit.costs.latency import origin_of
-from flextron_lit.costs.profiler import measure, phase_seconds
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.files.whole_file import write_csv, write_json
+from flextron_lit.latency.block_times import measure, phase_seconds
+from flextron_lit.latency.latency_table import origin_of
 from flextron_lit.loading import Loaded, load_elastic
 from flextron_lit.profiling import device_of
 from flextron_lit.routers.trained import read_routers

@@ -7,8 +7,8 @@ import torch
 from flextron_lit import checkpoint
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.costs.dynamic import DYNAMIC_COUNTED
-from flextron_lit.costs.latency import LatencyTable, PhaseLatency, conditions
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.latency.latency_table import LatencyTable, PhaseLatency, conditions
 from flextron_lit.routers.dynamic import DynamicRouter
 from flextron_lit.routers.ladder import Ladder, Rung
 from flextron_lit.routers.pricing import Priced, Prices

@@ -6,9 +6,9 @@ import torch
 
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.costs.budget import parse_budget
-from flextron_lit.costs.known import known_tables
-from flextron_lit.costs.latency import LatencyTable
-from flextron_lit.costs.profiler import profile
+from flextron_lit.latency.block_times import profile
+from flextron_lit.latency.known_tables import known_tables
+from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.loading import load_elastic
 from flextron_lit.profiling import device_of
 from flextron_lit.search import uniform_pairs

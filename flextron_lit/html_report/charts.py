@@ -12,7 +12,7 @@ from typing import Any
 import vl_convert
 
 from flextron_lit.costs import CostTable, Workload
-from flextron_lit.costs.latency import LatencyTable
+from flextron_lit.latency.latency_table import LatencyTable
 
 SHAPES = {"full": "diamond", "static": "circle", "dynamic": "triangle-up", "uniform": "square", "random": "cross"}
 """Of the points, by kind: colour is not needed to tell them apart."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from flextron_lit.costs import CostTable, Workload
-from flextron_lit.costs.known import known_tables
-from flextron_lit.costs.latency import LatencyTable, origin_of, read_all
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.html_report.charts import noun
 from flextron_lit.html_report.points import LOSS, Measure, Point, named, priced
 from flextron_lit.html_report.source import Source
+from flextron_lit.latency.known_tables import known_tables
+from flextron_lit.latency.latency_table import LatencyTable, origin_of, read_all
 from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import TrainedRouter, read_routers

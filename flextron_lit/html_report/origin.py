@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from flextron_lit import checkpoint
-from flextron_lit.costs.latency import device_description
 from flextron_lit.files.provenance import date, now
 from flextron_lit.files.whole_file import write_json
+from flextron_lit.latency.latency_table import device_description
 from flextron_lit.run_folder import RunFolder
 
 INVOCATIONS = "pipeline.json"

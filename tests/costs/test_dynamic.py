@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from flextron_lit.costs import COUNTED, DYNAMIC_COUNTED, Workload, dynamic_table
-from flextron_lit.costs.mixtures import router_products
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.latency.mixtures import router_products
 from tests.conftest import space_for
 from tests.costs.test_counted import WORKLOAD, cache_of, counted_by_torch
 

@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flextron_lit.costs import DYNAMIC_COUNTED, Workload, dynamic_profiler, profiler
-from flextron_lit.costs.dynamic_profiler import Observed, fit, profile_dynamic
-from flextron_lit.costs.known import known_tables
-from flextron_lit.costs.latency import HeldOut, LatencyTable, conditions, find, read_all
-from flextron_lit.costs.mixtures import shares
-from flextron_lit.costs.profiler import Passes, profile
+from flextron_lit.costs import DYNAMIC_COUNTED, Workload
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.latency import block_times as profiler
+from flextron_lit.latency import routed_times as dynamic_profiler
+from flextron_lit.latency.block_times import Passes, profile
+from flextron_lit.latency.known_tables import known_tables
+from flextron_lit.latency.latency_table import HeldOut, LatencyTable, conditions, find, read_all
+from flextron_lit.latency.mixtures import shares
+from flextron_lit.latency.routed_times import Observed, fit, profile_dynamic
 from flextron_lit.space import LayerWidths, SpaceConfig, SubNetwork
 from tests.conftest import SPACE, make_llama
 

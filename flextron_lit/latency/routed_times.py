@@ -16,9 +16,10 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from flextron_lit.costs.latency import HeldOut, LatencyTable, PhaseLatency, conditions
-from flextron_lit.costs.mixtures import DrawnChoices, like_trained, router_products, shares
-from flextron_lit.costs.profiler import (
+from flextron_lit.costs.table import CostTable
+from flextron_lit.costs.workload import Phase, Workload
+from flextron_lit.elastic.backbone import ElasticBackbone
+from flextron_lit.latency.block_times import (
     Probe,
     measuring,
     phase_seconds,
@@ -27,10 +28,9 @@ from flextron_lit.costs.profiler import (
     time_shares,
     timed,
 )
-from flextron_lit.costs.table import CostTable
-from flextron_lit.costs.timing import Ratio
-from flextron_lit.costs.workload import Phase, Workload
-from flextron_lit.elastic.backbone import ElasticBackbone
+from flextron_lit.latency.latency_table import HeldOut, LatencyTable, PhaseLatency, conditions
+from flextron_lit.latency.mixtures import DrawnChoices, like_trained, router_products, shares
+from flextron_lit.latency.timing import Ratio
 from flextron_lit.space import ElasticSpace
 
 MIXTURES_A_NUMBER = 3

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from flextron_lit.costs.mixtures import DrawnChoices, router_products, shares
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.latency.mixtures import DrawnChoices, router_products, shares
 from flextron_lit.space import LayerWidths, SpaceConfig
 from tests.conftest import make_llama
 

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from flextron_lit.costs import profiler
-from flextron_lit.costs.latency import LatencyTable, conditions, read_all
-from flextron_lit.costs.profiler import Passes, probes, profile, table_of
 from flextron_lit.costs.workload import WORKLOADS, Workload, named
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.latency import block_times as profiler
+from flextron_lit.latency.block_times import Passes, probes, profile, table_of
+from flextron_lit.latency.latency_table import LatencyTable, conditions, read_all
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests.conftest import MODELS, SPACE, make_llama
 

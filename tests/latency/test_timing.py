@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flextron_lit.costs.timing import Ratio, interleaved, median_with_spread, seconds
+from flextron_lit.latency.timing import Ratio, interleaved, median_with_spread, seconds
 
 
 class Machine:

@@ -20,13 +20,13 @@ from torch.utils.benchmark.utils.timer import timer
 from transformers import DynamicCache
 
 from flextron_lit.costs import sampling
-from flextron_lit.costs.latency import HeldOut, LatencyTable, PhaseLatency, conditions
 from flextron_lit.costs.table import CostTable
-from flextron_lit.costs.timing import Interleaved, Run, interleaved, seconds
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.elastic.cache import retract, retractable
 from flextron_lit.elastic.selection import Selection
+from flextron_lit.latency.latency_table import HeldOut, LatencyTable, PhaseLatency, conditions
+from flextron_lit.latency.timing import Interleaved, Run, interleaved, seconds
 from flextron_lit.space import KINDS, Block, BlockKind, ElasticSpace, SubNetwork
 from flextron_lit.terminal.progress import progress
 
