@@ -11,7 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from flextron_lit.costs import COUNTED, CostTable, Workload
-from flextron_lit.elastic.gates import gated
+from flextron_lit.elastic.unit_gates import gated
 from flextron_lit.files.ranks import gather
 from flextron_lit.losses.cross_entropy import mean_cross_entropy, token_cross_entropy
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from flextron_lit.checkpoint import StageRecord
-from flextron_lit.elastic.gates import gated
+from flextron_lit.elastic.unit_gates import gated
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty

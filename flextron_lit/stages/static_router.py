@@ -13,7 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from flextron_lit.costs import Workload, sampling
-from flextron_lit.elastic.gates import for_all_tokens, gated
+from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.routers.ladder import Ladder, build_ladder
 from flextron_lit.routers.noise import Temperature

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 import callbacks
 from flextron_lit import checkpoint, rerouting, selecting
 from flextron_lit.costs import COUNTED, Workload, dynamic_table
-from flextron_lit.elastic.gates import for_all_tokens, gated
+from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.loading import load_elastic
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.losses.on_text import MeasuredLoss, batches_of

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from flextron_lit.elastic.gates import for_all_tokens, gated, unit_gates
+from flextron_lit.elastic.unit_gates import for_all_tokens, gated, unit_gates
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.space import SubNetwork
 from tests.conftest import elastic_pair
