@@ -32,7 +32,7 @@ from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.latency.block_times import measure, profile
 from flextron_lit.latency.latency_table import HeldOut, LatencyTable, device_description
 from flextron_lit.loading import blank_elastic
-from flextron_lit.search import fit
+from flextron_lit.routers.search import fit
 from flextron_lit.space import SpaceConfig, resolve
 
 TARGETS = (0.9, 0.8, 0.7, 0.6)

@@ -32,8 +32,8 @@ from flextron_lit.costs.budget import Limit
 from flextron_lit.loading import Loaded, load_elastic
 from flextron_lit.routers.decoding import Bound, decode
 from flextron_lit.routers.ladder import Ladder
+from flextron_lit.routers.search import evolution, uniform_pairs
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
-from flextron_lit.search import evolution, uniform_pairs
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 WINS, MARGIN, GAP = 9, 0.05, 0.03

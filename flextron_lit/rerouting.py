@@ -15,10 +15,10 @@ from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.loading import shape_of
 from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, refuse_workload, workload_of
+from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.routers.kept import FOLDER, name_of
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate
-from flextron_lit.routers.training import train_router
 from flextron_lit.terminal.console import show
 
 SHOWN = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)

@@ -22,8 +22,8 @@ from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.loading import Loaded, load_elastic, shape_of
 from flextron_lit.losses.on_text import Batch, MeasuredLoss
 from flextron_lit.profiling import add_device, add_latency, add_workload, device_of, refuse_workload, workload_of
-from flextron_lit.routing import Routing
-from flextron_lit.search import SEARCHES, Found, Score, best_random, best_uniform, evolution
+from flextron_lit.routers.search import SEARCHES, Found, Score, best_random, best_uniform, evolution
+from flextron_lit.routers.static_answers import Routing
 from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.terminal.console import show
 

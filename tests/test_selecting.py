@@ -11,7 +11,7 @@ from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.loading import load_elastic
 from flextron_lit.profiling import device_of
-from flextron_lit.search import uniform_pairs
+from flextron_lit.routers.search import uniform_pairs
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, run, succeed
 

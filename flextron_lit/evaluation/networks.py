@@ -13,8 +13,8 @@ from flextron_lit.elastic.selection import Selection
 from flextron_lit.generating import chosen
 from flextron_lit.loading import Loaded
 from flextron_lit.model import FlextronModel
+from flextron_lit.routers.search import Score, best_uniform
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
-from flextron_lit.search import Score, best_uniform
 from flextron_lit.space import SubNetwork
 from flextron_lit.validation import FULL, UNIFORM
 

@@ -18,12 +18,12 @@ from flextron_lit import checkpoint
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.loading import load_elastic
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass
+from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.routers.pricing import TOLERANCE
 from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.token_surrogate import TokenSurrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
-from flextron_lit.routers.training import train_router
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
 from flextron_lit.stages import DynamicRouterTraining, SurrogateTraining
 from tests.front_door import ENVIRONMENT, ROOT, run, succeed

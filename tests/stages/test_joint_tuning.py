@@ -16,14 +16,14 @@ from flextron_lit.loading import load_elastic
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.losses.on_text import MeasuredLoss, batches_of
 from flextron_lit.routers.dynamic import DynamicRouter
+from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.routers.ladder import candidates, worth_measuring
 from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.objective import CostPenalty, route
 from flextron_lit.routers.pricing import TOLERANCE, Priced, Prices
+from flextron_lit.routers.static_answers import Routing
 from flextron_lit.routers.trained import TrainedSurrogate, read_routers
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
-from flextron_lit.routers.training import train_router
-from flextron_lit.routing import Routing
 from flextron_lit.run_folder import RunFolder
 from flextron_lit.stages import ElasticTraining, JointTuning, Remeasuring, StaticRouterTraining, SurrogateTraining
 from tests.front_door import run

@@ -11,9 +11,9 @@ import torch
 from flextron_lit.costs.budget import Limit, Limits, meets, parse_budget
 from flextron_lit.costs.table import CostTable
 from flextron_lit.routers.decoding import Bound, decode
+from flextron_lit.routers.search import fit
 from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
-from flextron_lit.search import fit
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 STARTS = 16

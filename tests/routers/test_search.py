@@ -6,7 +6,7 @@ import torch
 from flextron_lit.costs import CostTable, parameter_table
 from flextron_lit.costs.budget import Limit, meets, parse_budget
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.search import best_random, best_uniform, evolution, fit
+from flextron_lit.routers.search import best_random, best_uniform, evolution, fit
 from flextron_lit.space import Block, ElasticSpace, SpaceConfig, SubNetwork
 from tests.conftest import make_llama
 

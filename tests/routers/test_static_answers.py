@@ -13,9 +13,9 @@ from flextron_lit import FlextronModel, checkpoint
 from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.costs.budget import Limit
 from flextron_lit.loading import load_elastic
+from flextron_lit.routers.static_answers import Routing
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
-from flextron_lit.routing import Routing
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, run, succeed
 from tests.runs import compared_by, equal, logged, pictures, table, weights
