@@ -16,7 +16,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from held_out_text import flextron_folders, prompts_of
 
-from flextron_lit.loading import load_elastic
+from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.terminal.progress import progress
 

@@ -22,13 +22,13 @@ from torch import Tensor
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from held_out_text import flextron_folders, test_text
 
+from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.costs import CostTable, Workload
 from flextron_lit.costs.workload import Phase
 from flextron_lit.latency.block_times import Passes, measuring
 from flextron_lit.latency.latency_table import LatencyTable, device_description
 from flextron_lit.latency.routed_times import profile_dynamic
 from flextron_lit.latency.timing import interleaved, seconds
-from flextron_lit.loading import Loaded, load_elastic
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.terminal.progress import progress

@@ -28,8 +28,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from held_out_text import on_test_documents
 from routers import uniform
 
+from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.files.cache import cache_root
-from flextron_lit.loading import load_elastic
 from flextron_lit.routers.trained import read_routers
 from flextron_lit.space import SubNetwork
 

@@ -23,8 +23,8 @@ from rich.table import Table
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from held_out_text import flextron_folders, measured_on, on_test_documents
 
+from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.data import TextDataModule
-from flextron_lit.loading import Loaded, load_elastic
 from flextron_lit.routers.ladder import Ladder, candidates, measured_ladder, worth_measuring
 from flextron_lit.routers.trained import TrainedRouter, read_routers
 from flextron_lit.stages.tuned_router import Remeasuring

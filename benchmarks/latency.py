@@ -25,13 +25,13 @@ from transformers import LlamaConfig
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from shapes import SHAPES, SMOLLM2
 
+from flextron_lit.checkpoint.in_memory import blank_elastic
 from flextron_lit.costs import Workload
 from flextron_lit.costs.budget import Limit
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.latency.block_times import measure, profile
 from flextron_lit.latency.latency_table import HeldOut, LatencyTable, device_description
-from flextron_lit.loading import blank_elastic
 from flextron_lit.routers.search import fit
 from flextron_lit.space import SpaceConfig, resolve
 

@@ -27,12 +27,12 @@ from torch import Tensor
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from held_out_text import flextron_folders, prompts_of
 
+from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.costs.counted import parameter_table
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.latency.latency_table import device_description
 from flextron_lit.latency.timing import interleaved, seconds
-from flextron_lit.loading import Loaded, load_elastic
 from flextron_lit.routers.trained import read_routers
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.space import SubNetwork

@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.files.ranks import gather
-from flextron_lit.run_folder import RunFolder
 
 
 class ExactResume(Checkpoint):

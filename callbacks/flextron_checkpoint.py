@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint import StageRecord
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.latency.latency_table import FOLDER
-from flextron_lit.run_folder import RunFolder
 from flextron_lit.stages import Stage
 
 

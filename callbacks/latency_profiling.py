@@ -8,11 +8,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.tensorboard import log_figure
+from flextron_lit.checkpoint.in_memory import blank_elastic
 from flextron_lit.costs import Workload
 from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.latency_table import LatencyTable, conditions, find
 from flextron_lit.latency.routed_times import profile_dynamic
-from flextron_lit.loading import blank_elastic
 from flextron_lit.routers.figures import predicted_against_observed
 from flextron_lit.stages import Stage
 

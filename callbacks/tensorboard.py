@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.hyperparameters import hyperparameters
 from flextron_lit.report import Report
-from flextron_lit.run_folder import RunFolder
 from flextron_lit.stages import Stage, SurrogateTraining
 from flextron_lit.validation import DYNAMIC, ROUTED
 

@@ -20,8 +20,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import callbacks
 import flextron_lit.data  # noqa: F401  # importing registers the classes, so that configs may use short names
 from flextron_lit import checkpoint as flextron_checkpoint
-from flextron_lit.resume_io import StreamedCheckpointIO
-from flextron_lit.run_folder import RunFolder
+from flextron_lit.checkpoint.resume_io import StreamedCheckpointIO
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.stages import Stage
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

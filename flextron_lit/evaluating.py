@@ -17,6 +17,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.location import FOLDER_HELP, Location, locate
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.evaluation import measured, scored
@@ -27,12 +29,10 @@ from flextron_lit.evaluation.texts import TOKENS, Texts, texts_of
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.files.provenance import git_commit, now, versions
 from flextron_lit.html_report.source import Source
-from flextron_lit.inspection.location import FOLDER_HELP, Location, locate
 from flextron_lit.latency.latency_table import device_description
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
 from flextron_lit.reporting import report_evaluation
-from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import SubNetwork
 from flextron_lit.terminal.console import show
 from flextron_lit.validation import UNIFORM

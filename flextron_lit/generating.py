@@ -18,12 +18,12 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
+from flextron_lit.checkpoint.location import FOLDER_HELP, locate
 from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.data.rows import decode
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.generated import COMPARED, Drafted, Generated, Report
-from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.latency.timing import Interleaved, interleaved, seconds
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of

@@ -13,12 +13,12 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
+from flextron_lit.checkpoint.location import locate
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
-from flextron_lit.inspection.location import locate
 from flextron_lit.latency.latency_table import FOLDER as COSTS
-from flextron_lit.loading import Loaded, load_elastic
 from flextron_lit.routers.dynamic_answers import Budget
 from flextron_lit.routers.kept import FOLDER as ROUTERS
 from flextron_lit.routers.staleness import stale_files

@@ -19,10 +19,10 @@ from jsonargparse.typing import Path_fr
 from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.cli import FRESH_HELP, StageCLI
 from flextron_lit.html_report.origin import note_invocation
 from flextron_lit.reporting import report_pipeline
-from flextron_lit.run_folder import RunFolder
 from flextron_lit.summary import summarise
 from flextron_lit.terminal.console import duration, show
 

@@ -13,12 +13,12 @@ from rich.table import Table
 from transformers import AutoConfig
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.in_memory import blank_elastic
+from flextron_lit.checkpoint.location import FOLDER_HELP, locate
 from flextron_lit.costs.workload import WORKLOADS, Workload, named
-from flextron_lit.inspection.location import FOLDER_HELP, locate
 from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.latency_table import LatencyTable, conditions, find, measured_on
 from flextron_lit.latency.routed_times import profile_dynamic
-from flextron_lit.loading import blank_elastic
 from flextron_lit.space import KINDS, ElasticSpace
 from flextron_lit.terminal.console import show
 

@@ -11,6 +11,8 @@ import torch
 from jsonargparse import ArgumentParser
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.in_memory import shape_of
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.evaluation.results import Results
 from flextron_lit.evaluation.texts import Texts
@@ -22,10 +24,8 @@ from flextron_lit.html_report.origin import data_rows, invocations, stage_rows
 from flextron_lit.html_report.page import Content, page
 from flextron_lit.html_report.source import Source, find
 from flextron_lit.html_report.texts import Written, beginning, prompt_inputs, write_texts
-from flextron_lit.loading import shape_of
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
-from flextron_lit.run_folder import RunFolder
 from flextron_lit.summary import SUMMARY, written_since
 from flextron_lit.terminal.console import short, show
 

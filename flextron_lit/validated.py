@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from flextron_lit import checkpoint
-from flextron_lit.run_folder import RunFolder
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.space import KINDS
 from flextron_lit.stages import TRAIN_WEIGHTS
 from flextron_lit.validation import DYNAMIC, FULL, RANDOM, ROUTED, STATIC, UNIFORM

@@ -7,16 +7,16 @@ import sys
 import pytest
 
 from flextron_lit import FlextronModel, checkpoint, evaluating
+from flextron_lit.checkpoint.location import Location, locate
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.evaluating import check, command, default_output, parser
 from flextron_lit.evaluation import measured
 from flextron_lit.evaluation.networks import WAYS
 from flextron_lit.inspection.info import describe, tables
-from flextron_lit.inspection.location import Location, locate
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.losses.on_text import MeasuredLoss
 from flextron_lit.routers.search import uniform_pairs
 from flextron_lit.routers.staleness import stale_files
-from flextron_lit.run_folder import RunFolder
 from tests.front_door import run
 from tests.served import dynamic_router, write
 

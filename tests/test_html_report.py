@@ -10,14 +10,14 @@ from html.parser import HTMLParser
 import pytest
 
 from flextron_lit import checkpoint, evaluating, reporting
+from flextron_lit.checkpoint.in_memory import load_elastic, shape_of
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.evaluation import measured
 from flextron_lit.evaluation.results import HTML, JSON
 from flextron_lit.html_report import data, findings, origin, points, source, texts
-from flextron_lit.loading import load_elastic, shape_of
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.staleness import stale_files
-from flextron_lit.run_folder import RunFolder
 from flextron_lit.validated import POINT_KINDS, validated
 from flextron_lit.validation import ValidationSet, mean_widths
 from tests import served

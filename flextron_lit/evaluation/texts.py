@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flextron_lit.checkpoint.in_memory import Loaded
 from flextron_lit.data import TextDataModule, file_batches
 from flextron_lit.evaluation.documents import Batch
-from flextron_lit.loading import Loaded
 
 TOKENS = 8192
 Texts = dict[str, list[Batch]]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs import CostTable, parameter_table
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.run_folder import RunFolder
 from flextron_lit.space import KINDS, ElasticSpace, SubNetwork
 from flextron_lit.validated import Validated
 from flextron_lit.validation import DYNAMIC, FULL, STATIC, Uniform, ValidationSet, mean_widths, typical

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.location import locate
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.html_report.origin import INVOCATIONS
-from flextron_lit.inspection.location import locate
-from flextron_lit.run_folder import RunFolder
 from flextron_lit.summary import SUMMARY
 
 

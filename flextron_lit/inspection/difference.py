@@ -17,9 +17,9 @@ from torch import Tensor
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import FlextronCheckpoint
+from flextron_lit.checkpoint.location import FOLDER_HELP, locate
+from flextron_lit.checkpoint.weights import OTHER, PARTS, Weights, part_of
 from flextron_lit.files.differences import differences
-from flextron_lit.inspection.location import FOLDER_HELP, locate
-from flextron_lit.inspection.weights import OTHER, PARTS, Weights, part_of
 from flextron_lit.space import ElasticSpace
 from flextron_lit.terminal.console import ranges, show, two_columns
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
 from flextron_lit import checkpoint
-from flextron_lit.inspection.location import FOLDER_HELP, Location, locate
-from flextron_lit.inspection.weights import OUTPUT, Header, Weights, count_parameters
+from flextron_lit.checkpoint.location import FOLDER_HELP, Location, locate
+from flextron_lit.checkpoint.weights import OUTPUT, Header, Weights, count_parameters
 from flextron_lit.space import KINDS, ElasticSpace
 from flextron_lit.terminal.console import huge, ranges, settings, short, show, two_columns
 

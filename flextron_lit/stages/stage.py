@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint as flextron_checkpoint
+from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.costs import COUNTED, DYNAMIC_COUNTED, CostTable, Workload, dynamic_table
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.latency.latency_table import LatencyTable
-from flextron_lit.loading import load_elastic
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.data import TextDataModule
 from flextron_lit.data.loader import in_order
-from flextron_lit.loading import load_elastic
 from tests.compute.conftest import DOMAINS
 from tests.compute.texts import Page
 

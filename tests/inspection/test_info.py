@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.location import locate
+from flextron_lit.checkpoint.weights import part_of
 from flextron_lit.inspection.info import describe, tables
-from flextron_lit.inspection.location import locate
-from flextron_lit.inspection.weights import part_of
 from flextron_lit.routers.kept import STALE
 from flextron_lit.routers.trained import META, SURROGATE
 from flextron_lit.space import LayerWidths, SpaceConfig

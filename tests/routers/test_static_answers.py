@@ -10,9 +10,9 @@ import torch
 
 from callbacks.tensorboard import LAYOUT
 from flextron_lit import FlextronModel, checkpoint
+from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.costs.budget import Limit
-from flextron_lit.loading import load_elastic
 from flextron_lit.routers.static_answers import Routing
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers

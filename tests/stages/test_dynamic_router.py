@@ -15,8 +15,8 @@ from lightning.pytorch import Callback
 
 import callbacks
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.costs import COUNTED, Workload
-from flextron_lit.loading import load_elastic
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass
 from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.routers.pricing import TOLERANCE

@@ -10,9 +10,10 @@ from lightning.pytorch import Callback, Trainer
 
 import callbacks
 from flextron_lit import checkpoint, rerouting, selecting
+from flextron_lit.checkpoint.in_memory import load_elastic
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs import COUNTED, Workload, dynamic_table
 from flextron_lit.elastic.unit_gates import for_all_tokens, gated
-from flextron_lit.loading import load_elastic
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.losses.on_text import MeasuredLoss, batches_of
 from flextron_lit.routers.dynamic import DynamicRouter
@@ -24,7 +25,6 @@ from flextron_lit.routers.pricing import TOLERANCE, Priced, Prices
 from flextron_lit.routers.static_answers import Routing
 from flextron_lit.routers.trained import TrainedSurrogate, read_routers
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
-from flextron_lit.run_folder import RunFolder
 from flextron_lit.stages import ElasticTraining, JointTuning, Remeasuring, StaticRouterTraining, SurrogateTraining
 from tests.front_door import run
 from tests.runs import table

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flextron_lit import checkpoint
-from flextron_lit.run_folder import RunFolder
+from flextron_lit.checkpoint.run_folder import RunFolder
 
 FOLDER_HELP = "A Flextron checkpoint, or a run folder that holds one."
 

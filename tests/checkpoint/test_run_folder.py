@@ -1,7 +1,7 @@
 import pytest
 
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.files.differences import differences
-from flextron_lit.run_folder import RunFolder
 
 CONFIG = {"model": {"lr": 0.1, "layers": [1, 2]}, "seed": 0}
 

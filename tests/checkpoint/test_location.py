@@ -1,7 +1,7 @@
 import pytest
 
-from flextron_lit.inspection.location import locate
-from flextron_lit.run_folder import RunFolder
+from flextron_lit.checkpoint.location import locate
+from flextron_lit.checkpoint.run_folder import RunFolder
 from tests.inspection.conftest import write_checkpoint
 
 
