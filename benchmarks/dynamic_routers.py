@@ -25,7 +25,7 @@ from text_loss import blocks_of
 
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.evaluation.bootstrap import interval
-from flextron_lit.evaluation.documents import Batch, document_losses, pooled
+from flextron_lit.evaluation.document_losses import Batch, document_losses, pooled
 from flextron_lit.routers.dynamic import mean_ratio
 from flextron_lit.routers.trained import TrainedRouter, read_routers
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers

@@ -21,8 +21,9 @@ from flextron_lit.checkpoint.location import FOLDER_HELP, Location, locate
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.workload import Dtype
-from flextron_lit.evaluation import measured, scored
-from flextron_lit.evaluation.measured import Measurement, Row, measure
+from flextron_lit.evaluation import loss_rows as measured
+from flextron_lit.evaluation import task_rows as scored
+from flextron_lit.evaluation.loss_rows import Measurement, Row, measure
 from flextron_lit.evaluation.networks import WAYS, Network, Way, in_order, routed, uniform, ways_of
 from flextron_lit.evaluation.results import HTML, JSON, Results, metrics
 from flextron_lit.evaluation.texts import TOKENS, Texts, texts_of

@@ -10,7 +10,7 @@ from flextron_lit import FlextronModel, checkpoint, evaluating
 from flextron_lit.checkpoint.location import Location, locate
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.evaluating import check, command, default_output, parser
-from flextron_lit.evaluation import measured
+from flextron_lit.evaluation import loss_rows as measured
 from flextron_lit.evaluation.networks import WAYS
 from flextron_lit.inspection.info import describe, tables
 from flextron_lit.losses.cross_entropy import mean_cross_entropy

@@ -13,7 +13,7 @@ from flextron_lit import checkpoint, evaluating, reporting
 from flextron_lit.checkpoint.in_memory import load_elastic, shape_of
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs import COUNTED, Workload
-from flextron_lit.evaluation import measured
+from flextron_lit.evaluation import loss_rows as measured
 from flextron_lit.evaluation.results import HTML, JSON
 from flextron_lit.html_report import data, findings, origin, points, source, texts
 from flextron_lit.model import FlextronModel

@@ -19,9 +19,9 @@ from huggingface_hub import snapshot_download
 from flextron_lit.data.document import Document, content_of
 from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.formats import documents_in, row_documents
-from flextron_lit.data.generated import generated_documents
 from flextron_lit.data.pieces import pieces
 from flextron_lit.data.rows import dataset_rows
+from flextron_lit.data.tales import generated_documents
 from flextron_lit.sources import Source, fetch_wheel, parse_source
 
 MIN_DOCSTRING = 500

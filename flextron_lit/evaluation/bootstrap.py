@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flextron_lit.evaluation.documents import Losses
+from flextron_lit.evaluation.document_losses import Losses
 
 DRAWS = 2000
 BOUNDS = (0.025, 0.975)

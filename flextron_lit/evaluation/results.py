@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flextron_lit.evaluation.measured import Row, flat
+from flextron_lit.evaluation.loss_rows import Row, flat
 from flextron_lit.files.whole_file import write_csv, write_json
 
 JSON, CSV, HTML = "evaluation.json", "evaluation.csv", "evaluation.html"

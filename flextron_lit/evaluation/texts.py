@@ -8,7 +8,7 @@ from typing import Any
 
 from flextron_lit.checkpoint.in_memory import Loaded
 from flextron_lit.data import TextDataModule, file_batches
-from flextron_lit.evaluation.documents import Batch
+from flextron_lit.evaluation.document_losses import Batch
 
 TOKENS = 8192
 Texts = dict[str, list[Batch]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.evaluation.documents import Batch
+from flextron_lit.evaluation.document_losses import Batch
 from flextron_lit.generating import Chosen, Inputs, decoding, encoded, ending, generate, room
 from flextron_lit.highlighting import texts_of
 from flextron_lit.html_report.findings import Findings

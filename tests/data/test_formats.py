@@ -7,7 +7,7 @@ import pytest
 
 from flextron_lit.data import TextDomain
 from flextron_lit.data.formats import documents_in
-from flextron_lit.data.generated import generated_documents
+from flextron_lit.data.tales import generated_documents
 from flextron_lit.data.texts import documents
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flextron_lit.evaluation.bootstrap import interval
-from flextron_lit.evaluation.documents import Losses
+from flextron_lit.evaluation.document_losses import Losses
 
 DOCUMENTS = 400
 

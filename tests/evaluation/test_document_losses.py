@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flextron_lit.evaluation.documents import Losses, document_losses, documents, pooled
+from flextron_lit.evaluation.document_losses import Losses, document_losses, documents, pooled
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.losses.cross_entropy import IGNORED
 from flextron_lit.losses.on_text import MeasuredLoss

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
 
-from flextron_lit.evaluation.measured import Row, costs_of, name_of
+from flextron_lit.evaluation.loss_rows import Row, costs_of, name_of
 from flextron_lit.evaluation.networks import Network
 from flextron_lit.evaluation.results import Results, metrics
 from flextron_lit.latency.timing import seconds

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.evaluation.bootstrap import interval
-from flextron_lit.evaluation.documents import Losses, document_losses, pooled
+from flextron_lit.evaluation.document_losses import Losses, document_losses, pooled
 from flextron_lit.evaluation.networks import Network
 from flextron_lit.evaluation.texts import Texts
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
