@@ -23,13 +23,13 @@ from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.data.rows import decode
 from flextron_lit.elastic.selection import Selection
-from flextron_lit.generated import COMPARED, Drafted, Generated, Report
+from flextron_lit.generation.answer import COMPARED, Drafted, Generated, Report
+from flextron_lit.generation.speculative import DRAFT_TOKENS, Speculated, speculate
 from flextron_lit.latency.timing import Interleaved, interleaved, seconds
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 from flextron_lit.space import SubNetwork
-from flextron_lit.speculative import DRAFT_TOKENS, Speculated, speculate
 from flextron_lit.stages import TRAIN_WEIGHTS
 from flextron_lit.terminal.console import show
 

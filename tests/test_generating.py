@@ -9,8 +9,8 @@ import torch
 
 from flextron_lit import FlextronModel, checkpoint, generating
 from flextron_lit.generating import ROUNDS, command, raw_text
+from flextron_lit.generation.speculative import speculate
 from flextron_lit.routers.staleness import stale_files
-from flextron_lit.speculative import speculate
 from tests.data.chat import CHATML
 from tests.front_door import run
 from tests.served import write

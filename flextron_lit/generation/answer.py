@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flextron_lit.generation.speculative import Speculated
 from flextron_lit.latency.timing import Interleaved
-from flextron_lit.speculative import Speculated
 
 COMPARED = "budget"
 """Name of what is compared with the full network."""

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import DynamicCache, MistralForCausalLM
 
-from flextron_lit import speculative
 from flextron_lit.costs import CostTable
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.generation import speculative
+from flextron_lit.generation.speculative import agreed, sampled, speculate
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
 from flextron_lit.space import SubNetwork
-from flextron_lit.speculative import agreed, sampled, speculate
 from tests.conftest import VOCABULARY, make_gpt2, make_llama, make_rotary, space_for
 
 NEW = 23
