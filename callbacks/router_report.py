@@ -24,7 +24,7 @@ from flextron_lit.routers.ladder import Ladder
 from flextron_lit.space import width_ratios
 from flextron_lit.stages import JointTuning, Stage, StaticRouterTraining, SurrogateTraining, WatchedStage
 from flextron_lit.stages.surrogate_training import shown
-from flextron_lit.validation import DYNAMIC, ValidationResult
+from flextron_lit.stages.validation import DYNAMIC, ValidationResult
 
 SHOWN_TOKENS = 200
 """Of each domain, in `compute.html` and TensorBoard."""

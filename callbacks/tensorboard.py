@@ -11,10 +11,10 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.hyperparameters import hyperparameters
-from flextron_lit.report import Report
 from flextron_lit.stages import Stage, SurrogateTraining
-from flextron_lit.validation import DYNAMIC, ROUTED
+from flextron_lit.stages.hyperparameters import hyperparameters
+from flextron_lit.stages.loss_history import Report
+from flextron_lit.stages.validation import DYNAMIC, ROUTED
 
 HPARAMS = "hparams"
 """Folder beside the event files: TensorBoard shows hyper-parameters with every scalar of their folder."""

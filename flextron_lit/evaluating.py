@@ -35,8 +35,8 @@ from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
 from flextron_lit.reporting import report_evaluation
 from flextron_lit.space import SubNetwork
+from flextron_lit.stages.validation import UNIFORM
 from flextron_lit.terminal.console import show
-from flextron_lit.validation import UNIFORM
 
 if TYPE_CHECKING:
     # an optional extra

@@ -12,7 +12,7 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.space import KINDS
 from flextron_lit.stages import TRAIN_WEIGHTS
-from flextron_lit.validation import DYNAMIC, FULL, RANDOM, ROUTED, STATIC, UNIFORM
+from flextron_lit.stages.validation import DYNAMIC, FULL, RANDOM, ROUTED, STATIC, UNIFORM
 
 POINT_KINDS = (FULL, STATIC, DYNAMIC, UNIFORM, RANDOM)
 ROUTERS = {ROUTED: STATIC, DYNAMIC: DYNAMIC}

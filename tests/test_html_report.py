@@ -18,8 +18,8 @@ from flextron_lit.evaluation.results import HTML, JSON
 from flextron_lit.html_report import data, findings, origin, points, source, texts
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.staleness import stale_files
+from flextron_lit.stages.validation import ValidationSet, mean_widths
 from flextron_lit.validated import POINT_KINDS, validated
-from flextron_lit.validation import ValidationSet, mean_widths
 from tests import served
 from tests.front_door import succeed
 

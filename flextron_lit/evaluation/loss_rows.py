@@ -17,7 +17,7 @@ from flextron_lit.evaluation.networks import Network
 from flextron_lit.evaluation.texts import Texts
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 from flextron_lit.space import SubNetwork
-from flextron_lit.validation import FULL, STATIC, perplexity
+from flextron_lit.stages.validation import FULL, STATIC, perplexity
 
 ALL = "all texts"
 Row = dict[str, Any]

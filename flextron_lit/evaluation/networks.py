@@ -16,7 +16,7 @@ from flextron_lit.model import FlextronModel
 from flextron_lit.routers.search import Score, best_uniform
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.space import SubNetwork
-from flextron_lit.validation import FULL, UNIFORM
+from flextron_lit.stages.validation import FULL, UNIFORM
 
 Way = Literal["static", "dynamic", "uniform"]
 WAYS: tuple[Way, ...] = get_args(Way)

@@ -13,7 +13,7 @@ from flextron_lit.evaluation.results import Results, metrics
 from flextron_lit.evaluation.task_rows import ERROR, error_of
 from flextron_lit.html_report.points import LOSS, Measure, Point, of_dynamic
 from flextron_lit.space import ElasticSpace, SubNetwork
-from flextron_lit.validation import mean_widths
+from flextron_lit.stages.validation import mean_widths
 
 EVALUATE = "evaluate"
 NORMAL = 1.96

@@ -19,9 +19,9 @@ from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import TrainedRouter, read_routers
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
 from flextron_lit.space import ElasticSpace
+from flextron_lit.stages.validation import STATIC
 from flextron_lit.stages.watched import ladder_answers
 from flextron_lit.validated import validated
-from flextron_lit.validation import STATIC
 
 AXES = ("latency", "parameters", "flops", "kv_bytes")
 """Costs that a trade-off is shown against, in this order, where they are known."""

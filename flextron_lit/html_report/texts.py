@@ -13,8 +13,8 @@ from flextron_lit.generating import Chosen, Inputs, decoding, encoded, ending, g
 from flextron_lit.highlighting import texts_of
 from flextron_lit.html_report.findings import Findings
 from flextron_lit.model import FlextronModel
+from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
-from flextron_lit.validation import DYNAMIC, FULL, STATIC
 
 BUDGETS = (0.8, 0.6)
 """Ratios of the full network's cost, each router's own."""

@@ -20,8 +20,8 @@ from flextron_lit.losses.cross_entropy import distillation
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig
+from flextron_lit.stages.base import Batch, LossParts, Pass
 from flextron_lit.stages.objective import Distillation, FullWeight
-from flextron_lit.stages.stage import Batch, LossParts, Pass
 from flextron_lit.stages.watched import WatchedStage
 
 WARMUP_SHARE = 0.1

@@ -25,8 +25,8 @@ from flextron_lit.routers.token_surrogate import TokenSurrogate
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
 from flextron_lit.space import SubNetwork
+from flextron_lit.stages.base import Batch, LossParts
 from flextron_lit.stages.router_training import RouterTraining, functional, on_processor
-from flextron_lit.stages.stage import Batch, LossParts
 from flextron_lit.stages.watched import budgets_to_watch, dynamic_answers, ladder_answers
 
 Guidance = Literal["backbone", "token", "sequence"]

@@ -16,10 +16,10 @@ from flextron_lit.costs import parameter_table
 from flextron_lit.elastic import importance
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.backbone_training import BackboneTraining
+from flextron_lit.stages.base import LossParts, Pass
 from flextron_lit.stages.calibration import Calibration, falling_importance
 from flextron_lit.stages.objective import Distillation, FullWeight
-from flextron_lit.stages.stage import LossParts, Pass
-from flextron_lit.validation import ValidationSet
+from flextron_lit.stages.validation import ValidationSet
 
 
 class ElasticTraining(BackboneTraining):

@@ -18,9 +18,9 @@ from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.stages.backbone_training import BackboneTraining, described
+from flextron_lit.stages.base import LossParts, Pass
 from flextron_lit.stages.measuring import MeasuringStage
 from flextron_lit.stages.objective import Distillation, FullWeight
-from flextron_lit.stages.stage import LossParts, Pass
 from flextron_lit.stages.tuned_router import (
     TUNED,
     Answer,

@@ -17,7 +17,7 @@ from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, mean_rati
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.pricing import Priced, Prices, solve, spendable
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.stage import Batch, Stage
+from flextron_lit.stages.base import Batch, Stage
 from flextron_lit.terminal.progress import progress
 
 

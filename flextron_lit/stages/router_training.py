@@ -19,8 +19,8 @@ from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.space import SubNetwork
+from flextron_lit.stages.base import Batch, LossParts, NonFiniteError
 from flextron_lit.stages.frozen import FrozenStage
-from flextron_lit.stages.stage import Batch, LossParts, NonFiniteError
 from flextron_lit.stages.watched import WatchedStage, check_budgets
 
 Trained = TypeVar("Trained", bound=KeptRouter)

@@ -22,8 +22,8 @@ from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedRouter, TrainedSurrogate, read_routers
+from flextron_lit.stages.base import Batch, LossParts
 from flextron_lit.stages.router_training import RouterTraining, functional, on_processor
-from flextron_lit.stages.stage import Batch, LossParts
 from flextron_lit.stages.watched import budgets_to_watch, ladder_answers
 
 

@@ -23,8 +23,8 @@ from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dyna
 from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.stages.measuring import MeasuringStage
 from flextron_lit.stages.router_training import on_processor
+from flextron_lit.stages.validation import DYNAMIC, ROUTED
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
-from flextron_lit.validation import DYNAMIC, ROUTED
 
 RouterKind = Literal["static", "dynamic"]
 Tuned = Literal["static", "dynamic", "both"]

@@ -14,8 +14,8 @@ from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.stage import Batch, Stage
-from flextron_lit.validation import DYNAMIC, ROUTED, LossTable, ValidationResult, Watched, typical
+from flextron_lit.stages.base import Batch, Stage
+from flextron_lit.stages.validation import DYNAMIC, ROUTED, LossTable, ValidationResult, Watched, typical
 
 
 class WatchedStage(Stage):

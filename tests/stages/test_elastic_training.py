@@ -8,7 +8,7 @@ from callbacks import BudgetSampling, ExactResume, FlextronCheckpointWriter
 from flextron_lit import checkpoint
 from flextron_lit.costs import parameter_table
 from flextron_lit.stages import Calibration, ElasticTraining, FullWeight, NonFiniteError
-from flextron_lit.validation import Uniform, ValidationSet
+from flextron_lit.stages.validation import Uniform, ValidationSet
 from tests.stages.training import PLAN, Gradients, Plan, fit, stage, sum_of_losses
 
 

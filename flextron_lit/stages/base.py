@@ -23,8 +23,8 @@ from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
+from flextron_lit.stages.validation import ValidationResult
 from flextron_lit.stages.waiting import WaitingForData
-from flextron_lit.validation import ValidationResult
 
 Batch = Mapping[str, Tensor]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from flextron_lit.costs import CostTable
-from flextron_lit.report import Report
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
-from flextron_lit.validation import LossTable, ValidationResult, Watched
+from flextron_lit.stages.loss_history import Report
+from flextron_lit.stages.validation import LossTable, ValidationResult, Watched
 
 SPACE = resolve(SpaceConfig(mlp=[0, 32, 64], attention=[1, 2, 4]), num_layers=1, neurons=64, kv_groups=4)
 COSTS = CostTable("units", "units", 10.0, ((1.0, 2.0, 4.0), (0.0, 3.0, 6.0)))

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from flextron_lit.costs import CostTable
 from flextron_lit.files.whole_file import whole_file, write_csv, write_json
+from flextron_lit.stages.validation import DYNAMIC, ROUTED, ValidationResult
 from flextron_lit.terminal.console import show
-from flextron_lit.validation import DYNAMIC, ROUTED, ValidationResult
 
 Row = dict[str, Any]
 
