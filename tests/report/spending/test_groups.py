@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from flextron_lit.compute.groups import QUARTERS, groups_of, summary
-from tests.compute.texts import routed_text
+from flextron_lit.report.spending.token_groups import QUARTERS, groups_of, summary
+from tests.report.spending.texts import routed_text
 
 NAN = float("nan")
 

@@ -3,8 +3,8 @@
 import pytest
 
 from flextron_lit.highlighting import command
-from tests.compute.texts import HARD, Page
 from tests.front_door import fail, succeed
+from tests.report.spending.texts import HARD, Page
 
 
 def highlight(folder, *options):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from flextron_lit.compute.figures import COLUMNS, MISSING, cost_by_group, shaded_text, widths_by_domain
-from flextron_lit.compute.groups import groups_of
-from flextron_lit.compute.shades import LIGHT, Scale
+from flextron_lit.report.spending.figures import COLUMNS, MISSING, cost_by_group, shaded_text, widths_by_domain
+from flextron_lit.report.spending.shades import LIGHT, Scale
+from flextron_lit.report.spending.token_groups import groups_of
 from flextron_lit.space import SpaceConfig, resolve
-from tests.compute.texts import HARD, routed_text
+from tests.report.spending.texts import HARD, routed_text
 
 SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]), num_layers=3, neurons=64, kv_groups=4)
 

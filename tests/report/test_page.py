@@ -15,11 +15,12 @@ from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.evaluation import loss_rows as measured
 from flextron_lit.evaluation.results import HTML, JSON
-from flextron_lit.html_report import data, findings, origin, points, source, texts
 from flextron_lit.model import FlextronModel
+from flextron_lit.report import data, findings, origin, points, texts
+from flextron_lit.report import subject as source
+from flextron_lit.report.last_losses import POINT_KINDS, validated
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.stages.validation import ValidationSet, mean_widths
-from flextron_lit.validated import POINT_KINDS, validated
 from tests import served
 from tests.front_door import succeed
 

@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.data import TextDataModule
 from flextron_lit.data.loader import in_order
-from tests.compute.conftest import DOMAINS
-from tests.compute.texts import Page
+from tests.report.spending.conftest import DOMAINS
+from tests.report.spending.texts import Page
 
 BLOCKS = 6
 

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flextron_lit.html_report import charts
-from flextron_lit.html_report.findings import Findings
-from flextron_lit.html_report.points import Measure, Point
+from flextron_lit.report import charts
+from flextron_lit.report.findings import Findings
+from flextron_lit.report.last_losses import POINT_KINDS
+from flextron_lit.report.points import Measure, Point
 from flextron_lit.routers.trained import TrainedRouter
-from flextron_lit.validated import POINT_KINDS
 
 FADED_OPACITY = 0.35
 START = 0.7

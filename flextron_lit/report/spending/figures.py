@@ -15,10 +15,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from flextron_lit.compute.groups import ALL, QUARTERS, Group
-from flextron_lit.compute.routed_text import RoutedText
-from flextron_lit.compute.shades import INK_ON_LIGHT, LEVELS, LIGHT, Scale
-from flextron_lit.compute.token_classes import TOKEN_CLASSES
+from flextron_lit.report.spending.routed_text import RoutedText
+from flextron_lit.report.spending.shades import INK_ON_LIGHT, LEVELS, LIGHT, Scale
+from flextron_lit.report.spending.token_classes import TOKEN_CLASSES
+from flextron_lit.report.spending.token_groups import ALL, QUARTERS, Group
 from flextron_lit.space import KINDS, ElasticSpace
 
 COLUMNS = 100

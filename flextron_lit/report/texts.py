@@ -11,8 +11,8 @@ from flextron_lit.checkpoint.in_memory import Loaded
 from flextron_lit.evaluation.document_losses import Batch
 from flextron_lit.generating import Chosen, Inputs, decoding, encoded, ending, generate, room
 from flextron_lit.highlighting import texts_of
-from flextron_lit.html_report.findings import Findings
 from flextron_lit.model import FlextronModel
+from flextron_lit.report.findings import Findings
 from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 

@@ -11,7 +11,7 @@ from flextron_lit.costs import CostTable
 from flextron_lit.evaluation.loss_rows import ALL, costs_of, half, name_of, signed
 from flextron_lit.evaluation.results import Results, metrics
 from flextron_lit.evaluation.task_rows import ERROR, error_of
-from flextron_lit.html_report.points import LOSS, Measure, Point, of_dynamic
+from flextron_lit.report.points import LOSS, Measure, Point, of_dynamic
 from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.stages.validation import mean_widths
 

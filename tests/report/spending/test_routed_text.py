@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from flextron_lit.compute.routed_text import Recording, given, route_text
 from flextron_lit.costs import Workload, dynamic_table
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.losses.cross_entropy import IGNORED
+from flextron_lit.report.spending.routed_text import Recording, given, route_text
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
-from tests.compute.texts import byte_tokenizer, routed_text
 from tests.conftest import SPACE, make_llama
+from tests.report.spending.texts import byte_tokenizer, routed_text
 
 BATCHES = [(2, 24), (1, 24)]
 

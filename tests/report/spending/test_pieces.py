@@ -1,7 +1,7 @@
 import pytest
 
-from flextron_lit.compute.pieces import pieces_of
-from tests.compute.texts import HARD, byte_tokenizer, spaced_tokenizer
+from flextron_lit.report.spending.pieces import pieces_of
+from tests.report.spending.texts import HARD, byte_tokenizer, spaced_tokenizer
 
 
 def ids_of(tokenizer, text):

@@ -23,13 +23,13 @@ from flextron_lit.files.whole_file import write_csv, write_json
 from flextron_lit.latency.block_times import measure, phase_seconds
 from flextron_lit.latency.latency_table import origin_of
 from flextron_lit.profiling import device_of
+from flextron_lit.report.last_losses import validated
 from flextron_lit.routers.trained import read_routers
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 from flextron_lit.terminal.console import short, show
-from flextron_lit.validated import validated
 
 SUMMARY = "summary.json"
 SECONDS = 40.0

@@ -8,8 +8,8 @@ from pathlib import Path
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.html_report.origin import INVOCATIONS
-from flextron_lit.summary import SUMMARY
+from flextron_lit.report.origin import INVOCATIONS
+from flextron_lit.report.summary import SUMMARY
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flextron_lit.compute.routed_text import VALUES, RoutedText
-from flextron_lit.compute.token_classes import TOKEN_CLASSES
+from flextron_lit.report.spending.routed_text import VALUES, RoutedText
+from flextron_lit.report.spending.token_classes import TOKEN_CLASSES
 
 QUARTERS = ("easiest quarter", "second quarter", "third quarter", "hardest quarter")
 """Of the tokens, by the full network's loss of the token that follows."""

@@ -10,9 +10,9 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs import CostTable, parameter_table
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.report.last_losses import Validated
 from flextron_lit.space import KINDS, ElasticSpace, SubNetwork
 from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC, Uniform, ValidationSet, mean_widths, typical
-from flextron_lit.validated import Validated
 
 WIDTH_SLACK = 1e-6
 """Two means of the same widths may differ by this much: they were summed in another order."""

@@ -9,11 +9,12 @@ from typing import TypeVar
 
 from flextron_lit.costs import CostTable, Workload
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.html_report.charts import noun
-from flextron_lit.html_report.points import LOSS, Measure, Point, named, priced
-from flextron_lit.html_report.source import Source
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import LatencyTable, origin_of, read_all
+from flextron_lit.report.charts import noun
+from flextron_lit.report.last_losses import validated
+from flextron_lit.report.points import LOSS, Measure, Point, named, priced
+from flextron_lit.report.subject import Source
 from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import TrainedRouter, read_routers
@@ -21,7 +22,6 @@ from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dyna
 from flextron_lit.space import ElasticSpace
 from flextron_lit.stages.validation import STATIC
 from flextron_lit.stages.watched import ladder_answers
-from flextron_lit.validated import validated
 
 AXES = ("latency", "parameters", "flops", "kv_bytes")
 """Costs that a trade-off is shown against, in this order, where they are known."""
