@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flextron_lit.cli import StageCLI
+from flextron_lit.commands.fit import StageCLI
 from tests.front_door import ROOT
 
 ELASTIC = ("stages/elastic.yaml", "models/smollm2-135m.yaml", "data/embedded.yaml")

@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text()
 ELSEWHERE = {
     "python main.py pipeline -c configs/debug_pipeline.yaml": "tests/routers/test_static_answers.py",
     "python main.py pipeline -c configs/quickstart.yaml --checkpoint ./my-model --text my-text.txt "
-    "--run_folder runs/mine": "tests/test_own_pipeline.py",
+    "--run_folder runs/mine": "tests/commands/test_pipeline.py",
     # what it resolves to is tested; it would fetch models and texts
     "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/python main.py pipeline "
     "-c configs/quickstart.yaml": "tests/test_configs.py",

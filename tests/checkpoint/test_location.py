@@ -2,7 +2,7 @@ import pytest
 
 from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.run_folder import RunFolder
-from tests.inspection.conftest import write_checkpoint
+from tests.checkpoint.conftest import write_checkpoint
 
 
 def test_a_checkpoint_is_itself(written):

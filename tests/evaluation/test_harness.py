@@ -10,7 +10,8 @@ pytest.importorskip("lm_eval", reason="needs requirements-eval.txt")
 from lm_eval import evaluate
 from lm_eval.models.huggingface import HFLM
 
-from flextron_lit import FlextronModel, checkpoint, evaluating
+from flextron_lit import FlextronModel, checkpoint
+from flextron_lit.commands import evaluate as evaluating
 from flextron_lit.evaluation import harness, offline
 from flextron_lit.evaluation.harness import BudgetedLM, LoadedTask
 from flextron_lit.evaluation.results import Results

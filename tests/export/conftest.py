@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flextron_lit.commands.export import command
+from flextron_lit.commands.select import Selection, to_json
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.exporting import command
-from flextron_lit.selecting import Selection, to_json
 from flextron_lit.space import SubNetwork
 from tests.export.families import MAKE, SPACE, VOCABULARY, write_checkpoint
 

@@ -5,10 +5,10 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM
 
+from flextron_lit.commands.export import command, read_selection
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.costs.budget import parse_budget
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.exporting import command, read_selection
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests.export.families import MAKE, SPACE, TEXT, write_checkpoint
 from tests.front_door import fail, succeed

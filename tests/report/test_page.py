@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from flextron_lit import checkpoint, evaluating, reporting
+from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic, shape_of
 from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.commands import evaluate as evaluating
+from flextron_lit.commands import report as reporting
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.evaluation import loss_rows as measured
 from flextron_lit.evaluation.results import HTML, JSON

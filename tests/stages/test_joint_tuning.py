@@ -9,9 +9,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 import callbacks
-from flextron_lit import checkpoint, rerouting, selecting
+from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.commands import reroute as rerouting
+from flextron_lit.commands import select as selecting
 from flextron_lit.costs import COUNTED, Workload, dynamic_table
 from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.losses.cross_entropy import mean_cross_entropy

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flextron_lit.highlighting import command
+from flextron_lit.commands.highlight import command
 from tests.front_door import fail, succeed
 from tests.report.spending.texts import HARD, Page
 

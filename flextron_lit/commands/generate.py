@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
+from flextron_lit.commands.profile import add_device, add_latency, device_of
 from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.data.rows import decode
@@ -27,7 +28,6 @@ from flextron_lit.generation.answer import COMPARED, Drafted, Generated, Report
 from flextron_lit.generation.speculative import DRAFT_TOKENS, Speculated, speculate
 from flextron_lit.latency.timing import Interleaved, interleaved, seconds
 from flextron_lit.model import FlextronModel
-from flextron_lit.profiling import add_device, add_latency, device_of
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages import TRAIN_WEIGHTS

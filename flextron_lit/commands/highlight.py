@@ -12,10 +12,10 @@ from rich.table import Table
 
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
+from flextron_lit.commands.profile import add_device, device_of
 from flextron_lit.data import TextDataModule
 from flextron_lit.data.rows import decode
 from flextron_lit.files.whole_file import whole_file
-from flextron_lit.profiling import add_device, device_of
 from flextron_lit.report.spending.page import page
 from flextron_lit.report.spending.routed_text import Batch, route_text
 from flextron_lit.report.spending.token_groups import ALL, Group, groups_of, summary

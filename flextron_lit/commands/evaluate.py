@@ -19,6 +19,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import FOLDER_HELP, Location, locate
 from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.commands.profile import add_device, add_latency, device_of
+from flextron_lit.commands.report import report_evaluation
 from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.evaluation import loss_rows as measured
@@ -31,9 +33,7 @@ from flextron_lit.files.digest import fingerprint
 from flextron_lit.files.provenance import git_commit, now, versions
 from flextron_lit.latency.latency_table import device_description
 from flextron_lit.model import FlextronModel
-from flextron_lit.profiling import add_device, add_latency, device_of
 from flextron_lit.report.subject import Source
-from flextron_lit.reporting import report_evaluation
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import UNIFORM
 from flextron_lit.terminal.console import show

@@ -53,14 +53,14 @@ TIPS = "lightning.pytorch.utilities.rank_zero"
 
 
 def _stage() -> int:
-    from flextron_lit.cli import StageCLI
+    from flextron_lit.commands.fit import StageCLI
 
     StageCLI()
     return 0
 
 
 def _pipeline() -> int:
-    from flextron_lit.pipeline import command
+    from flextron_lit.commands.pipeline import command
 
     command(sys.argv[2:])
     return 0
@@ -72,7 +72,7 @@ def _end_with_the_reader() -> None:
 
 
 def _info() -> int:
-    from flextron_lit.inspection.info import command
+    from flextron_lit.commands.info import command
 
     _end_with_the_reader()
     command(sys.argv[2:])
@@ -80,28 +80,28 @@ def _info() -> int:
 
 
 def _profile() -> int:
-    from flextron_lit.profiling import command
+    from flextron_lit.commands.profile import command
 
     command(sys.argv[2:])
     return 0
 
 
 def _select() -> int:
-    from flextron_lit.selecting import command
+    from flextron_lit.commands.select import command
 
     command(sys.argv[2:])
     return 0
 
 
 def _export() -> int:
-    from flextron_lit.exporting import command
+    from flextron_lit.commands.export import command
 
     command(sys.argv[2:])
     return 0
 
 
 def _generate() -> int:
-    from flextron_lit.generating import command
+    from flextron_lit.commands.generate import command
 
     _end_with_the_reader()
     command(sys.argv[2:])
@@ -109,35 +109,35 @@ def _generate() -> int:
 
 
 def _evaluate() -> int:
-    from flextron_lit.evaluating import command
+    from flextron_lit.commands.evaluate import command
 
     command(sys.argv[2:])
     return 0
 
 
 def _reroute() -> int:
-    from flextron_lit.rerouting import command
+    from flextron_lit.commands.reroute import command
 
     command(sys.argv[2:])
     return 0
 
 
 def _highlight() -> int:
-    from flextron_lit.highlighting import command
+    from flextron_lit.commands.highlight import command
 
     command(sys.argv[2:])
     return 0
 
 
 def _report() -> int:
-    from flextron_lit.reporting import command
+    from flextron_lit.commands.report import command
 
     command(sys.argv[2:])
     return 0
 
 
 def _diff() -> int:
-    from flextron_lit.inspection.difference import command
+    from flextron_lit.commands.diff import command
 
     _end_with_the_reader()
     return command(sys.argv[2:])

@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save, save_file
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.weights import part_of
-from flextron_lit.inspection.info import describe, tables
+from flextron_lit.commands.info import describe, tables
 from flextron_lit.routers.kept import STALE
 from flextron_lit.routers.trained import META, SURROGATE
 from flextron_lit.space import LayerWidths, SpaceConfig
 from flextron_lit.terminal.console import huge, ranges, settings, short, show
+from tests.checkpoint.conftest import RECORD, write_checkpoint
 from tests.conftest import make_llama, space_for
 from tests.front_door import ROOT, fail, run, succeed
-from tests.inspection.conftest import RECORD, write_checkpoint
 
 
 def surrogate(settings):
@@ -218,7 +218,7 @@ def test_help_teaches_with_an_example():
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("flextron_lit.commands", "torch"), ("flextron_lit.inspection.info", "transformers")],
+    [("flextron_lit.commands", "torch"), ("flextron_lit.commands.info", "transformers")],
 )
 def test_what_answers_at_once_imports_nothing_heavy(module, heavy):
     probe = f"import sys, {module}; print({heavy!r} in sys.modules)"

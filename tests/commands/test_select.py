@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from flextron_lit.checkpoint.in_memory import load_elastic
+from flextron_lit.commands.profile import device_of
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.costs.budget import parse_budget
 from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import LatencyTable
-from flextron_lit.profiling import device_of
 from flextron_lit.routers.search import uniform_pairs
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, run, succeed

@@ -5,13 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flextron_lit.inspection import difference
-from flextron_lit.inspection.difference import compare, compare_tensors, report
+from flextron_lit.commands import diff as difference
+from flextron_lit.commands.diff import compare, compare_tensors, report
 from flextron_lit.space import SpaceConfig
 from flextron_lit.terminal.console import show
+from tests.checkpoint.conftest import RECORD, write_checkpoint
 from tests.conftest import make_llama
 from tests.front_door import fail, run, succeed
-from tests.inspection.conftest import RECORD, write_checkpoint
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
