@@ -7,60 +7,27 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from operator import ge
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from jsonargparse import ArgumentParser
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import TextStreamer
 
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
 from flextron_lit.commands.profile import add_device, add_latency, device_of
 from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.data.rows import decode
-from flextron_lit.elastic.selection import Selection
-from flextron_lit.generation.answer import COMPARED, Drafted, Generated, Report
-from flextron_lit.generation.speculative import DRAFT_TOKENS, Speculated, speculate
-from flextron_lit.latency.timing import Interleaved, interleaved, seconds
+from flextron_lit.generation.answer import Drafted, Report
+from flextron_lit.generation.call import ROUNDS, Chosen, chosen, compare, decoding, drafter, ending, generate
+from flextron_lit.generation.prompt import NEW_TOKENS, Inputs, encoded, room
+from flextron_lit.generation.speculative import DRAFT_TOKENS
 from flextron_lit.model import FlextronModel
-from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
-from flextron_lit.space import SubNetwork
 from flextron_lit.stages import TRAIN_WEIGHTS
 from flextron_lit.terminal.console import show
 
-NEW_TOKENS = 100
-ROUNDS = 2
-"""Of a comparison: in each the full network runs before and after."""
 STDIN = "-"
-Inputs = Mapping[str, Any]
-"""`input_ids` and `attention_mask` of one prompt, [1, T]."""
-Drafting = Mapping[str, Any]
-"""`draft` and `draft_tokens` of `speculate`."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a command line's budget gets."""
-
-    selection: Selection
-    how: str
-    ratios: Mapping[str, float]
-    """What it costs, relative to the full network, by the names of the budget's costs; empty for a dynamic router."""
-
-    def spent(self) -> Mapping[str, float]:
-        """The ratios; of a dynamic router the mean over all tokens read since it was last asked, the prompt's included.
-
-        Drafted tokens are read too, also those that it refuses.
-        """
-        if isinstance(self.selection, DynamicPolicy):
-            table = self.selection.table
-            return {table.name: mean_ratio(self.selection.take(), table)}
-        return self.ratios
 
 
 # --- what goes in -----------------------------------------------------------------------------------------------
@@ -84,93 +51,6 @@ def prompt_of(prompt: str | None, file: Path | None) -> str:
     return prompt
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` of a prompt, [1, T].
-
-    Raises:
-        ValueError: if it is to be a chat's first message and the tokenizer has no chat template.
-    """
-    if not chat:
-        read = tokenizer(prompt, return_tensors="pt", verbose=False)
-    elif tokenizer.chat_template is None:
-        raise ValueError("the tokenizer has no chat template: this is no chat model; leave --chat out")
-    else:
-        messages = [{"role": "user", "content": prompt}]
-        read = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    return {name: read[name] for name in ("input_ids", "attention_mask")}
-
-
-def room(prompt_tokens: int, positions: int, wanted: int | None) -> int:
-    """How many tokens to generate at most; what nobody asked for is cut to what the network can still read.
-
-    Raises:
-        ValueError: if prompt and answer are more than it reads at once.
-    """
-    left = positions - prompt_tokens
-    if left < 1:
-        raise ValueError(
-            f"the prompt has {prompt_tokens} tokens, but the network reads {positions} at once, the answer included; "
-            "shorten the prompt"
-        )
-    if wanted is not None and wanted > left:
-        raise ValueError(
-            f"the prompt has {prompt_tokens} tokens and --max_new_tokens asks for {wanted} more, but the network reads "
-            f"{positions} at once; ask for {left}, or shorten the prompt"
-        )
-    return min(NEW_TOKENS, left) if wanted is None else wanted
-
-
-def decoding(temperature: float | None, top_p: float | None) -> dict[str, Any]:
-    """How `generate` takes the next token: the likeliest, or drawn as asked for and not as the model's files say."""
-    if temperature is None and top_p is None:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": 0}
-
-
-def ending(tokenizer: PreTrainedTokenizerBase, most: int) -> dict[str, Any]:
-    """How `generate` ends: after so many tokens, or padded by the token that ends a text where there is none to pad."""
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return {"max_new_tokens": most, "pad_token_id": pad}
-
-
-def chosen(model: FlextronModel, budget: str | None, *, dynamic: bool, latency: str | None) -> Chosen:
-    """What a budget gets; None gets the full network.
-
-    Raises:
-        ValueError: if the budget cannot be read or met, or the checkpoint has nothing to answer it with.
-    """
-    loaded = model.flextron
-    if budget is None:
-        return Chosen(model.backbone.space.full(), "the full network", {})
-    if dynamic:
-        selection = loaded.dynamic_routing.answer(budget, model.backbone)
-        if isinstance(selection, DynamicPolicy):
-            return Chosen(selection, f"the dynamic router for {selection.table.name}", {})
-        return Chosen(selection, "the full network meets it", {})
-    answer = loaded.answer(budget, latency)
-    tables = (limit.table for limit in loaded.routing(latency).parse(budget))
-    return Chosen(answer.sub_network, answer.how, {table.name: table.ratio(answer.sub_network) for table in tables})
-
-
-def drafter(model: FlextronModel, budget: str, decides: Selection, *, latency: str | None) -> Chosen:
-    """What drafts within a budget: always a sub-network, so that its tokens need no routing.
-
-    Raises:
-        ValueError: as `chosen`, or if it has no block narrower than the sub-network that decides.
-    """
-    choice = chosen(model, budget, dynamic=False, latency=latency)
-    draft, widest = choice.selection, decides if isinstance(decides, SubNetwork) else model.backbone.space.full()
-    assert isinstance(draft, SubNetwork)
-    if all(map(ge, draft.choices, widest.choices)):
-        raise ValueError(
-            f"--speculative {budget} drafts by a sub-network that is nowhere narrower than what decides, which gains "
-            "nothing; give it less"
-        )
-    return choice
-
-
 def raw_text(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the domains that are no conversations among those that a checkpoint's weights were trained on."""
     trained = [row.get("data") or {} for row in history if row.get("stage") in TRAIN_WEIGHTS]
@@ -179,56 +59,6 @@ def raw_text(history: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------
-
-
-def generate(
-    model: FlextronModel,
-    inputs: Inputs,
-    selection: Selection,
-    settings: Mapping[str, Any],
-    streamer: TextStreamer | None = None,
-    drafting: Drafting | None = None,
-) -> Generated:
-    """Generate within a selection; the streamer tells each word as it comes.
-
-    Args:
-        model: the network.
-        inputs: of one prompt, [1, T].
-        selection: what is active, or decides on what is drafted.
-        settings: of Hugging Face's `generate`.
-        streamer: None tells nothing.
-        drafting: what proposes tokens; None generates without.
-    """
-    found: list[tuple[Tensor, Speculated | None]] = []
-
-    def run() -> None:
-        if drafting is None:
-            with model.use(selection):
-                found.append((model.generate(**inputs, **settings, streamer=streamer), None))
-        else:
-            made = speculate(model.backbone, **inputs, **settings, **drafting, verifier=selection, streamer=streamer)
-            found.append((made.tokens, made))
-
-    took = seconds(run, model.device)
-    ((tokens, drafts),) = found
-    new = tokens[0, inputs["input_ids"].shape[1] :]
-    return Generated(str(model.tokenizer.decode(new, skip_special_tokens=True)), len(new), took, drafts)
-
-
-def compare(
-    model: FlextronModel,
-    inputs: Inputs,
-    selection: Selection,
-    settings: Mapping[str, Any],
-    tokens: int,
-    drafting: Drafting | None = None,
-) -> Interleaved[str]:
-    """Time of the same number of tokens within a selection, relative to the full network's before and after it."""
-    same = {**settings, "min_new_tokens": tokens, "max_new_tokens": tokens}
-    run = partial(generate, model, inputs, settings=same)
-    runs = {COMPARED: partial(run, selection=selection, drafting=drafting)}
-    full = partial(run, selection=model.backbone.space.full())
-    return interleaved(runs, full, range(ROUNDS), lambda each: each().seconds)
 
 
 def choices(model: FlextronModel, options: Any) -> tuple[Chosen, Chosen | None]:

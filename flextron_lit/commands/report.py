@@ -13,12 +13,12 @@ from jsonargparse import ArgumentParser
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import shape_of
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.commands.generate import Inputs
 from flextron_lit.commands.highlight import write_page
 from flextron_lit.commands.profile import add_device, add_latency, device_of
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.evaluation.results import Results
 from flextron_lit.evaluation.texts import Texts
+from flextron_lit.generation.prompt import Inputs
 from flextron_lit.model import FlextronModel
 from flextron_lit.report.findings import Findings, gather
 from flextron_lit.report.origin import data_rows, invocations, stage_rows

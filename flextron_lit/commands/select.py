@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from flextron_lit.costs.budget import HELP, Limits
 from flextron_lit.data import TextDataModule, file_batches
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.losses.on_text import Batch, MeasuredLoss
+from flextron_lit.routers.decision import Selection, to_json
 from flextron_lit.routers.search import SEARCHES, Found, Score, best_random, best_uniform, evolution
 from flextron_lit.routers.static_answers import Routing
 from flextron_lit.space import ElasticSpace, SubNetwork
@@ -30,22 +30,6 @@ from flextron_lit.terminal.console import show
 DEFAULT_SEARCH = "uniform"
 COUNT = 24
 TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What `select` answers."""
-
-    budget: str
-    sub_network: SubNetwork
-    how: str
-    """The search, and what it went by."""
-    loss: float | None
-    """Measured, in nats per token; None where nothing was measured."""
-    predicted: float | None = None
-    """Predicted by the surrogate, in nats per token; None where it was not asked."""
-    calibrated: float | None = None
-    """Measured when the router's ladder was made, in nats per token; None where its losses are predicted."""
 
 
 def select(
@@ -57,25 +41,6 @@ def select(
     if search == "random":
         return best_random(space, limits, score, count=count, generator=generator)
     return evolution(space, limits, score, count=count, generator=generator)
-
-
-def to_json(selection: Selection, space: ElasticSpace, tables: Mapping[str, CostTable]) -> dict[str, Any]:
-    """An answer, for scripts."""
-    sub_network = selection.sub_network
-    widths = zip(space.blocks, space.widths(sub_network), strict=True)
-    return {
-        "budget": selection.budget,
-        "how": selection.how,
-        "loss": selection.loss,
-        "predicted_loss": selection.predicted,
-        "calibration_loss": selection.calibrated,
-        "sub_network": sub_network.to_json(),
-        "widths": {block.name: width for block, width in widths},
-        "costs": {
-            name: {"cost": table.cost(sub_network), "unit": table.unit, "ratio": table.ratio(sub_network)}
-            for name, table in tables.items()
-        },
-    }
 
 
 def shown(selection: Selection, space: ElasticSpace, tables: Mapping[str, CostTable]) -> Iterable[Table | str]:

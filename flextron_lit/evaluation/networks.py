@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.commands.generate import chosen
 from flextron_lit.elastic.selection import Selection
+from flextron_lit.generation.call import chosen
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.search import Score, best_uniform
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers

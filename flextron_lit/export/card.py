@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from flextron_lit.commands.select import Selection
 from flextron_lit.costs import CostTable, Workload
 from flextron_lit.export.small import SmallModel
 from flextron_lit.export.verification import TOLERANCE, Verified
+from flextron_lit.routers.decision import Selection
 from flextron_lit.terminal.console import short
 
 CITATION = """\

@@ -10,7 +10,6 @@ import torch
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.commands.select import to_json
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.export import verification
 from flextron_lit.export.card import Origin, Written, card
@@ -18,6 +17,7 @@ from flextron_lit.export.forms import Form, WrittenForm, in_form
 from flextron_lit.export.small import SmallModel, cut_out
 from flextron_lit.export.verification import Verified
 from flextron_lit.losses.on_text import Batch, MeasuredLoss
+from flextron_lit.routers.decision import to_json
 
 CARD = "README.md"
 RECORD = "sub_network.json"

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.commands.select import Selection
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.export import gguf_file, verification
@@ -19,6 +18,7 @@ from flextron_lit.export.gguf_tokenizer import byte_pairs
 from flextron_lit.export.small import cut_out
 from flextron_lit.export.verification import TOLERANCE
 from flextron_lit.export.writing import export, round_weights
+from flextron_lit.routers.decision import Selection
 from flextron_lit.space import SubNetwork
 from tests.export.families import MAKE, SPACE, VOCABULARY, make_tokenizer
 

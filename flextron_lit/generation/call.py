@@ -1,0 +1,145 @@
+"""One call of generate within a budget: what it gets, what it takes, and the same against the full network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from operator import ge
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from flextron_lit.elastic.selection import Selection
+from flextron_lit.generation.answer import COMPARED, Generated
+from flextron_lit.generation.prompt import Inputs
+from flextron_lit.generation.speculative import Speculated, speculate
+from flextron_lit.latency.timing import Interleaved, interleaved, seconds
+from flextron_lit.model import FlextronModel
+from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
+from flextron_lit.space import SubNetwork
+
+ROUNDS = 2
+"""Of a comparison: in each the full network runs before and after."""
+Drafting = Mapping[str, Any]
+"""`draft` and `draft_tokens` of `speculate`."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a command line's budget gets."""
+
+    selection: Selection
+    how: str
+    ratios: Mapping[str, float]
+    """What it costs, relative to the full network, by the names of the budget's costs; empty for a dynamic router."""
+
+    def spent(self) -> Mapping[str, float]:
+        """The ratios; of a dynamic router the mean over all tokens read since it was last asked, the prompt's included.
+
+        Drafted tokens are read too, also those that it refuses.
+        """
+        if isinstance(self.selection, DynamicPolicy):
+            table = self.selection.table
+            return {table.name: mean_ratio(self.selection.take(), table)}
+        return self.ratios
+
+
+def decoding(temperature: float | None, top_p: float | None) -> dict[str, Any]:
+    """How `generate` takes the next token: the likeliest, or drawn as asked for and not as the model's files say."""
+    if temperature is None and top_p is None:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": 0}
+
+
+def ending(tokenizer: PreTrainedTokenizerBase, most: int) -> dict[str, Any]:
+    """How `generate` ends: after so many tokens, or padded by the token that ends a text where there is none to pad."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return {"max_new_tokens": most, "pad_token_id": pad}
+
+
+def chosen(model: FlextronModel, budget: str | None, *, dynamic: bool, latency: str | None) -> Chosen:
+    """What a budget gets; None gets the full network.
+
+    Raises:
+        ValueError: if the budget cannot be read or met, or the checkpoint has nothing to answer it with.
+    """
+    loaded = model.flextron
+    if budget is None:
+        return Chosen(model.backbone.space.full(), "the full network", {})
+    if dynamic:
+        selection = loaded.dynamic_routing.answer(budget, model.backbone)
+        if isinstance(selection, DynamicPolicy):
+            return Chosen(selection, f"the dynamic router for {selection.table.name}", {})
+        return Chosen(selection, "the full network meets it", {})
+    answer = loaded.answer(budget, latency)
+    tables = (limit.table for limit in loaded.routing(latency).parse(budget))
+    return Chosen(answer.sub_network, answer.how, {table.name: table.ratio(answer.sub_network) for table in tables})
+
+
+def drafter(model: FlextronModel, budget: str, decides: Selection, *, latency: str | None) -> Chosen:
+    """What drafts within a budget: always a sub-network, so that its tokens need no routing.
+
+    Raises:
+        ValueError: as `chosen`, or if it has no block narrower than the sub-network that decides.
+    """
+    choice = chosen(model, budget, dynamic=False, latency=latency)
+    draft, widest = choice.selection, decides if isinstance(decides, SubNetwork) else model.backbone.space.full()
+    assert isinstance(draft, SubNetwork)
+    if all(map(ge, draft.choices, widest.choices)):
+        raise ValueError(
+            f"--speculative {budget} drafts by a sub-network that is nowhere narrower than what decides, which gains "
+            "nothing; give it less"
+        )
+    return choice
+
+
+def generate(
+    model: FlextronModel,
+    inputs: Inputs,
+    selection: Selection,
+    settings: Mapping[str, Any],
+    streamer: TextStreamer | None = None,
+    drafting: Drafting | None = None,
+) -> Generated:
+    """Generate within a selection; the streamer tells each word as it comes.
+
+    Args:
+        model: the network.
+        inputs: of one prompt, [1, T].
+        selection: what is active, or decides on what is drafted.
+        settings: of Hugging Face's `generate`.
+        streamer: None tells nothing.
+        drafting: what proposes tokens; None generates without.
+    """
+    found: list[tuple[Tensor, Speculated | None]] = []
+
+    def run() -> None:
+        if drafting is None:
+            with model.use(selection):
+                found.append((model.generate(**inputs, **settings, streamer=streamer), None))
+        else:
+            made = speculate(model.backbone, **inputs, **settings, **drafting, verifier=selection, streamer=streamer)
+            found.append((made.tokens, made))
+
+    took = seconds(run, model.device)
+    ((tokens, drafts),) = found
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    return Generated(str(model.tokenizer.decode(new, skip_special_tokens=True)), len(new), took, drafts)
+
+
+def compare(
+    model: FlextronModel,
+    inputs: Inputs,
+    selection: Selection,
+    settings: Mapping[str, Any],
+    tokens: int,
+    drafting: Drafting | None = None,
+) -> Interleaved[str]:
+    """Time of the same number of tokens within a selection, relative to the full network's before and after it."""
+    same = {**settings, "min_new_tokens": tokens, "max_new_tokens": tokens}
+    run = partial(generate, model, inputs, settings=same)
+    runs = {COMPARED: partial(run, selection=selection, drafting=drafting)}
+    full = partial(run, selection=model.backbone.space.full())
+    return interleaved(runs, full, range(ROUNDS), lambda each: each().seconds)
