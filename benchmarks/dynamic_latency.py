@@ -26,7 +26,8 @@ from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.costs import CostTable, Workload
 from flextron_lit.costs.workload import Phase
 from flextron_lit.latency.block_times import Passes, measuring
-from flextron_lit.latency.latency_table import LatencyTable, device_description
+from flextron_lit.latency.device import device_description
+from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.latency.routed_times import profile_dynamic
 from flextron_lit.latency.timing import interleaved, seconds
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio

@@ -34,7 +34,7 @@ from flextron_lit.costs.workload import Dtype
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.families.llama import ElasticLlamaMLP
 from flextron_lit.elastic.grouping import TokenGroups
-from flextron_lit.latency.latency_table import device_description
+from flextron_lit.latency.device import device_description
 from flextron_lit.latency.timing import seconds
 
 SHARES = (0.4, 0.3, 0.2, 0.1)

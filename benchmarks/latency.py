@@ -31,7 +31,8 @@ from flextron_lit.costs.budget import Limit
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.latency.block_times import measure, profile
-from flextron_lit.latency.latency_table import HeldOut, LatencyTable, device_description
+from flextron_lit.latency.device import device_description
+from flextron_lit.latency.latency_table import HeldOut, LatencyTable
 from flextron_lit.routers.search import fit
 from flextron_lit.space import SpaceConfig, resolve
 

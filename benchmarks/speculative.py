@@ -32,7 +32,7 @@ from flextron_lit.costs.counted import parameter_table
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.generation.speculative import Speculated, speculate
-from flextron_lit.latency.latency_table import device_description
+from flextron_lit.latency.device import device_description
 from flextron_lit.latency.timing import interleaved, seconds
 from flextron_lit.routers.trained import read_routers
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers

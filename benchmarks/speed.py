@@ -28,7 +28,7 @@ from shapes import SMOLLM2_135M
 
 from flextron_lit.costs import Workload, prefill_flops_table
 from flextron_lit.elastic import ElasticBackbone, extract
-from flextron_lit.latency.latency_table import device_description
+from flextron_lit.latency.device import device_description
 
 HALF_WIDTHS = {"intermediate_size": 768, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64}
 DENSE, FULL, HALF, EXTRACTED, STOCK = "dense", "full width", "half", "half, extracted", "stock model of half's widths"

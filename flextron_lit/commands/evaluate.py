@@ -19,8 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import FOLDER_HELP, Location, locate
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.commands.profile import add_device, add_latency, device_of
-from flextron_lit.commands.report import report_evaluation
+from flextron_lit.commands.options import add_device, add_latency
 from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.evaluation import loss_rows as measured
@@ -31,8 +30,10 @@ from flextron_lit.evaluation.results import HTML, JSON, Results, metrics
 from flextron_lit.evaluation.texts import TOKENS, Texts, texts_of
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.files.provenance import git_commit, now, versions
-from flextron_lit.latency.latency_table import device_description
+from flextron_lit.latency.device import device_description
+from flextron_lit.latency.device_choice import device_of
 from flextron_lit.model import FlextronModel
+from flextron_lit.report.assembly import report_evaluation
 from flextron_lit.report.subject import Source
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import UNIFORM

@@ -12,13 +12,14 @@ from jsonargparse import ArgumentParser, Namespace
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic, shape_of
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
-from flextron_lit.commands.profile import add_device, add_latency, add_workload, device_of, workload_of
+from flextron_lit.commands.options import add_device, add_latency, add_workload, workload_of
 from flextron_lit.commands.select import TOKENS, answer, shown, text_of
 from flextron_lit.costs.budget import HELP
 from flextron_lit.export.card import Origin
 from flextron_lit.export.forms import FORMATS, QUANTIZATIONS, Form
 from flextron_lit.export.verification import Verified
 from flextron_lit.export.writing import RECORD, export, refuse_existing
+from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.routers.decision import Selection
 from flextron_lit.space import ElasticSpace, SubNetwork

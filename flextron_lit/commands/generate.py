@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from transformers import TextStreamer
 
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
-from flextron_lit.commands.profile import add_device, add_latency, device_of
+from flextron_lit.commands.options import add_device, add_latency
 from flextron_lit.costs.budget import HELP
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.data.rows import decode
@@ -23,6 +23,7 @@ from flextron_lit.generation.answer import Drafted, Report
 from flextron_lit.generation.call import ROUNDS, Chosen, chosen, compare, decoding, drafter, ending, generate
 from flextron_lit.generation.prompt import NEW_TOKENS, Inputs, encoded, room
 from flextron_lit.generation.speculative import DRAFT_TOKENS
+from flextron_lit.latency.device_choice import device_of
 from flextron_lit.model import FlextronModel
 from flextron_lit.stages import TRAIN_WEIGHTS
 from flextron_lit.terminal.console import show

@@ -6,23 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from jsonargparse import ArgumentParser
 from rich.table import Table
 
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
-from flextron_lit.commands.profile import add_device, device_of
-from flextron_lit.data import TextDataModule
-from flextron_lit.data.rows import decode
-from flextron_lit.files.whole_file import whole_file
+from flextron_lit.commands.options import add_device
+from flextron_lit.files.whole_file import write_page
+from flextron_lit.latency.device_choice import device_of
 from flextron_lit.report.spending.page import page
 from flextron_lit.report.spending.routed_text import Batch, route_text
+from flextron_lit.report.spending.texts import TOKENS, texts_of
 from flextron_lit.report.spending.token_groups import ALL, Group, groups_of, summary
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.terminal.console import show
-
-TOKENS = 400
 
 
 def policy_for(loaded: Loaded, budget: str) -> DynamicPolicy:
@@ -37,37 +34,6 @@ def policy_for(loaded: Loaded, budget: str) -> DynamicPolicy:
     return selection
 
 
-def texts_of(loaded: Loaded, text: Path | None, tokens: int | None) -> dict[str, list[Batch]]:
-    """What to look at, by name: the beginning of a text file, or validation documents of every training domain.
-
-    Args:
-        loaded: the network.
-        text: the file.
-        tokens: how many; of each domain as many, rounded up to whole blocks.
-
-    Raises:
-        ValueError: if there is no text, more is asked for than the network can read at once, or the checkpoint does
-            not say what it was trained on.
-    """
-    longest = loaded.backbone.model.config.max_position_embeddings
-    tokens = min(TOKENS, longest) if tokens is None else tokens
-    if not 2 <= tokens <= longest:
-        raise ValueError(f"the network reads 2 to {longest} tokens at once, not {tokens}; change --tokens")
-    if text is not None:
-        read = decode(str(text), text.read_bytes())
-        ids = loaded.tokenizer(read, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
-        if len(ids) < 2:
-            raise ValueError(f"{text} has {len(ids)} tokens; one follows from another, so 2 or more are needed")
-        block = torch.tensor([ids])
-        return {text.name: [{"input_ids": block, "labels": block}]}
-    if loaded.text is None:
-        raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
-    whole = math.ceil(tokens / loaded.text["block_size"]) * loaded.text["block_size"]
-    data = TextDataModule.from_description(loaded.text, tokenizer=str(loaded.folder), validation_tokens=whole)
-    data.prepare_data()
-    return {name: list(loader) for name, loader in zip(data.domain_names, data.val_dataloader(), strict=True)}
-
-
 def shown(groups: Sequence[Group], cost: str) -> Table:
     """Means over groups of tokens, for people."""
     table = Table()
@@ -80,19 +46,6 @@ def shown(groups: Sequence[Group], cost: str) -> Table:
             loss = "" if math.isnan(means["loss"]) else f"{means['loss']:.2f}"
             table.add_row(group.name, str(group.tokens), f"{means['cost']:.3f}", *widths, loss)
     return table
-
-
-def write_page(path: Path, html: str) -> None:
-    """Write a page, whole or not at all.
-
-    Raises:
-        ValueError: if it cannot be written.
-    """
-    try:
-        with whole_file(path) as partial:
-            partial.write_text(html, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot write {path} ({error}); name another file with --output") from error
 
 
 def command(args: Sequence[str]) -> None:

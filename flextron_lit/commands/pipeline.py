@@ -21,7 +21,7 @@ from rich.table import Table
 
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.commands.fit import FRESH_HELP, StageCLI
-from flextron_lit.commands.report import report_pipeline
+from flextron_lit.report.assembly import report_pipeline
 from flextron_lit.report.origin import note_invocation
 from flextron_lit.report.summary import summarise
 from flextron_lit.terminal.console import duration, show

@@ -12,8 +12,9 @@ from rich.table import Table
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import shape_of
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
-from flextron_lit.commands.profile import add_device, add_latency, add_workload, device_of, refuse_workload, workload_of
+from flextron_lit.commands.options import add_device, add_latency, add_workload, refuse_workload, workload_of
 from flextron_lit.costs import COUNTED, CostTable
+from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.routers.kept import FOLDER, name_of

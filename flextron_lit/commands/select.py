@@ -15,10 +15,11 @@ from rich.table import Table
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic, shape_of
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
-from flextron_lit.commands.profile import add_device, add_latency, add_workload, device_of, refuse_workload, workload_of
+from flextron_lit.commands.options import add_device, add_latency, add_workload, refuse_workload, workload_of
 from flextron_lit.costs import CostTable
 from flextron_lit.costs.budget import HELP, Limits
 from flextron_lit.data import TextDataModule, file_batches
+from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.losses.on_text import Batch, MeasuredLoss
 from flextron_lit.routers.decision import Selection, to_json

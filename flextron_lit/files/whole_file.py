@@ -41,3 +41,16 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    try:
+        with whole_file(path) as partial:
+            partial.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error}); name another file with --output") from error

@@ -13,7 +13,8 @@ from flextron_lit.costs.dynamic import DYNAMIC_COUNTED
 from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.workload import Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
-from flextron_lit.latency.latency_table import Execution, LatencyTable, device_description, read_all
+from flextron_lit.latency.device import device_description
+from flextron_lit.latency.latency_table import Execution, LatencyTable, read_all
 
 
 def known_tables(

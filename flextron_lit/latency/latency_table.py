@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.files.differences import differences
 from flextron_lit.files.provenance import versions
 from flextron_lit.files.whole_file import write_json
+from flextron_lit.latency.device import device_description
 from flextron_lit.space import ElasticSpace
 
 FOLDER = "costs"
@@ -221,17 +220,3 @@ def conditions(backbone: ElasticBackbone, workload: Workload, execution: Executi
         # static tables were written before there were others
         **({} if execution == "static" else {"execution": execution}),
     }
-
-
-def device_description(device: torch.device) -> dict[str, str]:
-    """Kind and name of a device."""
-    if device.type == "cuda":
-        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
-    return {"type": device.type, "name": _processor()}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores"

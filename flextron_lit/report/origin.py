@@ -17,7 +17,7 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.files.provenance import date, now
 from flextron_lit.files.whole_file import write_json
-from flextron_lit.latency.latency_table import device_description
+from flextron_lit.latency.device import device_description
 
 INVOCATIONS = "pipeline.json"
 """In the folder of a pipeline: one row for each time that it was started with something left to do."""

@@ -16,12 +16,12 @@ from torch import Tensor
 from flextron_lit.checkpoint import RECORD
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.commands.profile import device_of
 from flextron_lit.costs import Workload, parameter_table
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.files.whole_file import write_csv, write_json
 from flextron_lit.latency.block_times import measure, phase_seconds
+from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.latency_table import origin_of
 from flextron_lit.report.last_losses import validated
 from flextron_lit.routers.trained import read_routers

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.commands.highlight import texts_of
 from flextron_lit.evaluation.document_losses import Batch
 from flextron_lit.generation.call import Chosen, decoding, ending, generate
 from flextron_lit.generation.prompt import Inputs, encoded, room
 from flextron_lit.model import FlextronModel
 from flextron_lit.report.findings import Findings
+from flextron_lit.report.spending.texts import texts_of
 from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 

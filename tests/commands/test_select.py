@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from flextron_lit.checkpoint.in_memory import load_elastic
-from flextron_lit.commands.profile import device_of
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.costs.budget import parse_budget
 from flextron_lit.latency.block_times import profile
+from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.routers.search import uniform_pairs

@@ -1,0 +1,153 @@
+"""A report from its parts: findings, texts, evaluations and origin of one network, written as one page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flextron_lit import checkpoint
+from flextron_lit.checkpoint.in_memory import shape_of
+from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.evaluation.results import Results
+from flextron_lit.evaluation.texts import Texts
+from flextron_lit.files.whole_file import write_page
+from flextron_lit.generation.prompt import Inputs
+from flextron_lit.latency.device_choice import device_of
+from flextron_lit.model import FlextronModel
+from flextron_lit.report.findings import Findings, gather
+from flextron_lit.report.origin import data_rows, invocations, stage_rows
+from flextron_lit.report.page import Content, page
+from flextron_lit.report.scores import noted
+from flextron_lit.report.subject import Source
+from flextron_lit.report.summary import SUMMARY, written_since
+from flextron_lit.report.texts import Written, beginning, prompt_inputs, write_texts
+from flextron_lit.terminal.console import short, show
+
+
+def write_report(
+    source: Source,
+    output: Path | None = None,
+    *,
+    texts: bool = True,
+    prompt: str | None = None,
+    latency: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Write the page, and say where.
+
+    Args:
+        source: what it is made of.
+        output: where to; None means `report.html` in the run folder.
+        texts: let the network write some, within several budgets; without, its weights are not read.
+        prompt: what they go on from; None means the beginning of the validation text.
+        latency: name of the latency table to use; None means the static router's, or the first.
+        device: where texts are written.
+
+    Raises:
+        ValueError: if a file is damaged, there is no such latency table, no text says what to go on from, or the page
+            cannot be written.
+    """
+    model = FlextronModel.from_pretrained(source.checkpoint, device=device).eval() if texts else None
+    shape = shape_of(source.checkpoint, checkpoint.read(source.checkpoint).space) if model is None else model.backbone
+    findings = gather(source, shape, latency)
+    written = ("", []) if model is None else _written(model, findings, prompt_inputs(model.flextron, prompt))
+    evaluations = noted(source.checkpoint, findings.notes)
+    path = output or source.page
+    write_page(path, page(_content(source, shape, findings, written, evaluations, evaluated_first=False)))
+    show(f"wrote {path}")
+    return path
+
+
+def report_evaluation(
+    source: Source, model: FlextronModel, results: Results, texts: Texts, output: Path, latency: str | None = None
+) -> None:
+    """The page of one evaluation: as that of its checkpoint, with what was evaluated first.
+
+    Args:
+        source: the checkpoint, and the run that wrote it.
+        model: the same, loaded.
+        results: what was found.
+        texts: what it was evaluated on; what the network writes goes on from the first one's beginning.
+        output: where to write it.
+        latency: name of the latency table to use; None means the static router's, or the first.
+
+    Raises:
+        ValueError: if a file is damaged, or the page cannot be written.
+    """
+    findings = gather(source, model.backbone, latency)
+    written = _written(model, findings, beginning(model.flextron, texts)) if texts else ("", [])
+    write_page(output, page(_content(source, model.backbone, findings, written, [results], evaluated_first=True)))
+
+
+def _content(
+    source: Source,
+    backbone: ElasticBackbone,
+    findings: Findings,
+    written: tuple[str, list[Written]],
+    evaluations: Sequence[Results],
+    *,
+    evaluated_first: bool,
+) -> Content:
+    """All that a page says; `written` is what texts go on from, and the texts."""
+    history = checkpoint.read(source.checkpoint).history
+    return Content(
+        title=f"Flextron: {source.folder.resolve().name}",
+        lead=_lead(backbone, findings),
+        findings=findings,
+        summary=_rows(source.folder / SUMMARY),
+        prompt=written[0],
+        texts=written[1],
+        evaluations=evaluations,
+        evaluated_first=evaluated_first,
+        compute=_compute(source),
+        invocations=invocations(source.folder),
+        stages=list(stage_rows(history, source.stages)),
+        domains=list(data_rows(history)),
+        history=history,
+    )
+
+
+def report_pipeline(folder: Path, stages: Sequence[RunFolder]) -> None:
+    """The page of a finished pipeline, unless it is there. What stands in its way is said: no training is lost by it.
+
+    Args:
+        folder: of the pipeline.
+        stages: run folders, in order.
+    """
+    source = Source(folder, stages[-1].checkpoint, tuple(stages))
+    if written_since(source.page, source.checkpoint):
+        show(f"the report is {source.page}")
+        return
+    try:
+        write_report(source, device=device_of(None, source.checkpoint))
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        show(f"note: there is no report: {error}\n`python main.py report {folder}` makes one, also with --no_texts")
+
+
+def _written(model: FlextronModel, findings: Findings, prompt: tuple[Inputs, str]) -> tuple[str, list[Written]]:
+    """What the texts go on from, and the texts."""
+    inputs, words = prompt
+    on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    return words, list(write_texts(model, findings, on_device))
+
+
+def _lead(backbone: ElasticBackbone, findings: Findings) -> str:
+    parameters = short(sum(parameter.numel() for parameter in backbone.model.parameters()))
+    layers = len({block.layer for block in findings.space.blocks})
+    return f"{type(backbone.model).__name__}, {parameters} parameters, {layers} layers"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return rows
+
+
+def _compute(source: Source) -> str | None:
+    """What the last stage with a dynamic router wrote of it."""
+    pages = [stage.path / "compute.html" for stage in source.stages]
+    return next((path.read_text(encoding="utf-8") for path in reversed(pages) if path.is_file()), None)

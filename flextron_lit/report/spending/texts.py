@@ -1,0 +1,46 @@
+"""Texts to look at: a file's beginning, or validation documents of every training domain."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from flextron_lit.checkpoint.in_memory import Loaded
+from flextron_lit.data import TextDataModule
+from flextron_lit.data.rows import decode
+from flextron_lit.report.spending.routed_text import Batch
+
+TOKENS = 400
+
+
+def texts_of(loaded: Loaded, text: Path | None, tokens: int | None) -> dict[str, list[Batch]]:
+    """What to look at, by name: the beginning of a text file, or validation documents of every training domain.
+
+    Args:
+        loaded: the network.
+        text: the file.
+        tokens: how many; of each domain as many, rounded up to whole blocks.
+
+    Raises:
+        ValueError: if there is no text, more is asked for than the network can read at once, or the checkpoint does
+            not say what it was trained on.
+    """
+    longest = loaded.backbone.model.config.max_position_embeddings
+    tokens = min(TOKENS, longest) if tokens is None else tokens
+    if not 2 <= tokens <= longest:
+        raise ValueError(f"the network reads 2 to {longest} tokens at once, not {tokens}; change --tokens")
+    if text is not None:
+        read = decode(str(text), text.read_bytes())
+        ids = loaded.tokenizer(read, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
+        if len(ids) < 2:
+            raise ValueError(f"{text} has {len(ids)} tokens; one follows from another, so 2 or more are needed")
+        block = torch.tensor([ids])
+        return {text.name: [{"input_ids": block, "labels": block}]}
+    if loaded.text is None:
+        raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
+    whole = math.ceil(tokens / loaded.text["block_size"]) * loaded.text["block_size"]
+    data = TextDataModule.from_description(loaded.text, tokenizer=str(loaded.folder), validation_tokens=whole)
+    data.prepare_data()
+    return {name: list(loader) for name, loader in zip(data.domain_names, data.val_dataloader(), strict=True)}
