@@ -10,17 +10,13 @@ from flextron_lit.checkpoint.folder import (
     StageRecord,
     digest,
     evaluations,
-    extend,
     is_flextron,
-    note_evaluation,
     read,
     read_config,
-    recover,
     verify,
     weight_files,
-    write,
-    write_whole,
 )
+from flextron_lit.checkpoint.writing import extend, note_evaluation, write
 
 __all__ = [
     "CONFIG",
@@ -37,9 +33,7 @@ __all__ = [
     "note_evaluation",
     "read",
     "read_config",
-    "recover",
     "verify",
     "weight_files",
     "write",
-    "write_whole",
 ]

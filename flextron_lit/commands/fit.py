@@ -22,6 +22,7 @@ import flextron_lit.data  # noqa: F401  # importing registers the classes, so th
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint.resume_io import StreamedCheckpointIO
 from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.files.whole_folder import recover
 from flextron_lit.stages import Stage
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -91,7 +92,7 @@ class StageCLI(LightningCLI):
         self.folder = RunFolder(config.run_folder)
         if config.trainer.precision is None:
             config.trainer.precision = best_precision()
-        flextron_checkpoint.recover(self.folder.checkpoint)
+        recover(self.folder.checkpoint)
         if self.subcommand != "fit":
             self._use_trained(config)
             return

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import Loaded
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.export import verification
@@ -16,6 +15,7 @@ from flextron_lit.export.card import Origin, Written, card
 from flextron_lit.export.forms import Form, WrittenForm, in_form
 from flextron_lit.export.small import SmallModel, cut_out
 from flextron_lit.export.verification import Verified
+from flextron_lit.files.whole_folder import write_whole
 from flextron_lit.losses.on_text import Batch, MeasuredLoss
 from flextron_lit.routers.decision import to_json
 
@@ -80,7 +80,7 @@ def export(loaded: Loaded, folder: Path, form: Form, origin: Origin, batches: Se
         _describe(partial, folder.name, origin, small, written, form, results[0], backbone)
 
     # the same care as for a checkpoint: a sibling is filled, then renamed into place
-    checkpoint.write_whole(folder, fill, size=sum(p.nbytes for p in small.model.parameters()))
+    write_whole(folder, fill, size=sum(p.nbytes for p in small.model.parameters()))
     return results[0]
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from flextron_lit import checkpoint
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.files.whole_folder import recover
 from tests.conftest import SPACE, make_llama
 
 
@@ -127,7 +128,7 @@ def test_a_refused_replacement_brings_the_old_one_back(tmp_path, backbone, monke
             raise PermissionError(errno.EACCES, "Permission denied")
         os.replace(source, target)
 
-    monkeypatch.setattr(checkpoint.os, "rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(ValueError, match="cannot write .*Permission denied"):
         write(folder, backbone, [{"steps": 2}])
     assert_only_the_first_is_there(folder)
@@ -151,7 +152,7 @@ def test_a_replacement_cut_off_between_the_renames_is_recovered(tmp_path, backbo
         done.append(target)
         os.replace(source, target)
 
-    monkeypatch.setattr(checkpoint.os, "rename", rename)
+    monkeypatch.setattr(os, "rename", rename)
     if cut_at == 1:
         with pytest.raises(KeyboardInterrupt):
             write(folder, backbone, [{"steps": 2}])
@@ -159,7 +160,7 @@ def test_a_replacement_cut_off_between_the_renames_is_recovered(tmp_path, backbo
     else:
         write(folder, backbone, [{"steps": 2}])
     monkeypatch.undo()
-    checkpoint.recover(folder)
+    recover(folder)
     assert checkpoint.read(folder).history == [{"steps": cut_at}]
 
 

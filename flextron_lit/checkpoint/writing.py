@@ -1,0 +1,183 @@
+"""Writing a Flextron checkpoint: whole, sealed by digests, sharing what did not change."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flextron_lit.checkpoint.folder import (
+    EVALUATIONS,
+    FORMAT_VERSION,
+    ORDER,
+    RECORD,
+    StageRecord,
+    read,
+    read_record,
+    record_digest,
+)
+from flextron_lit.files.digest import sha256_of
+from flextron_lit.files.whole_file import whole_file
+from flextron_lit.files.whole_folder import write_whole
+from flextron_lit.space import ElasticSpace
+
+if TYPE_CHECKING:
+    # only writing needs them, and importing them takes seconds that reading should not cost
+    from transformers import PreTrainedTokenizerBase
+
+    from flextron_lit.elastic import ElasticBackbone
+
+
+def write(
+    folder: Path,
+    backbone: ElasticBackbone,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    order: Sequence[Tensor],
+    history: Sequence[Mapping[str, Any] | StageRecord],
+    files: Mapping[str, Path | bytes] | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the folder whole or not at all: a sibling is filled, then renamed into place.
+
+    Args:
+        folder: target; an existing one is replaced.
+        backbone: the elastic network; its full weights are written.
+        tokenizer: its tokenizer.
+        order: per block, the unit of the dense model that now stands at each position.
+        history: records of all stages so far.
+        files: further files, such as cost tables: path in the folder, and its content or where it is copied from.
+        state_dict: full weights, where the live parameters are sharded.
+
+    Raises:
+        ValueError: if the folder cannot be written, or the disk is full; an earlier checkpoint stays as it was.
+    """
+
+    def fill(partial: Path) -> None:
+        _save_model(partial, backbone, tokenizer, state_dict)
+        named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
+        save_file(named, partial / ORDER)
+        _add(partial, files or {})
+        _write_record(partial, _record(backbone.space, history))
+
+    weights = state_dict.values() if state_dict else backbone.model.parameters()
+    write_whole(folder, fill, size=sum(weight.nbytes for weight in weights))
+
+
+def extend(
+    source: Path,
+    folder: Path,
+    *,
+    files: Mapping[str, Path | bytes],
+    history: Sequence[Mapping[str, Any] | StageRecord] | None = None,
+    without: tuple[str, ...] = (),
+) -> None:
+    """Write a checkpoint that differs from another by some files, whole or not at all.
+
+    What stays the same is hard-linked where the disk can, so it takes no room, and keeps the sha256 that was noted.
+
+    Args:
+        source: a Flextron checkpoint.
+        folder: target, which may be the source itself.
+        files: further files, or ones to replace: path in the folder, and its content or where it is copied from.
+        history: records of all stages so far; None keeps those of the source.
+        without: beginnings of paths to leave out.
+
+    Raises:
+        ValueError: if the source is damaged, or the folder cannot be written; an earlier checkpoint stays as it was.
+    """
+    known = read(source)
+    noted = dict(read_record(source).get("sha256", {}))
+    there = {str(path.relative_to(source)): path for path in sorted(source.rglob("*")) if path.is_file()}
+    replaced = (RECORD, *files)
+    kept = {name: path for name, path in there.items() if name not in replaced and not name.startswith(without)}
+
+    def fill(partial: Path) -> None:
+        for name, path in kept.items():
+            _link(path, partial / name)
+        _add(partial, files)
+        record = _record(known.space, known.history if history is None else history)
+        # what was noted before, so that damage since then is still noticed
+        _write_record(partial, record, {name: digest for name, digest in noted.items() if name in kept})
+
+    write_whole(folder, fill, size=sum(path.stat().st_size for path in kept.values()))
+
+
+def note_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Note in the record what an evaluation found, in place of what was noted of the same `file`.
+
+    A file in the folder that the checkpoint lies in is noted relative to it: both may move. The record's time stays: it
+    says when the checkpoint was made.
+
+    Raises:
+        ValueError: if the folder is no Flextron checkpoint.
+        OSError: if it cannot be written.
+    """
+    record = read_record(folder)
+    file, above = Path(evaluation["file"]).absolute(), folder.absolute().parent
+    name = str(file.relative_to(above) if file.is_relative_to(above) else file)
+    others = [each for each in record.get(EVALUATIONS, []) if each["file"] != name]
+    noted = {**record, EVALUATIONS: [*others, {**evaluation, "file": name}]}
+    if "sha256" in record:
+        noted["sha256"] = {**record["sha256"], RECORD: record_digest(noted)}
+    made = (folder / RECORD).stat()
+    with whole_file(folder / RECORD) as partial:
+        partial.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+        os.utime(partial, ns=(made.st_atime_ns, made.st_mtime_ns))
+
+
+def _record(space: ElasticSpace, history: Sequence[Mapping[str, Any] | StageRecord]) -> dict[str, Any]:
+    rows = [asdict(row) if isinstance(row, StageRecord) else dict(row) for row in history]
+    return {"format_version": FORMAT_VERSION, "space": space.to_json(), "history": rows}
+
+
+def _add(partial: Path, files: Mapping[str, Path | bytes]) -> None:
+    for name, content in files.items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            (partial / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, partial / name)
+
+
+def _link(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # the file itself, where the Hub's cache has a symbolic link to it
+        os.link(path.resolve(), target)
+    except OSError:
+        # another disk, or one without hard links
+        shutil.copyfile(path, target)
+
+
+def _save_model(
+    folder: Path,
+    backbone: ElasticBackbone,
+    tokenizer: PreTrainedTokenizerBase,
+    state_dict: Mapping[str, Tensor] | None,
+) -> None:
+    from flextron_lit.terminal.progress import quiet_transformers
+
+    with quiet_transformers():
+        backbone.model.save_pretrained(folder, state_dict=dict(state_dict) if state_dict else None)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_record(folder: Path, record: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:
+    """Seal the folder; `known` digests are of files that another checkpoint shares."""
+    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    digests = {name: (known or {}).get(name) or sha256_of(path) for name, path in files.items()}
+    sealed = {**record, "sha256": {**digests, RECORD: record_digest(record)}}
+    (folder / RECORD).write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
+    for path in files.values():
+        # safetensors makes its files readable by their owner alone, which a checkpoint to share is not
+        if path.stat().st_nlink == 1:
+            path.chmod((folder / RECORD).stat().st_mode)
