@@ -177,6 +177,11 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
+    """What `flextron.json` holds.
+
+    Raises:
+        ValueError: if the folder is no Flextron checkpoint, or was written by a newer version, or is damaged.
+    """
     if not is_flextron(folder):
         raise ValueError(f"{folder} is no Flextron checkpoint: it has no {RECORD}")
     with _damage(folder):

@@ -21,7 +21,7 @@ from flextron_lit.checkpoint.location import FOLDER_HELP, locate
 from flextron_lit.checkpoint.weights import OTHER, PARTS, Weights, part_of
 from flextron_lit.files.differences import differences
 from flextron_lit.space import ElasticSpace
-from flextron_lit.terminal.console import ranges, show, two_columns
+from flextron_lit.terminal.console import end_with_the_reader, ranges, show, two_columns
 
 CHUNK = 1 << 22
 """Elements compared at once: bounds what a large embedding needs in float64."""
@@ -254,6 +254,7 @@ def _shown(value: float | str) -> str:
 
 def command(args: Sequence[str]) -> int:
     """`python main.py diff`: 0 if nothing differs, 1 if something does."""
+    end_with_the_reader()
     parser = ArgumentParser(
         prog="main.py diff",
         description="How two Flextron checkpoints differ. Exit code: 0 if they are identical, 1 if not, 2 on an error. "

@@ -1,8 +1,8 @@
-"""The front door behind main.py: Lightning's CLI for one stage, plain functions for the rest."""
+"""`python main.py fit`, `validate`, `test` and `predict`: Lightning's CLI for one stage, in a run folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -186,3 +186,9 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
+
+
+def command(args: Sequence[str]) -> None:
+    """`python main.py fit`, `validate`, `test` and `predict`."""
+    # from sys.argv, with the name of the command: a launcher of further ranks starts the same line again
+    StageCLI()

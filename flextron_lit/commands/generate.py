@@ -26,7 +26,7 @@ from flextron_lit.generation.speculative import DRAFT_TOKENS
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.model import FlextronModel
 from flextron_lit.stages import TRAIN_WEIGHTS
-from flextron_lit.terminal.console import show
+from flextron_lit.terminal.console import end_with_the_reader, show
 
 STDIN = "-"
 
@@ -193,6 +193,7 @@ def _check_effects(options: Any) -> None:
 
 def command(args: Sequence[str]) -> None:
     """`python main.py generate`."""
+    end_with_the_reader()
     options = parser().parse_args(list(args))
     check(options)
     prompt = prompt_of(options.prompt, options.prompt_file)

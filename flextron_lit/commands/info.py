@@ -16,7 +16,7 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import FOLDER_HELP, Location, locate
 from flextron_lit.checkpoint.weights import OUTPUT, Header, Weights, count_parameters
 from flextron_lit.space import KINDS, ElasticSpace
-from flextron_lit.terminal.console import huge, ranges, settings, short, show, two_columns
+from flextron_lit.terminal.console import end_with_the_reader, huge, ranges, settings, short, show, two_columns
 
 CONFIG_KEYS = {
     "hidden_size": ("hidden_size", "n_embd"),
@@ -205,6 +205,7 @@ def _data(data: Mapping[str, Any]) -> Iterator[str]:
 
 def command(args: Sequence[str]) -> None:
     """`python main.py info`."""
+    end_with_the_reader()
     parser = ArgumentParser(
         prog="main.py info",
         description="What a Flextron checkpoint holds and how it was made. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -79,3 +80,8 @@ def settings(values: Mapping[str, Any], key: str = "") -> Iterator[str]:
         yield f"{key}: {line}" if key else line
     for name, value in inner.items():
         yield from settings(value, f"{key}.{name}" if key else name)
+
+
+def end_with_the_reader() -> None:
+    """Let `| head` end a command that only prints, quietly, as other tools do."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
