@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.tensorboard import log_figure
+from flextron_lit.callbacks.tensorboard import log_figure
 from flextron_lit.checkpoint.in_memory import blank_elastic
 from flextron_lit.costs import Workload
 from flextron_lit.latency.block_times import profile

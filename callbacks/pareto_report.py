@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.tensorboard import log_figure
+from flextron_lit.callbacks.tensorboard import log_figure
 from flextron_lit.stages import Stage
 from flextron_lit.stages.loss_history import Report
 

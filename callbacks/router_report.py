@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.tensorboard import log_figure
+from flextron_lit.callbacks.tensorboard import log_figure
 from flextron_lit.data.loader import in_order
 from flextron_lit.files.whole_file import write_csv
 from flextron_lit.report.spending import figures as compute_figures

@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from flextron_lit import callbacks_name
+
 if TYPE_CHECKING:
     from flextron_lit.model import FlextronModel
 
 __all__ = ["FlextronModel"]
+
+callbacks_name.install()
 
 
 def __getattr__(name: str) -> Any:

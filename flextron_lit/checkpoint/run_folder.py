@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -91,8 +91,19 @@ class RunFolder:
                 raise ValueError(f"another process is working in {self.path}; wait for it, or stop it") from error
             yield
 
-    def begin(self, config: Mapping[str, Any], *, fresh: bool) -> Status:
+    def begin(
+        self,
+        config: Mapping[str, Any],
+        *,
+        fresh: bool,
+        today: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    ) -> Status:
         """Enter the folder with a resolved config.
+
+        Args:
+            config: resolved.
+            fresh: delete what is there first.
+            today: brings the config of an older run to the form that this program writes.
 
         Returns:
             `finished` if there is nothing to do, `unfinished` to resume, `new` to start.
@@ -107,7 +118,7 @@ class RunFolder:
             self._start(config)
             return status
         before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        changes = list(differences(before, config))
+        changes = list(differences(before, config)) and list(differences(today(before), config))
         if changes:
             shown = "\n  ".join(changes[:LISTED_CHANGES])
             more = f"\n  and {len(changes) - LISTED_CHANGES} more" if len(changes) > LISTED_CHANGES else ""

@@ -69,6 +69,9 @@ def main() -> int:
         hint = f"; did you mean {close[0]}?" if close else "."
         return _complain(f"unknown command {name!r}{hint} Commands: {', '.join(COMMANDS)}")
     quieten()
+    # an installed command does not look there by itself, and configs may name classes of the user's own modules
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         # imported here: help must answer at once, and most commands need only some of the libraries
         command = importlib.import_module(f"{__name__}.{COMMANDS[name][0]}").command

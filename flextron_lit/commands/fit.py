@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -17,15 +18,18 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import callbacks
 import flextron_lit.data  # noqa: F401  # importing registers the classes, so that configs may use short names
+from flextron_lit import callbacks, callbacks_name
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint.resume_io import StreamedCheckpointIO
+from flextron_lit.checkpoint.run_config import canonical, completed
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.files.whole_folder import recover
 from flextron_lit.stages import Stage
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+# a config names classes of ours and, under the same name, of the user's own module
+callbacks_name.install(first=True)
 
 ALWAYS: tuple[Callable[[], Callback], ...] = (
     callbacks.ParetoReport,
@@ -102,14 +106,26 @@ class StageCLI(LightningCLI):
         if getattr(rank_zero_only, "rank", 0) != 0:
             return
         self.resources.enter_context(self.folder.lock())
-        status = self.folder.begin(self._resolved(config), fresh=config.fresh)
+        status = self.folder.begin(self._resolved(self.config), fresh=config.fresh, today=self._today)
         if status == "finished":
             print(f"{self.folder.path} is finished; its checkpoint is {self.folder.checkpoint}. --fresh starts anew.")
             raise SystemExit(0)
 
-    def _resolved(self, config: Any) -> dict[str, Any]:
-        dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))[self.subcommand]
-        return {key: value for key, value in dumped.items() if key not in NOT_CONFIG}
+    def _resolved(self, config: Namespace) -> dict[str, Any]:
+        """What a run folder keeps."""
+        dumped = yaml.safe_load(self.parser.dump(config, skip_none=False, skip_validation=True))[self.subcommand]
+        return canonical({key: value for key, value in dumped.items() if key not in NOT_CONFIG})
+
+    def _today(self, before: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The config of an older run as this program resolves it; as it is where it says what is no more."""
+        self.parser.exit_on_error = False
+        try:
+            parsed = self.parser.parse_object(
+                {"subcommand": self.subcommand, self.subcommand: deepcopy(completed(before))}
+            )
+        except ArgumentError:
+            return before
+        return self._resolved(parsed)
 
     def _use_trained(self, config: Any) -> None:
         """Evaluate what the run folder holds, never by accident the untrained network that the config starts from."""

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from callbacks.tensorboard import LAYOUT
+from flextron_lit.callbacks.tensorboard import LAYOUT
 from tests.front_door import succeed
 
 

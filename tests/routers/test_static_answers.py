@@ -8,8 +8,8 @@ import signal
 import pytest
 import torch
 
-from callbacks.tensorboard import LAYOUT
 from flextron_lit import FlextronModel, checkpoint
+from flextron_lit.callbacks.tensorboard import LAYOUT
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.costs.budget import Limit

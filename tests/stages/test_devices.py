@@ -5,8 +5,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import Strategy
 
-import callbacks
-from flextron_lit import checkpoint
+from flextron_lit import callbacks, checkpoint
 from flextron_lit.stages import (
     Calibration,
     DynamicRouterTraining,

@@ -13,8 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
-import callbacks
-from flextron_lit import checkpoint
+from flextron_lit import callbacks, checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass

@@ -4,8 +4,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from callbacks import BudgetSampling, ExactResume, FlextronCheckpointWriter
 from flextron_lit import checkpoint
+from flextron_lit.callbacks import BudgetSampling, ExactResume, FlextronCheckpointWriter
 from flextron_lit.costs import parameter_table
 from flextron_lit.stages import Calibration, ElasticTraining, FullWeight, NonFiniteError
 from flextron_lit.stages.validation import Uniform, ValidationSet

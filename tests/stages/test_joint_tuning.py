@@ -8,8 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-import callbacks
-from flextron_lit import checkpoint
+from flextron_lit import callbacks, checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.commands import reroute as rerouting

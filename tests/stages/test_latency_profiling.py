@@ -2,8 +2,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from callbacks import BudgetSampling, FlextronCheckpointWriter, LatencyProfiling, latency_profiling
 from flextron_lit import checkpoint
+from flextron_lit.callbacks import BudgetSampling, FlextronCheckpointWriter, LatencyProfiling, latency_profiling
 from flextron_lit.costs import DYNAMIC_COUNTED, Workload, dynamic_table
 from flextron_lit.latency.latency_table import read_all
 from flextron_lit.space import SpaceConfig, SubNetwork

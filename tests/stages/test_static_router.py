@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-import callbacks
-from flextron_lit import checkpoint
+from flextron_lit import callbacks, checkpoint
 from flextron_lit.routers.objective import Routed
 from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate

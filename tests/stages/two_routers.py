@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-import callbacks
+from flextron_lit import callbacks
 from flextron_lit.stages import DynamicRouterTraining
 from tests.stages.routers import fit, flat
 

@@ -5,8 +5,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import callbacks
-from flextron_lit import checkpoint
+from flextron_lit import callbacks, checkpoint
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.routers.ladder import Ladder, Rung

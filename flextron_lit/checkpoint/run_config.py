@@ -1,0 +1,45 @@
+"""The config that a run folder keeps: one name for every class, and older ones in today's form."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+OWN = ("flextron_lit.", "callbacks.")
+"""How the class paths of ours begin, as configs may write them."""
+DONE_THEN: dict[str, Any] = {}
+"""Settings that were added after the first release and whose default is not what was done before: dotted name in a
+stage's config, and what was done. Whoever changes what a run does by default adds a row, so that unfinished runs of
+before still resume; a new setting whose default is what was done before needs none."""
+
+
+def canonical(value: Any) -> Any:
+    """The same with every class of ours under its shortest public name, however the user wrote it."""
+    if isinstance(value, Mapping):
+        found = {name: canonical(inner) for name, inner in value.items()}
+        return found | ({"class_path": _public(value["class_path"])} if "class_path" in value else {})
+    return [canonical(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _public(path: str) -> str:
+    if not path.startswith(OWN):
+        return path
+    module, _, name = path.rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    parts = found.__module__.split(".")
+    packages = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return next(f"{each}.{name}" for each in packages if sys.modules[each].__dict__.get(name) is found)
+
+
+def completed(config: Mapping[str, Any], done_then: Mapping[str, Any] = DONE_THEN) -> dict[str, Any]:
+    """An older config with what was done then, where it lacks a setting."""
+    made = dict(config)
+    for key, value in done_then.items():
+        name, _, rest = key.partition(".")
+        if not rest:
+            made.setdefault(name, value)
+        elif isinstance(made.get(name), Mapping):
+            made[name] = completed(made[name], {rest: value})
+    return made
