@@ -1,7 +1,7 @@
-"""The house in numbers: `python -m tests.house [CHECKOUT]` counts rooms, arrows and lines of any checkout of this project.
+"""The house in numbers: `python -m tests.house [CHECKOUT]` counts rooms, arrows and lines of this project.
 
-A room is an entry of `flextron_lit/`, `callbacks/` or `main.py`; an arrow a pair of rooms with an import, also one inside
-a function or for types alone. Code lines are those without blanks, comments and docstrings.
+A room is an entry of `flextron_lit/`, `callbacks/` or `main.py`; an arrow a pair of rooms with an import, also inside a
+function or for types alone. Code lines are those without blanks, comments and docstrings.
 """
 
 import ast
