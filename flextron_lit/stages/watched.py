@@ -88,6 +88,8 @@ class WatchedStage(Stage):
     def _log_table(self, prefix: str) -> None:
         losses, shares = (each.cpu() for each in self.losses.compute())
         self.losses.reset()
+        # torchmetrics makes a plain number of a table with a single entry
+        losses = losses.reshape(len(self.watched), len(self.domains))
         self.result = ValidationResult(self.backbone.space, self.watched, self.domains, losses, shares)
         self.log_dict(self.result.metrics(prefix) | {"step": float(self.trainer.global_step)})
 

@@ -11,7 +11,8 @@ from flextron_lit.costs import CostTable
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
 from flextron_lit.stages.loss_history import Report
-from flextron_lit.stages.validation import LossTable, ValidationResult, Watched
+from flextron_lit.stages.validation import LossTable, ValidationResult, ValidationSet, Watched
+from tests.stages import training
 
 SPACE = resolve(SpaceConfig(mlp=[0, 32, 64], attention=[1, 2, 4]), num_layers=1, neurons=64, kv_groups=4)
 COSTS = CostTable("units", "units", 10.0, ((1.0, 2.0, 4.0), (0.0, 3.0, 6.0)))
@@ -128,3 +129,10 @@ def test_a_report_shows_routers_by_their_mean_cost_on_a_line_of_their_own(tmp_pa
     # and it goes on with what another process wrote
     again = Report(tmp_path, "training", append=True)
     assert again.rows == report.rows
+
+
+def test_the_full_network_alone_on_one_domain_is_a_table_too():
+    alone = training.stage(validation=ValidationSet(uniform=[], random_costs=[]))
+    training.fit(alone, training.Plan(), limit_val_batches=1)
+    assert alone.result.losses.shape == (1, 1)
+    assert math.isfinite(alone.result.mean_loss)
