@@ -1,6 +1,7 @@
 """What several tests share: one thread, tiny models of every family with randomised norms, their space."""
 
 import copy
+import os
 import shutil
 from functools import partial
 
@@ -19,8 +20,8 @@ from transformers import (
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.space import SpaceConfig
-
-torch.set_num_threads(1)
+from tests import options
+from tests.options import seed
 
 VOCABULARY = 61
 SPACE = SpaceConfig(mlp=[0, 16, 32, 64], attention=[0, 1, 2, 4])
@@ -35,9 +36,21 @@ QUIET = (
 """Options with which Chromium asks for nothing by itself."""
 
 
+def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, default=0, help="other random weights and tokens: added to every seed")
+    parser.addoption("--threads", type=int, default=1, help="of torch, in tests and in what they start")
+
+
+def pytest_configure(config):
+    # the environment goes along to workers and to all that tests start
+    os.environ[options.SEED] = str(config.getoption("--seed"))
+    os.environ[options.THREADS] = str(config.getoption("--threads"))
+    torch.set_num_threads(options.threads())
+
+
 def randomised(model):
     """Norms, biases and weights all random: unit norms and zero biases would hide a missed slice."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed(1))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -129,12 +142,12 @@ def backbone():
 
 @pytest.fixture
 def tokens():
-    return torch.randint(1, VOCABULARY, (2, 19), generator=torch.Generator().manual_seed(2))
+    return torch.randint(1, VOCABULARY, (2, 19), generator=torch.Generator().manual_seed(seed(2)))
 
 
 @pytest.fixture
 def generator():
-    return torch.Generator().manual_seed(3)
+    return torch.Generator().manual_seed(seed(3))
 
 
 def elastic_pair(model):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from flextron_lit import checkpoint
 from flextron_lit.sources import load_tokenizer
-from tests.front_door import ROOT, fail, run, start, succeed
+from tests.front_door import ROOT, fail, in_own_process, run, start, succeed
 from tests.runs import TIMED, compared_by, equal, logged, pictures, table, weights
 
 DEBUG = ("-c", "configs/debug.yaml")
@@ -20,16 +20,21 @@ STEPS = 40
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """The run folder of one undisturbed debug run, and what it printed."""
+    """The run folder of one undisturbed debug run, and what it printed.
+
+    As a user starts it, so with other hashes of strings than all that is forked and compared with it.
+    """
     folder = tmp_path_factory.mktemp("debug") / "run"
-    printed = succeed("fit", *DEBUG, "--run_folder", folder)
-    return folder, printed
+    done = in_own_process("fit", *DEBUG, "--run_folder", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
 
 
 def test_python_main_alone_tells_what_to_do_first():
-    printed = succeed()
-    assert "python main.py fit -c configs/debug.yaml" in printed
-    assert printed == succeed("--help")
+    done = in_own_process()
+    assert done.returncode == 0, done.stderr
+    assert "python main.py fit -c configs/debug.yaml" in done.stdout
+    assert done.stdout == succeed("--help")
 
 
 def test_an_unknown_command_names_the_nearest():
@@ -304,7 +309,8 @@ def test_two_ranks_share_one_latency_table(tmp_path):
         {"class_path": "callbacks.LatencyProfiling", "init_args": profiling},
     ]
     trainer = {"max_steps": 4, "val_check_interval": 4, "devices": 2, "strategy": "ddp", "callbacks": callbacks}
-    succeed("fit", *DEBUG, "-c", json.dumps({"trainer": trainer}), "--run_folder", tmp_path / "run")
+    done = in_own_process("fit", *DEBUG, "-c", json.dumps({"trainer": trainer}), "--run_folder", tmp_path / "run")
+    assert done.returncode == 0, done.stdout + done.stderr
     assert [p.name for p in (tmp_path / "run/flextron/costs").iterdir()] == ["latency-cpu-1x8+3-float32.json"]
     assert "latency-cpu-1x8+3-float32.json" in succeed("info", tmp_path / "run").replace("\n", "")
     shown = {name: steps for name, steps in pictures(tmp_path / "run").items() if name.startswith("latency/")}

@@ -14,7 +14,7 @@ from flextron_lit.generation.call import ROUNDS
 from flextron_lit.generation.speculative import speculate
 from flextron_lit.routers.staleness import stale_files
 from tests.data.chat import CHATML
-from tests.front_door import run
+from tests.front_door import in_own_process
 from tests.served import write
 
 PROMPT = "Ada feeds the owl"
@@ -67,7 +67,7 @@ def expected(model, text=PROMPT, tokens=20, **settings):
 def test_the_text_alone_goes_to_standard_output(folder, model, tmp_path):
     (tmp_path / "prompt.txt").write_text(PROMPT + "\n")
     options = ("--budget", "0.6", "--prompt_file", tmp_path / "prompt.txt", "--max_new_tokens", 20, "--threads", 1)
-    done = run("generate", "--checkpoint", folder, *options)
+    done = in_own_process("generate", "--checkpoint", folder, *options)
     assert (done.returncode, done.stdout) == (0, expected(model, budget=0.6) + "\n")
     budget, tokens = done.stderr.splitlines()
     assert budget.startswith("budget 0.6: a look-up in the ladder of the router for parameters; 0.")

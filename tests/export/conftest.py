@@ -16,6 +16,7 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.routers.decision import Selection, to_json
 from flextron_lit.space import SubNetwork
 from tests.export.families import MAKE, SPACE, VOCABULARY, write_checkpoint
+from tests.options import seed, threads
 
 KINDS = {
     "full": lambda space: space.full(),
@@ -100,7 +101,7 @@ def matrix(root, checkpoints, selections):
 
 @pytest.fixture(scope="session")
 def ids():
-    return torch.randint(1, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(5))
+    return torch.randint(1, VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(seed(5)))
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +111,7 @@ def elsewhere(matrix, root, ids, tmp_path_factory):
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")),
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads()),
     }
     done = subprocess.run(
         [sys.executable, "-I", str(ELSEWHERE), str(root)],

@@ -27,7 +27,7 @@ from flextron_lit.routers.static_answers import Routing
 from flextron_lit.routers.trained import TrainedSurrogate, read_routers
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
 from flextron_lit.stages import ElasticTraining, JointTuning, Remeasuring, StaticRouterTraining, SurrogateTraining
-from tests.front_door import run
+from tests.front_door import in_own_process
 from tests.runs import table
 from tests.stages.training import Gradients, stage, sum_of_losses, text
 
@@ -484,7 +484,7 @@ def test_two_ranks_through_the_front_door_then_select(routed, tmp_path, capsys):
     }
     folder = tmp_path / "run"
     start = ("-c", json.dumps(settings), "--model.init_args.checkpoint", routed, "--run_folder", folder)
-    done = run("fit", *config, *start)
+    done = in_own_process("fit", *config, *start)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "losses are measured" in done.stderr
     assert {row["sub_network"] for row in table(folder)} >= {"full", "routed0.70"}

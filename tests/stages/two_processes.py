@@ -69,7 +69,6 @@ def same(tensor):
 
 
 def main(folder):
-    torch.set_num_threads(1)
     domains = {"stories": TextDomain(source="generated:60,0")}
     data = TextDataModule(domains, tokenizer=TINY, block_size=32, batch_size=2, validation_tokens=64, test_tokens=64)
     stage = ElasticTraining(
