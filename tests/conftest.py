@@ -99,7 +99,7 @@ def make_gpt2(attn_implementation="sdpa", **differences):
     return make(GPT2LMHeadModel, attn_implementation, **(settings | differences))
 
 
-# the family matrix: every equality of the elastic core is tested on each of these
+# the family matrix: every equality of the elastic core is tested on each of these, with -m matrix if not always
 MODELS = {
     "llama-gqa": make_llama,
     "llama-mha": partial(make_llama, num_key_value_heads=8),
@@ -120,6 +120,17 @@ MODELS = {
     "gpt2-untied": partial(make_gpt2, tie_word_embeddings=False),
     "gpt2-scaled": partial(make_gpt2, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
 }
+REPRESENTATIVES = {
+    "llama-gqa",  # grouped queries, tied embeddings, no biases
+    "llama-biased",  # biases in every projection
+    "mistral-window",  # a sliding window, untied embeddings
+    "qwen3-wide-heads",  # norms of queries and keys, heads wider than the hidden size
+    "smollm3",  # layers without positions
+    "gemma",  # embeddings and norms of its own
+    "gpt-neox",  # one fused projection, heads turned in part, a parallel residual
+    "gpt2",  # transposed matrices, learned positions
+}
+"""One for each way through the code of the families: these are tested always."""
 
 
 def space_for(model):
@@ -129,7 +140,12 @@ def space_for(model):
     return SpaceConfig(mlp=[0, 16, 32, 64], attention=[0, groups // 4, groups // 2, groups])
 
 
-@pytest.fixture(params=MODELS, scope="module")
+def by_family(name):
+    """As a parameter of tests: what goes the way of a representative is part of the whole matrix alone."""
+    return pytest.param(name, marks=() if name in REPRESENTATIVES else pytest.mark.matrix)
+
+
+@pytest.fixture(params=map(by_family, MODELS), scope="module")
 def model(request):
     """A dense model of every family in turn; tests that change it copy it."""
     return MODELS[request.param]()

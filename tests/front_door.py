@@ -126,11 +126,13 @@ def _become(arguments, environment, *outputs):
         os.dup2(file, descriptor)
         os.close(file)
     sys.stdout.reconfigure(line_buffering=False)
+    # what a command starts in turn, it starts as anywhere
+    multiprocessing.set_start_method(None, force=True)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
     sys.argv = list(arguments)
-    sys.path[0] = str(ROOT)
+    sys.path[0] = os.path.dirname(arguments[0])
     _seed_by_chance()
     try:
         runpy.run_path(arguments[0], run_name="__main__")

@@ -19,6 +19,7 @@ from flextron_lit.sources import load_dense, load_tokenizer
 from flextron_lit.space import SpaceConfig
 from tests.conftest import randomised
 from tests.front_door import ROOT
+from tests.options import seed
 
 TINY = f"random:{ROOT / 'configs/models/tiny-llama'}"
 SPACE = SpaceConfig(mlp=[0, 32, 64, 128], attention=[0, 1, 2, 4])
@@ -29,7 +30,9 @@ def static_router(backbone):
     space, table = backbone.space, COUNTED["parameters"](backbone, Workload())
     answers = [space.smallest(), space.uniform(mlp=0.25, attention=0.5), space.uniform(mlp=0.5), space.full()]
     rungs = [Rung(table.cost(sub), loss, sub) for loss, sub in zip((4.0, 3.0, 2.5, 2.0), answers, strict=True)]
-    return TrainedRouter(StaticRouter(space, 4, torch.Generator().manual_seed(0)), table, Ladder(tuple(rungs)), {})
+    return TrainedRouter(
+        StaticRouter(space, 4, torch.Generator().manual_seed(seed(0))), table, Ladder(tuple(rungs)), {}
+    )
 
 
 def dynamic_router(backbone):
@@ -37,7 +40,7 @@ def dynamic_router(backbone):
     table = DYNAMIC_COUNTED["flops"](backbone, Workload())
     router = DynamicRouter(backbone.space, backbone.model.config.hidden_size, torch.tensor([0.5, 1.0]))
     with torch.no_grad():
-        router.weight.normal_(generator=torch.Generator().manual_seed(4))
+        router.weight.normal_(generator=torch.Generator().manual_seed(seed(4)))
     prices = Prices((Priced(0.75, 3.0, 0.75, 3.0), Priced(0.95, -3.0, 0.95, 2.0)))
     return TrainedDynamicRouter(router, table, prices, {})
 

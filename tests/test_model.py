@@ -22,9 +22,10 @@ from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_tokenizer
 from tests.conftest import make_gpt2
 from tests.front_door import ROOT
+from tests.options import seed
 from tests.served import TINY, write
 
-TOKENS = torch.randint(1, 250, (1, 12), generator=torch.Generator().manual_seed(5))
+TOKENS = torch.randint(1, 250, (1, 12), generator=torch.Generator().manual_seed(seed(5)))
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 256}
 BUDGETS = [(0.6, False), ("parameters<=0.4", False), (0.8, True), ("flops=0.9", True)]
 

@@ -18,7 +18,7 @@ SKIPPING = SpaceConfig(
 )
 PROMPT = "The president of the United States is elected by the people, and the law says that"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.download]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from flextron_lit.losses.cross_entropy import cross_entropy
 from flextron_lit.sources import load_tokenizer
 from tests.conftest import ATTENTION, VOCABULARY, make_llama
 from tests.front_door import ROOT
+from tests.options import seed
 
 TINY = f"random:{ROOT / 'configs/models/tiny-llama'}"
 DOMAINS = {"a": TextDomain(source="generated:60,0"), "b": TextDomain(source="generated:30,1", weight=2)}
@@ -35,7 +36,7 @@ def module(**settings):
 
 
 def stream(*lengths):
-    tokens = torch.randint(1, VOCABULARY, (sum(lengths),), generator=torch.Generator().manual_seed(0)).numpy()
+    tokens = torch.randint(1, VOCABULARY, (sum(lengths),), generator=torch.Generator().manual_seed(seed(0))).numpy()
     return TokenStream(tokens.astype(np.uint16), np.cumsum([0, *lengths[:-1]]))
 
 

@@ -14,6 +14,7 @@ from transformers import DynamicCache, StaticCache
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.elastic.grouping import Band, group
 from flextron_lit.space import SubNetwork
+from tests import options
 from tests.conftest import ATTENTION, MODELS, elastic_pair, space_for
 from tests.elastic.test_families import TOLERANCE, WRONG, inputs_of, output_of, with_attention
 
@@ -54,7 +55,7 @@ class Linear(Recording):
 
     def __init__(self, space, seed=0):
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(options.seed(seed))
         # the hidden size of every tiny model
         self.weights = [torch.randn(len(block.widths), 32, generator=generator) for block in space.blocks]
 

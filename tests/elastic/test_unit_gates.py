@@ -6,6 +6,7 @@ from flextron_lit.elastic.unit_gates import for_all_tokens, gated, unit_gates
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.space import SubNetwork
 from tests.conftest import elastic_pair
+from tests.options import seed
 
 SUB_NETWORKS = [SubNetwork(c) for c in ((1, 2, 0, 3, 2, 0), (2, 1, 2, 2, 0, 1), (2, 3, 3, 0, 1, 3))]
 
@@ -68,7 +69,7 @@ def test_one_hot_gates_of_every_token_give_what_grouped_execution_gives(model, t
 
 def test_gradients_are_those_of_finite_differences(backbone, tokens):
     backbone.model.double()
-    probabilities = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)).double()
+    probabilities = torch.rand(6, 4, generator=torch.Generator().manual_seed(seed(0))).double()
     probabilities = (probabilities / probabilities.sum(-1, keepdim=True)).requires_grad_()
 
     def loss(p):

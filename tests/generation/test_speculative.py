@@ -10,6 +10,7 @@ from flextron_lit.generation import speculative
 from flextron_lit.generation.speculative import agreed, sampled, speculate
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
 from flextron_lit.space import SubNetwork
+from tests import options
 from tests.conftest import VOCABULARY, make_gpt2, make_llama, make_rotary, space_for
 
 NEW = 23
@@ -37,7 +38,7 @@ def llama():
 
 
 def prompts(count=3):
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(options.seed(5))
     return [torch.randint(1, VOCABULARY, (1, 3 + 4 * i), generator=generator) for i in range(count)]
 
 
@@ -83,7 +84,7 @@ def uncached(backbone, prompt, draft, draft_tokens, new=NEW):
 
 def policy(backbone, price=0.3):
     """A router whose choices differ from token to token."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(options.seed(3))
     space = backbone.space
     table = CostTable("units", "units", 0.0, tuple(tuple(float(w) for w in block.widths) for block in space.blocks))
     router = DynamicRouter(space, backbone.model.config.hidden_size, torch.tensor([0.2, 1.0]))
@@ -302,7 +303,7 @@ def test_greedy_decoding_draws_no_random_number(llama):
 
 
 def distribution(seed, rows=1, size=5):
-    return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed)).softmax(-1)
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(options.seed(seed))).softmax(-1)
 
 
 def distance(drawn, probabilities):

@@ -5,10 +5,11 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.latency.mixtures import DrawnChoices, router_products, shares
 from flextron_lit.space import LayerWidths, SpaceConfig
 from tests.conftest import make_llama
+from tests.options import seed
 
 
 def drawn(backbone, number=4, batch=1, tokens=1):
-    generator = torch.Generator().manual_seed(number)
+    generator = torch.Generator().manual_seed(seed(number))
     return DrawnChoices(router_products(backbone), shares(backbone.space, number), batch, tokens, generator)
 
 
@@ -84,7 +85,7 @@ def test_a_pass_does_the_products_of_all_routers(backbone, monkeypatch):
 def test_random_routers_choose_more_than_one_width(backbone):
     (weight, bias), *_ = router_products(backbone)
     assert weight.shape == (3, 32)
-    chosen = (torch.randn(200, 32, generator=torch.Generator().manual_seed(0)) @ weight.T + bias).argmax(-1)
+    chosen = (torch.randn(200, 32, generator=torch.Generator().manual_seed(seed(0))) @ weight.T + bias).argmax(-1)
     assert len(chosen.unique()) > 1
 
 

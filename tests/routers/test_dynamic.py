@@ -6,6 +6,7 @@ import torch
 from flextron_lit.costs import CostTable
 from flextron_lit.routers.dynamic import CONFIDENCE, DynamicPolicy, DynamicRouter, RoutedPass, mean_ratio
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
+from tests import options
 
 SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[0, 1, 2, 4]), num_layers=2, neurons=64, kv_groups=4)
 D = 8
@@ -16,7 +17,7 @@ TABLE = CostTable("units", "units", 9.0, tuple(tuple(float(w) for w in block.wid
 
 def random_router(seed=0):
     """Everything random, the standardisation too: zeros and ones would hide a missed term."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(options.seed(seed))
     router = DynamicRouter(SPACE, D, BUDGETS)
     with torch.no_grad():
         for tensor in (router.weight, router.bias, router.centre):
@@ -26,7 +27,7 @@ def random_router(seed=0):
 
 
 def hidden(batch=3, tokens=50, seed=1):
-    return torch.randn(batch, tokens, D, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(batch, tokens, D, generator=torch.Generator().manual_seed(options.seed(seed)))
 
 
 def policy(router, budgets, prices):
@@ -43,7 +44,7 @@ def mean_cost(policy, states):
 
 
 def routed(router=None, seed=0, budgets=(0.3, 0.8, 0.9)):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(options.seed(seed))
     return RoutedPass(router or random_router(), torch.tensor(budgets), generator, temperature=0.7)
 
 
@@ -127,7 +128,7 @@ def test_autocast_does_not_round_the_logits():
 
 def test_recomputation_meets_the_same_noise_and_another_pass_does_not():
     states = hidden()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(options.seed(0))
     one, other = (
         RoutedPass(random_router(), torch.tensor([0.3, 0.8, 0.9]), generator, temperature=0.7) for _ in range(2)
     )

@@ -10,19 +10,20 @@ from flextron_lit.routers.decoding import Additive, Bound, decode, repair, spend
 from flextron_lit.routers.ladder import Ladder, Rung, build_ladder, climb, measured_ladder, narrowed, worth_measuring
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
+from tests import options
 
 SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]), num_layers=3, neurons=64, kv_groups=4)
 FULL_LOSS = 3.0
 
 
 def table(seed, name="units", *, monotone=True):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(options.seed(seed))
     rows = [torch.rand(len(block.widths), generator=generator) + 0.1 for block in SPACE.blocks]
     rows = [row.sort().values if monotone else row for row in rows]
     return CostTable(name, "units", 1.0, tuple(tuple(row.tolist()) for row in rows))
 
 
-EFFECTS = torch.rand(6, 4, generator=torch.Generator().manual_seed(9)).sort(-1, descending=True).values
+EFFECTS = torch.rand(6, 4, generator=torch.Generator().manual_seed(options.seed(9))).sort(-1, descending=True).values
 
 
 def predict(one_hot):
@@ -40,13 +41,13 @@ def every_sub_network():
 
 
 def ladder_of(costs, seed=0):
-    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(seed))
+    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(options.seed(seed)))
     router.scale_to(costs)
     return build_ladder(router, SPACE, costs, predict, to_nats=lambda p: FULL_LOSS + p, full_loss=FULL_LOSS)
 
 
 def random_choices(rows, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(options.seed(seed))
     return torch.tensor([SPACE.random(generator).choices for _ in range(rows)])
 
 
@@ -56,7 +57,9 @@ def test_a_thousand_budgets_are_met_and_more_budget_never_predicts_more_loss(see
     costs = table(seed, monotone=monotone)
     ladder = ladder_of(costs, seed)
     low, high = costs.smallest, costs.full
-    limits = sorted(low + (high - low) * torch.rand(1000, generator=torch.Generator().manual_seed(seed)).double())
+    limits = sorted(
+        low + (high - low) * torch.rand(1000, generator=torch.Generator().manual_seed(options.seed(seed))).double()
+    )
     answers = [ladder.at(float(limit)) for limit in limits]
     for limit, rung in zip(limits, answers, strict=True):
         assert costs.cost(rung.sub_network) <= limit
@@ -71,7 +74,7 @@ def test_a_thousand_budgets_are_met_and_more_budget_never_predicts_more_loss(see
 
 def test_the_bare_router_exceeds_budgets_that_the_ladder_meets():
     costs = table(0)
-    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(0))
+    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(options.seed(0)))
     budgets = torch.linspace(costs.smallest / costs.full, 1, 50)
     raw = [SubNetwork(tuple(row)) for row in router(budgets).argmax(-1).tolist()]
     assert any(costs.ratio(sub_network) > budget for sub_network, budget in zip(raw, budgets.tolist(), strict=True))
@@ -140,7 +143,7 @@ def test_a_sum_of_effects_knows_its_single_changes():
 
 
 def test_narrowing_meets_a_bound_where_the_router_minds_least():
-    costs, generator = table(6), torch.Generator().manual_seed(2)
+    costs, generator = table(6), torch.Generator().manual_seed(options.seed(2))
     logits = torch.randn(6, 4, generator=generator).masked_fill(~SPACE.exists, -torch.inf)
     wide = SubNetwork(tuple(logits.argmax(-1).tolist()))
     assert narrowed(logits, SPACE, Bound(costs, torch.tensor([costs.cost(wide)]).double())) == wide
@@ -162,7 +165,7 @@ def test_narrowing_meets_a_bound_where_the_router_minds_least():
 def series():
     """Of an untrained router and the ladder of a surrogate, for table 0."""
     costs = table(0)
-    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(0))
+    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(options.seed(0)))
     router.scale_to(costs)
     return ladders.candidates(router, SPACE, costs, ladder_of(costs))
 
@@ -176,7 +179,7 @@ def test_what_may_become_a_rung_has_both_ends(series):
     assert all([costs.cost(each) for each in own] == sorted(costs.cost(each) for each in own) for own in series)
     # a ladder that was measured may end below the full network
     cut = Ladder(ladder_of(costs).rungs[:-3], measured=True)
-    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(0))
+    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(options.seed(0)))
     assert ladders.candidates(router, SPACE, costs, cut, budgets=3)[1][-1] == SPACE.full()
 
 
@@ -221,7 +224,7 @@ def test_a_measured_ladder_ends_where_more_cost_does_not_help(series):
 
 def test_predictions_below_the_full_network_still_order_the_ladder():
     costs = table(0)
-    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(0))
+    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(options.seed(0)))
     router.scale_to(costs)
     # everything is predicted to be better than the full network, wide ones most of all
     ladder = build_ladder(router, SPACE, costs, predict, to_nats=lambda p: FULL_LOSS - 9 + 0 * p, full_loss=FULL_LOSS)

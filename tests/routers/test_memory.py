@@ -1,6 +1,7 @@
 import torch
 
 from flextron_lit.routers.memory import Memory
+from tests.options import seed
 
 
 def rows(*numbers):
@@ -22,13 +23,13 @@ def test_the_oldest_rows_are_forgotten_first():
 def test_a_sample_takes_whole_rows_evenly_and_by_its_generator_alone():
     memory = Memory(8)
     memory.add(rows(*range(8)))
-    sample = memory.sample(4000, torch.Generator().manual_seed(0))
+    sample = memory.sample(4000, torch.Generator().manual_seed(seed(0)))
     assert torch.equal(sample["input0"][:, 0], sample["target"])
     counts = sample["target"].bincount(minlength=8)
     assert counts.min() > 400
-    again = memory.sample(4000, torch.Generator().manual_seed(0))
+    again = memory.sample(4000, torch.Generator().manual_seed(seed(0)))
     assert torch.equal(again["target"], sample["target"])
-    other = memory.sample(4000, torch.Generator().manual_seed(1))
+    other = memory.sample(4000, torch.Generator().manual_seed(seed(1)))
     assert not torch.equal(other["target"], sample["target"])
 
 

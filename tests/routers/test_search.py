@@ -8,6 +8,7 @@ from flextron_lit.costs.budget import Limit, meets, parse_budget
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.routers.search import best_random, best_uniform, evolution, fit
 from flextron_lit.space import Block, ElasticSpace, SpaceConfig, SubNetwork
+from tests import options
 from tests.conftest import make_llama
 
 
@@ -116,7 +117,7 @@ def test_fit_uses_the_budget_up(deep, generator):
 def test_evolution_beats_random_and_uniform_on_a_loss_with_structure(deep, generator):
     space, tables = deep
     limits = parse_budget("parameters<=0.6", tables)
-    importance = torch.rand(len(space), generator=torch.Generator().manual_seed(0)).tolist()
+    importance = torch.rand(len(space), generator=torch.Generator().manual_seed(options.seed(0))).tolist()
 
     def score(sub_network: SubNetwork) -> float:
         ratios = (w / b.full for w, b in zip(space.widths(sub_network), space.blocks, strict=True))
@@ -132,7 +133,9 @@ def test_the_same_seed_finds_the_same(deep):
     space, tables = deep
     limits = parse_budget("parameters<=0.7", tables)
     found = [
-        evolution(space, limits, lambda s: hash(s) % 97, count=40, generator=torch.Generator().manual_seed(seed))
+        evolution(
+            space, limits, lambda s: hash(s) % 97, count=40, generator=torch.Generator().manual_seed(options.seed(seed))
+        )
         for seed in (1, 1, 2)
     ]
     assert found[0] == found[1] != found[2]

@@ -17,7 +17,7 @@ from flextron_lit.routers.static_answers import Routing
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.space import SubNetwork
-from tests.front_door import fail, run, succeed
+from tests.front_door import fail, in_own_process, run, succeed
 from tests.runs import compared_by, equal, logged, pictures, table, weights
 
 PIPELINE = ("pipeline", "-c", "configs/debug_pipeline.yaml")
@@ -337,8 +337,9 @@ def test_two_ranks_share_the_measuring_and_end_like_one(piped, tmp_path):
     ranks = ("--trainer.devices", 2, "--trainer.strategy", "ddp")
     # a cache of its own, or nothing would be measured
     cache = {"FLEXTRON_CACHE": str(tmp_path / "cache")}
-    for folder, options, environment in ((tmp_path / "one", (), {}), (tmp_path / "two", ranks, cache)):
-        succeed(*config, *options, "--run_folder", folder, **environment)
+    succeed(*config, "--run_folder", tmp_path / "one")
+    done = in_own_process(*config, *ranks, "--run_folder", tmp_path / "two", **cache)
+    assert done.returncode == 0, done.stdout + done.stderr
     space = checkpoint.read(reference / "flextron").space
     one, two = (TrainedSurrogate.read(tmp_path / name / "flextron", space).pairs for name in ("one", "two"))
     assert torch.equal(one.choices, two.choices)

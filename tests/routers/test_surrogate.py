@@ -6,6 +6,7 @@ from flextron_lit.costs.sampling import stratified
 from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.surrogate import OFFSET, Surrogate, decode, encode, ridge
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
+from tests import options
 
 SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]), num_layers=4, neurons=64, kv_groups=4)
 TABLE = CostTable("units", "units", 20.0, tuple(tuple(float(w) for w in block.widths) for block in SPACE.blocks))
@@ -13,10 +14,12 @@ TABLE = CostTable("units", "units", 20.0, tuple(tuple(float(w) for w in block.wi
 
 def measured(count, seed, *, coupled):
     """Pairs with losses that are additive in the blocks, plus a product of two blocks where `coupled`."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(options.seed(seed))
     (sub_networks,) = draw(SPACE, TABLE, (count,), generator)
     effects = (
-        torch.rand(len(SPACE), SPACE.num_choices, generator=torch.Generator().manual_seed(0)).sort(-1, True).values
+        torch.rand(len(SPACE), SPACE.num_choices, generator=torch.Generator().manual_seed(options.seed(0)))
+        .sort(-1, True)
+        .values
     )
     one_hot = torch.stack([SPACE.one_hot(sub_network) for sub_network in sub_networks])
     each = (one_hot * effects).sum(-1)
@@ -26,7 +29,7 @@ def measured(count, seed, *, coupled):
 
 def trained(pairs, steps=600):
     targets = encode("loss", pairs.losses, 3.0)
-    network = Surrogate(SPACE, 32, torch.Generator().manual_seed(0))
+    network = Surrogate(SPACE, 32, torch.Generator().manual_seed(options.seed(0)))
     network.start(pairs.one_hot(SPACE), targets)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.1)
     for _ in range(steps):
@@ -50,7 +53,7 @@ def test_ridge_recovers_additive_losses_and_not_coupled_ones():
 
 def test_the_surrogate_starts_from_ridge_and_learns_what_blocks_do_together():
     learned, checked = measured(300, 1, coupled=True), measured(60, 2, coupled=True)
-    started = Surrogate(SPACE, 32, torch.Generator().manual_seed(0))
+    started = Surrogate(SPACE, 32, torch.Generator().manual_seed(options.seed(0)))
     started.start(learned.one_hot(SPACE), learned.losses)
     weight, bias = ridge(learned.one_hot(SPACE).flatten(1), learned.losses)
     by_ridge = checked.one_hot(SPACE).flatten(1) @ weight + bias
@@ -73,7 +76,7 @@ def test_single_changes_are_predicted_as_one_by_one():
 
 
 def test_autocast_does_not_round_its_answers():
-    network = Surrogate(SPACE, 32, torch.Generator().manual_seed(0))
+    network = Surrogate(SPACE, 32, torch.Generator().manual_seed(options.seed(0)))
     one_hot = measured(8, 1, coupled=False).one_hot(SPACE)
     network.start(one_hot, torch.randn(8))
     exact = network(one_hot)
@@ -96,26 +99,26 @@ def test_no_loss_below_the_full_networks_is_predicted():
 
 
 def test_pairs_are_spread_over_cost_and_not_in_its_order():
-    (sub_networks,) = draw(SPACE, TABLE, (40,), torch.Generator().manual_seed(0))
+    (sub_networks,) = draw(SPACE, TABLE, (40,), torch.Generator().manual_seed(options.seed(0)))
     ratios = [TABLE.ratio(sub_network) for sub_network in sub_networks]
     smallest = TABLE.ratio(SPACE.smallest())
     strata = {int((ratio - smallest) / (1 - smallest) * 8 - 1e-9) for ratio in ratios}
     assert strata == set(range(8))
     assert ratios != sorted(ratios)
-    assert [sub_networks] == draw(SPACE, TABLE, (40,), torch.Generator().manual_seed(0))
+    assert [sub_networks] == draw(SPACE, TABLE, (40,), torch.Generator().manual_seed(options.seed(0)))
 
 
 def test_held_out_pairs_are_never_learned_from():
     small = resolve(SpaceConfig(mlp=[16, 64], attention=[1, 4]), num_layers=3, neurons=64, kv_groups=4)
     table = CostTable("units", "units", 5.0, tuple(tuple(float(w) for w in block.widths) for block in small.blocks))
-    learned, checked = draw(small, table, (40, 16), torch.Generator().manual_seed(0))
+    learned, checked = draw(small, table, (40, 16), torch.Generator().manual_seed(options.seed(0)))
     assert len(set(learned)) == 40
     assert len(set(checked)) == 16
     assert not set(learned) & set(checked)
     # a stratified draw alone repeats itself
-    assert len(set(stratified(small, table, 40, torch.Generator().manual_seed(0)))) < 40
+    assert len(set(stratified(small, table, 40, torch.Generator().manual_seed(options.seed(0))))) < 40
     with pytest.raises(ValueError, match="the space has 64 sub-networks, too few"):
-        draw(small, table, (50, 30), torch.Generator().manual_seed(0))
+        draw(small, table, (50, 30), torch.Generator().manual_seed(options.seed(0)))
 
 
 def test_held_out_pairs_are_kept_apart():

@@ -3,18 +3,19 @@ import torch
 
 from flextron_lit.routers.token_surrogate import TokenSurrogate
 from flextron_lit.space import SpaceConfig, resolve
+from tests import options
 
 SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]), num_layers=2, neurons=64, kv_groups=4)
 D = 6
 
 
 def surrogate(seed=0):
-    return TokenSurrogate(SPACE, D, rank=2, hidden=16, generator=torch.Generator().manual_seed(seed))
+    return TokenSurrogate(SPACE, D, rank=2, hidden=16, generator=torch.Generator().manual_seed(options.seed(seed)))
 
 
 def drawn(count, seed):
     """Random choices, hidden states, and losses: the width of one MLP matters for one kind of tokens alone."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(options.seed(seed))
     widths = torch.stack([torch.randint(len(block.widths), (count,), generator=generator) for block in SPACE.blocks], 1)
     states = torch.randn(count, D, generator=generator)
     hard = states[:, 0] > states[:, 1]

@@ -26,6 +26,7 @@ from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
 from flextron_lit.stages import DynamicRouterTraining, SurrogateTraining
 from tests.front_door import ENVIRONMENT, ROOT, run, succeed
+from tests.options import seed
 from tests.runs import logged, table
 from tests.stages import training
 from tests.stages.routers import Watch, fit, moved, trainer_of
@@ -134,15 +135,17 @@ def test_through_the_backbone_every_block_of_the_router_has_a_gradient(static, t
 def test_the_guides_loss_reaches_the_router_and_not_the_surrogate(static, tmp_path):
     for guidance in ("token", "sequence"):
         stage, _ = guided(static, tmp_path, guidance=guidance, steps=1)
-        states = torch.randn(4, 32, 64, generator=torch.Generator().manual_seed(0))
-        routed = RoutedPass(stage.router, torch.tensor([0.5, 0.6, 0.7, 0.9]), torch.Generator().manual_seed(0), 1.0)
+        states = torch.randn(4, 32, 64, generator=torch.Generator().manual_seed(seed(0)))
+        routed = RoutedPass(
+            stage.router, torch.tensor([0.5, 0.6, 0.7, 0.9]), torch.Generator().manual_seed(seed(0)), 1.0
+        )
         for block in range(len(stage.backbone.space)):
             routed.choose(block, states)
         stage.zero_grad()
         with torch.no_grad():
             # a token surrogate starts from zero
             for parameter in stage.surrogate.parameters():
-                parameter.normal_(generator=torch.Generator().manual_seed(1))
+                parameter.normal_(generator=torch.Generator().manual_seed(seed(1)))
         stage.predicted(routed).backward()
         assert all(p.grad.abs().sum() > 0 for p in stage.router.parameters())
         assert all(p.grad is None for p in stage.surrogate.parameters())
@@ -230,7 +233,7 @@ STATES = torch.nn.functional.one_hot(KINDS, 4).float()[None] * 2
 def toy(guidance, hard_by_state):
     """A stage whose surrogate knows that skipping the MLP costs 4 nats: of hard tokens alone, or of all half of it."""
     stage = DynamicRouterTraining("x", guidance=guidance)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed(0))
     with torch.no_grad():
         if guidance == "token":
             surrogate = TokenSurrogate(TOY, 4, rank=1, hidden=4, generator=generator)
@@ -252,7 +255,7 @@ def learn(stage, steps=150):
     """Train a router for the toy at a budget that pays the MLP for half of the tokens."""
     router = DynamicRouter(TOY, 4, torch.tensor([0.0, 1.0]))
     optimizer = torch.optim.Adam(router.parameters(), lr=0.05)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed(1))
     for _ in range(steps):
         routed = RoutedPass(router, torch.tensor([0.5]), generator, 1.0)
         for block in range(len(TOY)):
@@ -285,7 +288,7 @@ def test_of_a_sequences_mean_every_token_gets_the_same_gradient():
     router = DynamicRouter(TOY, 4, torch.tensor([0.0, 1.0]))
     spread = {}
     for guidance in ("token", "sequence"):
-        routed = RoutedPass(router, torch.tensor([0.5]), torch.Generator().manual_seed(0), 1.0)
+        routed = RoutedPass(router, torch.tensor([0.5]), torch.Generator().manual_seed(seed(0)), 1.0)
         for block in range(len(TOY)):
             routed.choose(block, STATES)
         chosen = routed.chosen.detach().requires_grad_()

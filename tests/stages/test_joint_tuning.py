@@ -27,6 +27,7 @@ from flextron_lit.routers.static_answers import Routing
 from flextron_lit.routers.trained import TrainedSurrogate, read_routers
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
 from flextron_lit.stages import ElasticTraining, JointTuning, Remeasuring, StaticRouterTraining, SurrogateTraining
+from tests import options
 from tests.front_door import in_own_process
 from tests.runs import table
 from tests.stages.training import Gradients, stage, sum_of_losses, text
@@ -276,7 +277,7 @@ def routed_by_token(routed, tmp_path_factory):
     features = torch.ones(len(space), router.hidden_size)
     router.start([space.smallest(), space.uniform(0.5, 0.5), space.full()], space, 0 * features, features)
     with torch.no_grad():
-        router.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        router.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(options.seed(0)))
     prices = Prices(tuple(Priced(budget, 0.0, budget, 9.0) for budget in (0.7, 0.8, 0.9)))
     folder = tmp_path_factory.mktemp("dynamic") / "flextron"
     trained = TrainedDynamicRouter(router, table, prices, {"bias_learning_rate": 5.0})

@@ -11,6 +11,7 @@ from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
 from flextron_lit.stages import StaticRouterTraining, SurrogateTraining
 from tests.front_door import succeed
+from tests.options import seed
 from tests.stages.routers import Watch, fit, moved
 
 
@@ -39,11 +40,11 @@ def bad(surrogate, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad") / "flextron"
     space = checkpoint.read(surrogate).space
     trained = TrainedSurrogate.read(surrogate, space)
-    network = Surrogate(space, 64, torch.Generator().manual_seed(1))
+    network = Surrogate(space, 64, torch.Generator().manual_seed(seed(1)))
     with torch.no_grad():
         network.centre.copy_(trained.network.centre)
         network.scale.copy_(trained.network.scale)
-        network.main.weight.normal_(generator=torch.Generator().manual_seed(2))
+        network.main.weight.normal_(generator=torch.Generator().manual_seed(seed(2)))
     checkpoint.extend(surrogate, folder, files={SURROGATE: dataclasses.replace(trained, network=network).to_bytes()})
     return folder
 
@@ -102,7 +103,7 @@ def test_a_good_surrogate_opens_the_gate_at_once_and_learns_from_the_routers_own
 
 def test_the_guides_loss_reaches_the_router_and_not_the_surrogate(surrogate, tmp_path):
     stage, _ = guided(surrogate, tmp_path, steps=1)
-    routed = stage.route(torch.tensor([0.4, 0.8]), torch.Generator().manual_seed(0))
+    routed = stage.route(torch.tensor([0.4, 0.8]), torch.Generator().manual_seed(seed(0)))
     stage.zero_grad()
     stage.predicted(routed).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.router.parameters())

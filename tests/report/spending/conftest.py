@@ -12,6 +12,7 @@ from flextron_lit.routers.ladder import Ladder, Rung
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.trained import TrainedRouter
 from flextron_lit.stages import DynamicRouterTraining
+from tests.options import seed
 from tests.stages import training
 
 DOMAINS = {"stories": TextDomain(source="generated:60,0"), "reports": TextDomain(source="generated:60,1")}
@@ -26,7 +27,9 @@ def static(tmp_path_factory):
     checkpoint.write(folder / "elastic", stage.backbone, stage.tokenizer, order=stage.order, history=[])
     space, table = stage.backbone.space, COUNTED["flops"](stage.backbone, Workload())
     rungs = [Rung(table.cost(sub), loss, sub) for sub, loss in ((space.smallest(), 6.0), (space.full(), 5.0))]
-    router = TrainedRouter(StaticRouter(space, 4, torch.Generator().manual_seed(0)), table, Ladder(tuple(rungs)), {})
+    router = TrainedRouter(
+        StaticRouter(space, 4, torch.Generator().manual_seed(seed(0))), table, Ladder(tuple(rungs)), {}
+    )
     checkpoint.extend(folder / "elastic", folder / "flextron", files=router.files())
     return folder / "flextron"
 

@@ -7,6 +7,7 @@ from flextron_lit.losses.cross_entropy import IGNORED
 from flextron_lit.report.spending.routed_text import Recording, given, route_text
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
 from tests.conftest import SPACE, make_llama
+from tests.options import seed
 from tests.report.spending.texts import byte_tokenizer, routed_text
 
 BATCHES = [(2, 24), (1, 24)]
@@ -27,12 +28,12 @@ def policy(backbone, table):
     """Choices that differ from token to token."""
     router = DynamicRouter(backbone.space, backbone.model.config.hidden_size, torch.linspace(0.3, 1, 3))
     with torch.no_grad():
-        router.weight.normal_(generator=torch.Generator().manual_seed(5))
+        router.weight.normal_(generator=torch.Generator().manual_seed(seed(5)))
     return DynamicPolicy(router, table, [0.7], [0.0])
 
 
 def batches():
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(seed(4))
     made = []
     for rows, tokens in BATCHES:
         ids = torch.randint(65, 91, (rows, tokens), generator=generator)
@@ -61,7 +62,7 @@ def test_what_is_recorded_is_what_ran(backbone, policy):
 
 
 def test_costs_and_widths_are_those_of_the_choices(backbone, table):
-    generator = torch.Generator().manual_seed(6)
+    generator = torch.Generator().manual_seed(seed(6))
     subs = [backbone.space.full(), backbone.space.smallest(), *(backbone.space.random(generator) for _ in range(5))]
     got = given(torch.tensor([sub.choices for sub in subs]), backbone.space, table)
     for index, sub in enumerate(subs):
