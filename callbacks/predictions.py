@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
+from flextron_lit.files.whole_file import write_text
+
 
 class PredictionWriter(BasePredictionWriter):
     """Writes what `predict` found to `<run folder>/predictions.jsonl`, a row a batch; one file a rank."""
@@ -23,5 +25,5 @@ class PredictionWriter(BasePredictionWriter):
         loaders = predictions if predictions and isinstance(predictions[0], list) else [predictions]
         rank = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for loader in loaders for row in loader), encoding="utf-8")
+        write_text(path, "".join(json.dumps(row) + "\n" for loader in loaders for row in loader))
         rank_zero_info(f"wrote {path}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flextron_lit.callbacks.tensorboard import log_figure
 from flextron_lit.data.loader import in_order
-from flextron_lit.files.whole_file import write_csv
+from flextron_lit.files.whole_file import write_csv, write_text
 from flextron_lit.report.spending import figures as compute_figures
 from flextron_lit.report.spending.page import page
 from flextron_lit.report.spending.routed_text import RoutedText, route_text
@@ -145,7 +145,7 @@ def report_compute(trainer: Trainer, stage: WatchedStage, result: ValidationResu
     excerpts = {domain: text.excerpt(SHOWN_TOKENS) for domain, text in texts.items()}
     cost = policy.table.name
     by_budget = {name.removeprefix(DYNAMIC): each for name, each in widths.items()}
-    (folder / "compute.html").write_text(page(excerpts, groups, router, cost), encoding="utf-8")
+    write_text(folder / "compute.html", page(excerpts, groups, router, cost))
     drawn = {
         "widths_by_domain": compute_figures.widths_by_domain(by_budget, result.domains, result.space),
         "token_classes": compute_figures.cost_by_group(groups, router, cost),

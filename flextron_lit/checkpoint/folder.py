@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.digest import sha256_of
 from flextron_lit.space import ElasticSpace
 
@@ -90,14 +90,14 @@ def read(folder: Path) -> FlextronCheckpoint:
     for name in (CONFIG, ORDER):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is damaged: it has no {name}; {MEND}")
-    with _damage(folder):
+    with damage(folder, MEND):
         space = ElasticSpace.from_json(record["space"])
         history = [dict(row) for row in record["history"]]
-    with _damage(folder / ORDER):
+    with damage(folder / ORDER, MEND):
         order = _order(load_file(folder / ORDER), space)
     for file in weight_files(folder):
         # opening compares the header with the file's length: a cut-off file is noticed without reading it
-        with _damage(file), safe_open(file, framework="pt"):
+        with damage(file, MEND), safe_open(file, framework="pt"):
             pass
     return FlextronCheckpoint(space, order, history)
 
@@ -108,8 +108,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing or damaged.
     """
-    with _damage(folder / CONFIG):
-        return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    with damage(folder / CONFIG, MEND):
+        return dict(read_json(folder / CONFIG))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -120,9 +120,8 @@ def weight_files(folder: Path) -> list[Path]:
     """
     names = [WEIGHTS]
     if not (folder / WEIGHTS).is_file() and (folder / WEIGHT_INDEX).is_file():
-        with _damage(folder / WEIGHT_INDEX):
-            index = json.loads((folder / WEIGHT_INDEX).read_text(encoding="utf-8"))
-            names = sorted(set(index["weight_map"].values()))
+        with damage(folder / WEIGHT_INDEX, MEND):
+            names = sorted(set(read_json(folder / WEIGHT_INDEX)["weight_map"].values()))
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is damaged: it has no {name}; {MEND}")
@@ -139,7 +138,7 @@ def verify(folder: Path) -> list[str]:
         ValueError: if the folder is no Flextron checkpoint, or a file is missing or not as it was written.
     """
     record = read_record(folder)
-    with _damage(folder):
+    with damage(folder, MEND):
         written = dict(record.get("sha256", {}))
     for name, digest in written.items():
         if not (folder / name).is_file():
@@ -171,7 +170,7 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: if the folder is no Flextron checkpoint, or the record is damaged.
     """
-    with _damage(folder):
+    with damage(folder, MEND):
         noted = read_record(folder).get(EVALUATIONS, [])
         return [{**each, "file": str(folder.parent / each["file"])} for each in noted]
 
@@ -184,8 +183,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     if not is_flextron(folder):
         raise ValueError(f"{folder} is no Flextron checkpoint: it has no {RECORD}")
-    with _damage(folder):
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    with damage(folder, MEND):
+        record = read_json(folder / RECORD)
         version = record["format_version"]
         newer = version > FORMAT_VERSION
     if newer:
@@ -199,21 +198,6 @@ def _order(stored: Mapping[str, Tensor], space: ElasticSpace) -> list[Tensor]:
         if not torch.equal(units.sort().values, torch.arange(block.full)):
             raise ValueError(f"{block.name} is not an order of {block.full} units")
     return order
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Turn what readers of JSON and safetensors raise into one clear error."""
-    try:
-        yield
-    except PermissionError:
-        # the file may be whole; the system's message names it
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError, OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {MEND}") from error
-
-
-# --- writing ----------------------------------------------------------------------------------------------------
 
 
 def record_digest(record: Mapping[str, Any]) -> str:

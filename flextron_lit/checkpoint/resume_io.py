@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from flextron_lit.files.whole_file import whole_file
+from flextron_lit.files.whole_folder import free_space
 
 
 class StreamedCheckpointIO(TorchCheckpointIO):
@@ -33,8 +33,7 @@ class StreamedCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             # torch's writer says of a full disk only that it stands at another position than it should
-            there = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
-            free = shutil.disk_usage(there).free / 1e6
+            free = free_space(Path(path))
             raise ValueError(
                 f"cannot save the state of the run in {path} ({error}); {free:.0f} MB are free there. "
                 "The earlier state stays: make room, then run the same command again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +11,12 @@ from typing import Any, Literal
 
 import yaml
 
+from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.differences import differences
-from flextron_lit.files.whole_file import whole_file
+from flextron_lit.files.whole_file import write_json, write_text
 
 Status = Literal["new", "unfinished", "finished"]
+CONFIG, STATUS = "config.yaml", "status.json"
 LISTED_CHANGES = 12
 
 
@@ -52,12 +53,11 @@ class RunFolder:
         Raises:
             ValueError: if its record is damaged.
         """
-        try:
-            finished = json.loads((self.path / "status.json").read_text(encoding="utf-8"))["finished"]
-        except FileNotFoundError:
+        file = self.path / STATUS
+        if not file.is_file():
             return "new"
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{self.path / 'status.json'} is damaged ({error}); start anew with --fresh") from error
+        with damage(file, "start anew with --fresh"):
+            finished = read_json(file)["finished"]
         return "finished" if finished else "unfinished"
 
     @property
@@ -69,7 +69,7 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any] | None:
         """The resolved config of the run here; None if there is no run."""
-        path = self.path / "config.yaml"
+        path = self.path / CONFIG
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     @contextmanager
@@ -117,7 +117,8 @@ class RunFolder:
         if status == "new":
             self._start(config)
             return status
-        before = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        before = self.config
+        assert before is not None
         changes = list(differences(before, config)) and list(differences(today(before), config))
         if changes:
             shown = "\n  ".join(changes[:LISTED_CHANGES])
@@ -134,7 +135,7 @@ class RunFolder:
         return status
 
     def _start(self, config: Mapping[str, Any]) -> None:
-        self._write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        write_text(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
         self._write_status(finished=False)
 
     def finish(self) -> None:
@@ -149,15 +150,11 @@ class RunFolder:
             ValueError: if the folder holds something that is not a run.
         """
         entries = {entry.name for entry in self.path.iterdir()} - {".lock"}
-        if entries and not entries & {"config.yaml", "status.json"}:
+        if entries and not entries & {CONFIG, STATUS}:
             raise ValueError(f"--fresh would delete {self.path}, which is not a run folder; name another --run_folder")
         for entry in self.path.iterdir():
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def _write_status(self, *, finished: bool) -> None:
-        self._write_text("status.json", json.dumps({"finished": finished}) + "\n")
-
-    def _write_text(self, name: str, text: str) -> None:
-        with whole_file(self.path / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_json(self.path / STATUS, {"finished": finished})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from flextron_lit.checkpoint.folder import (
     record_digest,
 )
 from flextron_lit.files.digest import sha256_of
-from flextron_lit.files.whole_file import whole_file
+from flextron_lit.files.whole_file import json_text, whole_file, write_json
 from flextron_lit.files.whole_folder import write_whole
 from flextron_lit.space import ElasticSpace
 
@@ -130,7 +129,7 @@ def note_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
         noted["sha256"] = {**record["sha256"], RECORD: record_digest(noted)}
     made = (folder / RECORD).stat()
     with whole_file(folder / RECORD) as partial:
-        partial.write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json_text(noted), encoding="utf-8")
         os.utime(partial, ns=(made.st_atime_ns, made.st_mtime_ns))
 
 
@@ -176,7 +175,7 @@ def _write_record(folder: Path, record: Mapping[str, Any], known: Mapping[str, s
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     digests = {name: (known or {}).get(name) or sha256_of(path) for name, path in files.items()}
     sealed = {**record, "sha256": {**digests, RECORD: record_digest(record)}}
-    (folder / RECORD).write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, sealed)
     for path in files.values():
         # safetensors makes its files readable by their owner alone, which a checkpoint to share is not
         if path.stat().st_nlink == 1:

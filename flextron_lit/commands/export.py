@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from flextron_lit.export.card import Origin
 from flextron_lit.export.forms import FORMATS, QUANTIZATIONS, Form
 from flextron_lit.export.verification import Verified
 from flextron_lit.export.writing import RECORD, export, refuse_existing
+from flextron_lit.files.damage import damage, read_json
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.routers.decision import Selection
@@ -32,15 +32,11 @@ def read_selection(path: Path, space: ElasticSpace) -> Selection:
     Raises:
         ValueError: if the file is no such JSON, or is of another space.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+    other = "is not what `select --output` writes"
+    with damage(path, f"name such a file, or the {RECORD} of an export", what=other):
+        record = read_json(path)
         sub_network, widths = SubNetwork.from_json(record["sub_network"]), dict(record["widths"])
         budget, how = str(record["budget"]), str(record["how"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not what `select --output` writes ({type(error).__name__}: {error}); "
-            f"name such a file, or the {RECORD} of an export"
-        ) from error
     own = {block.name: width for block, width in zip(space.blocks, space.widths(sub_network), strict=True)}
     for name, width in own.items():
         if widths.get(name) != width:

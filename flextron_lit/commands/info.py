@@ -10,11 +10,12 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.filesize import decimal
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import FOLDER_HELP, Location, locate
 from flextron_lit.checkpoint.weights import OUTPUT, Header, Weights, count_parameters
+from flextron_lit.files.damage import damage, read_json
 from flextron_lit.space import KINDS, ElasticSpace
 from flextron_lit.terminal.console import end_with_the_reader, huge, ranges, settings, short, show, two_columns
 
@@ -71,18 +72,13 @@ def _stale(folder: Path) -> dict[str, str]:
     found = {}
     surrogate = folder / SURROGATE
     if surrogate.is_file():
-        try:
-            with safe_open(surrogate, framework="numpy") as file:
-                stage = json.loads(file.metadata()[META])["settings"].get(STALE)
-        except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-            raise ValueError(f"{surrogate} is damaged ({error}); train the surrogate again") from error
+        with damage(surrogate, "train the surrogate again"), safe_open(surrogate, framework="numpy") as file:
+            stage = json.loads(file.metadata()[META])["settings"].get(STALE)
         if stage:
             found[SURROGATE] = stage
     for path in sorted((folder / "routers").glob("*.json")):
-        try:
-            stage = json.loads(path.read_text(encoding="utf-8"))["settings"].get(STALE)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); train the router again") from error
+        with damage(path, "train the router again"):
+            stage = read_json(path)["settings"].get(STALE)
         if stage:
             found[f"routers/{path.name}"] = stage
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from flextron_lit.commands.options import add_device, add_latency, add_workload,
 from flextron_lit.costs import CostTable
 from flextron_lit.costs.budget import HELP, Limits
 from flextron_lit.data import TextDataModule, file_batches
+from flextron_lit.files.whole_file import json_text
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.losses.on_text import Batch, MeasuredLoss
@@ -188,7 +188,7 @@ def command(args: Sequence[str]) -> None:
     options = parser.parse_args(list(args))
     folder = locate(options.checkpoint).checkpoint
     selection, space, tables = answer(options, folder)
-    text = json.dumps(to_json(selection, space, tables), indent=1)
+    text = json_text(to_json(selection, space, tables))
     if options.output is not None:
-        options.output.write_text(text + "\n", encoding="utf-8")
-    show(text) if options.json else show(*shown(selection, space, tables))
+        options.output.write_text(text, encoding="utf-8")
+    show(text.rstrip()) if options.json else show(*shown(selection, space, tables))

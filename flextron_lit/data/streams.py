@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from flextron_lit.data.encoding import Encoded
+from flextron_lit.files.damage import read_json
 from flextron_lit.files.digest import sha256_of
+from flextron_lit.files.whole_file import write_json
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -61,13 +62,13 @@ def append(folder: Path, split: Split, documents: Sequence[Encoded], dtype: np.d
 
 def write_record(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Say what the files are, once they are complete."""
-    (folder / RECORD).write_text(json.dumps(_record(folder, tokenizer), indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, _record(folder, tokenizer))
 
 
 def open_streams(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[Split, TokenStream] | None:
     """Memory-map the streams; None if anything on disk, the record included, is not what was written."""
     try:
-        if json.loads((folder / RECORD).read_text(encoding="utf-8")) != _record(folder, tokenizer):
+        if read_json(folder / RECORD) != _record(folder, tokenizer):
             return None
         return {split: _open(folder, split, token_dtype(tokenizer)) for split in SPLITS}
     except (OSError, ValueError):

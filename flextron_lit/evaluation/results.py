@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flextron_lit.evaluation.loss_rows import Row, flat
+from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.whole_file import write_csv, write_json
 
 JSON, CSV, HTML = "evaluation.json", "evaluation.csv", "evaluation.html"
@@ -48,11 +48,9 @@ class Results:
         path = folder / JSON
         if fresh or not path.is_file():
             return cls(folder, sha256)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+        with damage(path, "start anew with --fresh"):
+            content = read_json(path)
             found = cls(folder, str(content["checkpoint"]), content["losses"], list(content["tasks"]))
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); start anew with --fresh") from error
         if found.sha256 != sha256:
             raise ValueError(
                 f"{path} is of another checkpoint, or of this one before it changed ({found.sha256[:12]}, now "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from flextron_lit.export.card import Origin, Written, card
 from flextron_lit.export.forms import Form, WrittenForm, in_form
 from flextron_lit.export.small import SmallModel, cut_out
 from flextron_lit.export.verification import Verified
+from flextron_lit.files.whole_file import write_json
 from flextron_lit.files.whole_folder import write_whole
 from flextron_lit.losses.on_text import Batch, MeasuredLoss
 from flextron_lit.routers.decision import to_json
@@ -109,4 +109,4 @@ def _describe(
     on_disk = Written(name, written.what, written.library, form.numbers, written.loading(name), verified)
     (partial / CARD).write_text(card(origin, small, full, on_disk), encoding="utf-8")
     record = to_json(origin.selection, backbone.space, origin.tables)
-    (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(partial / RECORD, record)

@@ -8,6 +8,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from flextron_lit.files.whole_folder import whole_folder
+
+T = TypeVar("T")
 
 
 def cache_root() -> Path:
@@ -29,16 +36,34 @@ def cached_folder(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     folder = cache_root() / kind / key
     with _lock(folder):
         if not folder.is_dir():
-            partial = folder.with_name(f"{key}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
+            with whole_folder(folder) as partial:
                 make(partial)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-            os.rename(partial, folder)
     return folder
+
+
+def intact(kind: str, key: str, make: Callable[[Path], None], read: Callable[[Path], T | None]) -> T | None:
+    """What can be read from a cached folder, which is made a second time where it is damaged.
+
+    Args:
+        kind: as in `cached_folder`.
+        key: as in `cached_folder`.
+        make: as in `cached_folder`.
+        read: what the folder holds; None if it is damaged.
+
+    Returns:
+        What was read; None if even the second one is damaged.
+
+    Raises:
+        ValueError: as `cached_folder`.
+    """
+    for _ in range(2):
+        folder = cached_folder(kind, key, make)
+        found = read(folder)
+        if found is not None:
+            return found
+        rank_zero_info(f"{folder} is damaged; making it again")
+        drop(folder, unless=lambda entry: read(entry) is not None)
+    return None
 
 
 def drop(folder: Path, *, unless: Callable[[Path], bool]) -> None:

@@ -28,10 +28,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, whole."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def json_text(content: Any) -> str:
+    """JSON that people can read."""
+    return json.dumps(content, indent=1) + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
     """JSON that people can read, whole."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json_text(content))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -50,7 +60,6 @@ def write_page(path: Path, html: str) -> None:
         ValueError: if it cannot be written.
     """
     try:
-        with whole_file(path) as partial:
-            partial.write_text(html, encoding="utf-8")
+        write_text(path, html)
     except OSError as error:
         raise ValueError(f"cannot write {path} ({error}); name another file with --output") from error

@@ -6,22 +6,48 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    # only writing needs them, and importing them takes seconds that reading should not cost
-
-    pass
-
 
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty sibling to fill, which takes the folder's place at the end; after an error the folder is as before.
+
+    Args:
+        folder: what is to be there; an existing one is replaced.
+    """
+    partial, old = _sibling(folder, "partial"), _sibling(folder, "old")
+    try:
+        recover(folder)
+        # of a process that was killed
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        with suppress(FileNotFoundError):
+            os.rename(folder, old)
+        os.rename(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            recover(folder)
+        raise
+
+
+def recover(folder: Path) -> None:
+    """Finish a replacement that was cut off: bring the old folder back if the new one did not arrive."""
+    old = _sibling(folder, "old")
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_whole(folder: Path, fill: Callable[[Path], None], *, size: int) -> None:
-    """Fill a sibling, then rename it into place: a folder is there whole or not at all.
+    """Fill a folder as `whole_folder`, and say what to do where that cannot be.
 
     Args:
         folder: what is to be there; an existing one is replaced.
@@ -33,40 +59,23 @@ def write_whole(folder: Path, fill: Callable[[Path], None], *, size: int) -> Non
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"cannot write {folder}: a file of that name exists; name another place")
-    partial = _sibling(folder, "partial")
     try:
-        recover(folder)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        fill(partial)
-        _replace(folder, partial)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):
-            recover(folder)
+        with whole_folder(folder) as partial:
+            fill(partial)
+    except Exception as error:
         number = _error_number(error)
         if number is None:
             raise
         raise ValueError(_cannot_write(folder, number, size)) from error
 
 
-def recover(folder: Path) -> None:
-    """Finish a replacement that was cut off: bring the old folder back if the new one did not arrive."""
-    old = _sibling(folder, "old")
-    if old.exists() and not folder.exists():
-        os.rename(old, folder)
-    shutil.rmtree(old, ignore_errors=True)
+def free_space(path: Path) -> float:
+    """Megabytes that are free where a file or folder is to be written."""
+    there = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return shutil.disk_usage(there).free / 1e6
 
 
-def _replace(folder: Path, partial: Path) -> None:
-    old = _sibling(folder, "old")
-    with suppress(FileNotFoundError):
-        os.rename(folder, old)
-    os.rename(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _error_number(error: BaseException) -> int | None:
+def _error_number(error: Exception) -> int | None:
     """The system's number of a failed write; safetensors and tokenizers give it in the text alone."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
@@ -78,11 +87,9 @@ def _cannot_write(folder: Path, number: int, needed: int) -> str:
     reason = os.strerror(number)
     if number not in OUT_OF_SPACE:
         return f"cannot write {folder} ({reason}); name another place, or mend this one"
-    disk = next(parent for parent in folder.absolute().parents if parent.is_dir())
-    free = shutil.disk_usage(disk).free
     return (
         f"cannot write {folder} ({reason}): it needs about {needed / 1e6:.1f} MB beside what is there, "
-        f"but {free / 1e6:.1f} MB are free; make room, or name another place"
+        f"but {free_space(folder):.1f} MB are free; make room, or name another place"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from flextron_lit.costs.table import CostTable, weighted_sum
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
+from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.differences import differences
 from flextron_lit.files.provenance import versions
 from flextron_lit.files.whole_file import write_json
@@ -196,10 +196,8 @@ def _paths(folder: Path, execution: Execution) -> list[Path]:
 
 
 def _read(path: Path) -> LatencyTable:
-    try:
-        return LatencyTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and profile again") from error
+    with damage(path, "delete it and profile again"):
+        return LatencyTable.from_json(read_json(path))
 
 
 def conditions(backbone: ElasticBackbone, workload: Workload, execution: Execution = "static") -> dict[str, Any]:

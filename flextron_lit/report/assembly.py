@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +13,7 @@ from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.evaluation.results import Results
 from flextron_lit.evaluation.texts import Texts
+from flextron_lit.files.damage import read_rows
 from flextron_lit.files.whole_file import write_page
 from flextron_lit.generation.prompt import Inputs
 from flextron_lit.latency.device_choice import device_of
@@ -99,7 +98,7 @@ def _content(
         title=f"Flextron: {source.folder.resolve().name}",
         lead=_lead(backbone, findings),
         findings=findings,
-        summary=_rows(source.folder / SUMMARY),
+        summary=read_rows(source.folder / SUMMARY),
         prompt=written[0],
         texts=written[1],
         evaluations=evaluations,
@@ -140,11 +139,6 @@ def _lead(backbone: ElasticBackbone, findings: Findings) -> str:
     parameters = short(sum(parameter.numel() for parameter in backbone.model.parameters()))
     layers = len({block.layer for block in findings.space.blocks})
     return f"{type(backbone.model).__name__}, {parameters} parameters, {layers} layers"
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return rows
 
 
 def _compute(source: Source) -> str | None:

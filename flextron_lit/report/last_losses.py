@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,6 +9,7 @@ from typing import Any
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.files.damage import read_rows
 from flextron_lit.space import KINDS
 from flextron_lit.stages import TRAIN_WEIGHTS
 from flextron_lit.stages.validation import DYNAMIC, FULL, RANDOM, ROUTED, STATIC, UNIFORM
@@ -81,8 +81,7 @@ def _trains_weights(stage: RunFolder) -> bool:
 
 def _last_table(stage: RunFolder, *, earlier: bool) -> list[Validated]:
     """The last table of a stage; empty where it watched no losses."""
-    path = stage.path / "training.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    rows = read_rows(stage.path / "training.json")
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["step"] == rows[-1]["step"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import sys
@@ -15,6 +14,7 @@ import torch
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.files.damage import read_rows
 from flextron_lit.files.provenance import date, now
 from flextron_lit.files.whole_file import write_json
 from flextron_lit.latency.device import device_description
@@ -45,9 +45,7 @@ def machine() -> str:
 
 def invocations(folder: Path) -> list[dict[str, str]]:
     """Command, date and machine of each start of a pipeline; none where there was no pipeline."""
-    path = folder / INVOCATIONS
-    rows: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return rows
+    return read_rows(folder / INVOCATIONS)
 
 
 def stage_rows(history: Sequence[Mapping[str, Any]], stages: Sequence[RunFolder]) -> Iterator[dict[str, Any]]:

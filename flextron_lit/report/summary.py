@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -19,6 +18,7 @@ from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs import Workload, parameter_table
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic.selection import Selection
+from flextron_lit.files.damage import read_rows
 from flextron_lit.files.whole_file import write_csv, write_json
 from flextron_lit.latency.block_times import measure, phase_seconds
 from flextron_lit.latency.device_choice import device_of
@@ -49,7 +49,7 @@ def summarise(stages: Sequence[RunFolder], folder: Path) -> None:
     """
     written, checkpoint = folder / SUMMARY, stages[-1].checkpoint
     if written_since(written, checkpoint):
-        rows = json.loads(written.read_text(encoding="utf-8"))
+        rows = read_rows(written)
     else:
         rows = with_costs(answered(stages), load_elastic(str(checkpoint), device=device_of(None, checkpoint)))
         if rows:

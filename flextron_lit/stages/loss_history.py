@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from matplotlib.ticker import EngFormatter
 from rich.table import Table
 
 from flextron_lit.costs import CostTable
+from flextron_lit.files.damage import read_rows
 from flextron_lit.files.whole_file import whole_file, write_csv, write_json
 from flextron_lit.stages.validation import DYNAMIC, ROUTED, ValidationResult
 from flextron_lit.terminal.console import show
@@ -30,11 +30,8 @@ class Report:
 
     def __init__(self, folder: Path, name: str, *, append: bool) -> None:
         self.stem = folder / name
-        self.rows: list[Row] = []
+        self.rows: list[Row] = read_rows(self.stem.with_suffix(".json")) if append else []
         self.table: CostTable | None = None
-        path = self.stem.with_suffix(".json")
-        if append and path.is_file():
-            self.rows = json.loads(path.read_text(encoding="utf-8"))
 
     def add(self, step: int, result: ValidationResult) -> None:
         """Put in the table of a step, in place of one that is there, and write all files."""

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint import writing
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.whole_folder import recover
 from tests.conftest import SPACE, make_llama
@@ -66,7 +67,7 @@ def assert_only_the_first_is_there(folder):
 def test_a_failed_write_leaves_the_old_one(tmp_path, backbone, monkeypatch):
     folder = tmp_path / "flextron"
     write(folder, backbone, [{"steps": 1}])
-    monkeypatch.setattr(checkpoint, "save_file", raising(RuntimeError("a bug")))
+    monkeypatch.setattr(writing, "save_file", raising(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         write(folder, backbone, [{"steps": 2}])
     assert_only_the_first_is_there(folder)
@@ -86,7 +87,7 @@ def test_a_failed_write_leaves_the_old_one(tmp_path, backbone, monkeypatch):
 def test_a_full_disk_is_one_clear_error_and_leaves_the_old_one(tmp_path, backbone, monkeypatch, error):
     folder = tmp_path / "flextron"
     write(folder, backbone, [{"steps": 1}])
-    monkeypatch.setattr(checkpoint, "save_file", raising(error))
+    monkeypatch.setattr(writing, "save_file", raising(error))
     needed = sum(p.numel() for p in backbone.model.parameters()) * 4 / 1e6
     with pytest.raises(ValueError, match=rf"{folder} .*it needs about {needed:.1f} MB .*, but [\d.]+ MB are free"):
         write(folder, backbone, [{"steps": 2}])

@@ -1,0 +1,52 @@
+"""Reading what may be damaged: one clear error that names the file, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+# a file of another content than expected fails wherever something is looked up in it, converted or made of it
+SIGNS = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError, SafetensorError)
+
+
+@contextmanager
+def damage(path: Path, mend: str, *, what: str = "is damaged") -> Iterator[None]:
+    """Turn whatever reading a file raises into one error.
+
+    Args:
+        path: what is read, for the message.
+        mend: what its user can do.
+        what: is the matter with it.
+
+    Raises:
+        ValueError: instead of what was raised, but for missing permission: then the file may be whole.
+    """
+    try:
+        yield
+    except PermissionError:
+        # the system's message names it
+        raise
+    except SIGNS as error:
+        raise ValueError(f"{path} {what} ({type(error).__name__}: {error}); {mend}") from error
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """A table that `write_json` wrote; empty where there is none.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    if not path.is_file():
+        return []
+    with damage(path, "restore it, or delete it"):
+        return [dict(row) for row in read_json(path)]
