@@ -6,7 +6,6 @@ The word is common. So nothing of ours is installed under it, and whoever has a 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -42,16 +41,10 @@ class CallbacksName(MetaPathFinder):
 
 
 class _Alias(Loader):
-    """Answers with the library's own module."""
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = importlib.import_module(OURS)
-        self.own_spec = module.__spec__
-        return module
+    """Puts the library's own module in the place of the empty one that the import system made."""
 
     def exec_module(self, module: ModuleType) -> None:
-        # the import system has written its spec into the module, which is executed already
-        module.__spec__ = self.own_spec
+        importlib.import_module(OURS)
         adopt()
 
 
@@ -99,12 +92,10 @@ def install(*, first: bool = False) -> None:
 
 def _theirs() -> ModuleSpec | None:
     """The first module of that name on the path that is not the checkout's own folder."""
+    ours = (Path(__file__).parent / NAME / "__init__.py").resolve()
     for entry in sys.path:
-        spec = PathFinder.find_spec(NAME, [entry or os.getcwd()])
-        if spec is not None and spec.origin is not None and not _is_ours(Path(spec.origin)):
+        spec = PathFinder.find_spec(NAME, [entry])
+        # a folder without __init__.py has no origin: it is no module of anybody's
+        if spec is not None and spec.origin is not None and Path(spec.origin).resolve() != ours:
             return spec
     return None
-
-
-def _is_ours(file: Path) -> bool:
-    return file.resolve() == (Path(__file__).parent / NAME / "__init__.py").resolve()
