@@ -10,7 +10,6 @@ costs/, routers/, surrogate.safetensors            what later stages and command
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flextron_lit.files.damage import damage, read_json
-from flextron_lit.files.digest import sha256_of
+from flextron_lit.files.digest import sha256_of, sha256_of_json
 from flextron_lit.space import ElasticSpace
 
 FORMAT_VERSION = 1
@@ -87,9 +86,7 @@ def read(folder: Path) -> FlextronCheckpoint:
         ValueError: if the folder is no Flextron checkpoint, or was written by a newer version, or is damaged.
     """
     record = read_record(folder)
-    for name in (CONFIG, ORDER):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is damaged: it has no {name}; {MEND}")
+    _demand(folder, CONFIG, ORDER)
     with damage(folder, MEND):
         space = ElasticSpace.from_json(record["space"])
         history = [dict(row) for row in record["history"]]
@@ -122,9 +119,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / WEIGHTS).is_file() and (folder / WEIGHT_INDEX).is_file():
         with damage(folder / WEIGHT_INDEX, MEND):
             names = sorted(set(read_json(folder / WEIGHT_INDEX)["weight_map"].values()))
-    for name in names:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is damaged: it has no {name}; {MEND}")
+    _demand(folder, *names)
     return [folder / name for name in names]
 
 
@@ -140,9 +135,8 @@ def verify(folder: Path) -> list[str]:
     record = read_record(folder)
     with damage(folder, MEND):
         written = dict(record.get("sha256", {}))
+    _demand(folder, *written)
     for name, digest in written.items():
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is damaged: it has no {name}; {MEND}")
         found = record_digest(record) if name == RECORD else sha256_of(folder / name)
         if found != digest:
             raise ValueError(
@@ -161,7 +155,7 @@ def digest(folder: Path) -> str:
     written = {name: sha256 for name, sha256 in read_record(folder).get("sha256", {}).items() if name != RECORD}
     # written before digests were noted
     known = written or {file.name: sha256_of(file) for file in weight_files(folder)}
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(known)
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
@@ -192,6 +186,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def _demand(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is damaged: it has no {name}; {MEND}")
+
+
 def _order(stored: Mapping[str, Tensor], space: ElasticSpace) -> list[Tensor]:
     order = [stored[block.name].long() for block in space.blocks]
     for block, units in zip(space.blocks, order, strict=True):
@@ -204,5 +204,4 @@ def record_digest(record: Mapping[str, Any]) -> str:
     """Of everything in `flextron.json` but the digests themselves."""
     content = {key: value for key, value in record.items() if key != "sha256"}
     # through JSON once, so that a tuple or an integer key counts as what it will be read as
-    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of_json(json.loads(json.dumps(content)))

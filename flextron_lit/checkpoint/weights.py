@@ -33,11 +33,6 @@ class Header:
     dtype: str
     """As safetensors writes it: F32, BF16."""
 
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
 
 class Weights:
     """The full network's weights, of a checkpoint whose files `checkpoint.read` has found whole.
@@ -78,7 +73,7 @@ def count_parameters(headers: Mapping[str, Header], *, tied: bool) -> dict[str, 
     for name, header in headers.items():
         if not (tied and name == OUTPUT):
             part = part_of(name)
-            counted[part] = counted.get(part, 0) + header.numel
+            counted[part] = counted.get(part, 0) + prod(header.shape)
     return counted
 
 

@@ -25,7 +25,7 @@ from flextron_lit.checkpoint.folder import (
 )
 from flextron_lit.files.digest import sha256_of
 from flextron_lit.files.whole_file import json_text, whole_file, write_json
-from flextron_lit.files.whole_folder import write_whole
+from flextron_lit.files.whole_folder import files_in, write_whole
 from flextron_lit.space import ElasticSpace
 
 if TYPE_CHECKING:
@@ -59,9 +59,12 @@ def write(
     Raises:
         ValueError: if the folder cannot be written, or the disk is full; an earlier checkpoint stays as it was.
     """
+    from flextron_lit.terminal.progress import quiet_transformers
 
     def fill(partial: Path) -> None:
-        _save_model(partial, backbone, tokenizer, state_dict)
+        with quiet_transformers():
+            backbone.model.save_pretrained(partial, state_dict=dict(state_dict) if state_dict else None)
+        tokenizer.save_pretrained(partial)
         named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
         save_file(named, partial / ORDER)
         _add(partial, files or {})
@@ -95,9 +98,10 @@ def extend(
     """
     known = read(source)
     noted = dict(read_record(source).get("sha256", {}))
-    there = {str(path.relative_to(source)): path for path in sorted(source.rglob("*")) if path.is_file()}
     replaced = (RECORD, *files)
-    kept = {name: path for name, path in there.items() if name not in replaced and not name.startswith(without)}
+    kept = {
+        name: path for name, path in files_in(source).items() if name not in replaced and not name.startswith(without)
+    }
 
     def fill(partial: Path) -> None:
         for name, path in kept.items():
@@ -157,22 +161,9 @@ def _link(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _save_model(
-    folder: Path,
-    backbone: ElasticBackbone,
-    tokenizer: PreTrainedTokenizerBase,
-    state_dict: Mapping[str, Tensor] | None,
-) -> None:
-    from flextron_lit.terminal.progress import quiet_transformers
-
-    with quiet_transformers():
-        backbone.model.save_pretrained(folder, state_dict=dict(state_dict) if state_dict else None)
-    tokenizer.save_pretrained(folder)
-
-
 def _write_record(folder: Path, record: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:
     """Seal the folder; `known` digests are of files that another checkpoint shares."""
-    files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = files_in(folder)
     digests = {name: (known or {}).get(name) or sha256_of(path) for name, path in files.items()}
     sealed = {**record, "sha256": {**digests, RECORD: record_digest(record)}}
     write_json(folder / RECORD, sealed)

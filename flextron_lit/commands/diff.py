@@ -20,6 +20,7 @@ from flextron_lit.checkpoint import FlextronCheckpoint
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
 from flextron_lit.checkpoint.weights import OTHER, PARTS, Weights, part_of
 from flextron_lit.files.differences import differences
+from flextron_lit.files.whole_folder import files_in
 from flextron_lit.space import ElasticSpace
 from flextron_lit.terminal.console import end_with_the_reader, ranges, show, two_columns
 
@@ -119,7 +120,7 @@ def _other_files(before: Path, after: Path) -> Iterator[str]:
 def _names(folder: Path) -> set[str]:
     apart = {checkpoint.CONFIG, checkpoint.RECORD, checkpoint.ORDER, checkpoint.WEIGHT_INDEX}
     apart |= {file.name for file in checkpoint.weight_files(folder)}
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - apart
+    return set(files_in(folder)) - apart
 
 
 # --- weights ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import FOLDER_HELP, Location, locate
 from flextron_lit.checkpoint.weights import OUTPUT, Header, Weights, count_parameters
 from flextron_lit.files.damage import damage, read_json
+from flextron_lit.files.whole_folder import files_in
 from flextron_lit.space import KINDS, ElasticSpace
 from flextron_lit.terminal.console import end_with_the_reader, huge, ranges, settings, short, show, two_columns
 
@@ -45,7 +46,7 @@ def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
     folder = location.checkpoint
     record = checkpoint.read(folder)
     verified = checkpoint.verify(folder) if verify else None
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {name: path.stat().st_size for name, path in files_in(folder).items()}
     return {
         "checkpoint": str(folder),
         "run_folder": None if location.run_folder is None else str(location.run_folder.path),

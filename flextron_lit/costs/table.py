@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flextron_lit.files.digest import sha256_of_json
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 
@@ -97,7 +96,7 @@ class CostTable:
     @cached_property
     def sha256(self) -> str:
         """Digest of all of it: a router belongs to one table."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return sha256_of_json(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """All of it, JSON-able."""

@@ -7,11 +7,11 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, Subset
 
 from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.encoding import tokenizer_fingerprint
-from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, shares
+from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, batched, shares
 from flextron_lit.data.packing import Block
 from flextron_lit.data.streams import Split
 from flextron_lit.data.tokenized import TokenizedDomain, tokenized
@@ -123,15 +123,15 @@ class TextDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Block]]:
         """One loader a domain."""
-        return self._evaluation("validation")
+        return [self._evaluation_loader(name, "validation") for name in self.domains]
 
     def test_dataloader(self) -> list[DataLoader[Block]]:
         """One loader a domain."""
-        return self._evaluation("test")
+        return [self._evaluation_loader(name, "test") for name in self.domains]
 
     def predict_dataloader(self) -> list[DataLoader[Block]]:
         """The test documents."""
-        return self._evaluation("test")
+        return self.test_dataloader()
 
     def calibration_batches(
         self,
@@ -158,21 +158,16 @@ class TextDataModule(LightningDataModule):
             raise ValueError(f"there is no domain {unknown[0]!r}; there are {', '.join(self.domains)}")
         if tokens < 1:
             raise ValueError(f"calibration needs 1 token or more, not {tokens}")
-        dataset = self._dataset("train", names, block_size)
-        counts = shares(-(-tokens // dataset.block_size), [self.domains[name].weight for name in names])
-        chosen: list[int] = []
-        offset = 0
-        for name, size, count in zip(names, dataset.sizes, counts, strict=True):
+        num_blocks = -(-tokens // (block_size or self.block_size))
+        counts = shares(num_blocks, [self.domains[name].weight for name in names])
+        blocks: list[Block] = []
+        for name, count in zip(names, counts, strict=True):
+            dataset = self._dataset("train", [name], block_size)
+            size = len(dataset)
             if count > size:
                 raise ValueError(f"calibration on {tokens} tokens needs {count} blocks of domain {name}; it has {size}")
-            chosen += [offset + i for i in _evenly(size, count)]
-            offset += size
-        size = batch_size or self.batch_size
-        batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
-        return [default_collate([dataset[i] for i in batch]) for batch in batches]
-
-    def _evaluation(self, split: Split) -> list[DataLoader[Block]]:
-        return [self._evaluation_loader(name, split) for name in self.domains]
+            blocks += [dataset[i] for i in _evenly(size, count)]
+        return [*batched(blocks, batch_size or self.batch_size)]
 
     def _evaluation_loader(self, name: str, split: Split) -> DataLoader[Block]:
         """Blocks spread evenly over the held-out stream, so that as many documents as possible are seen."""

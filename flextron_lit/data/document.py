@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 Message = dict[str, str]
 """`role` and `content`."""
 
@@ -23,11 +24,13 @@ class Conversation:
 
 
 Document = str | Conversation
+CALLED: dict[type, str] = {str: "text", list: "messages"}
 
 
 def content_of(document: Document) -> bytes:
-    """What a document's fingerprint is of."""
-    return (document if isinstance(document, str) else json.dumps(document.messages)).encode()
+    """What a document's fingerprint is of; its length comes first, since it counts where a document ends."""
+    content = (document if isinstance(document, str) else json.dumps(document.messages)).encode()
+    return len(content).to_bytes(8, "little") + content
 
 
 def text_in(place: str, row: Any, field: str) -> str:
@@ -41,10 +44,7 @@ def text_in(place: str, row: Any, field: str) -> str:
     Raises:
         ValueError: if there is none; naming what the row has.
     """
-    value = _value(row, field)
-    if not isinstance(value, str):
-        raise ValueError(f"{place} has no text in field {field!r}; it has {_held(row, field)}")
-    return checked(place, value)
+    return checked(place, _field(place, row, field, str))
 
 
 def conversation_in(place: str, row: Any, field: str) -> Conversation:
@@ -58,10 +58,8 @@ def conversation_in(place: str, row: Any, field: str) -> Conversation:
     Raises:
         ValueError: if there is none, or it is no conversation; naming the message.
     """
-    value = _value(row, field)
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{place} has no messages in field {field!r}; it has {_held(row, field)}")
-    messages = [_message(f"{place} message {number},", message) for number, message in enumerate(value, 1)]
+    given = _field(place, row, field, list)
+    messages = [_message(f"{place} message {number},", message) for number, message in enumerate(given, 1)]
     _check_turns(place, [message["role"] for message in messages])
     return Conversation(place, messages)
 
@@ -86,8 +84,12 @@ def _encodable(place: str, text: str) -> str:
     return text
 
 
-def _value(row: Any, field: str) -> Any:
-    return row.get(field) if isinstance(row, dict) else None
+def _field(place: str, row: Any, field: str, kind: type[T]) -> T:
+    """What a row has there, if it is of the kind; an empty list is no messages."""
+    value = row.get(field) if isinstance(row, dict) else None
+    if not isinstance(value, kind) or value == []:
+        raise ValueError(f"{place} has no {CALLED[kind]} in field {field!r}; it has {_held(row, field)}")
+    return value
 
 
 def _held(row: Any, field: str) -> str:
@@ -101,9 +103,7 @@ def _held(row: Any, field: str) -> str:
 
 def _message(place: str, message: Any) -> Message:
     role = text_in(place, message, "role")
-    content = _value(message, "content")
-    if not isinstance(content, str):
-        raise ValueError(f"{place} has no text in field 'content'; it has {_held(message, 'content')}")
+    content = _field(place, message, "content", str)
     if role == "assistant":
         checked(place, content)
     # tool calls, weights and the like would change what is to be learnt

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from flextron_lit.data.document import Conversation, Document, Message
+from flextron_lit.data.document import Conversation, Document
+from flextron_lit.files.digest import sha256_of_json
 
 GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 """How a chat template marks what the assistant writes, if it does."""
@@ -54,8 +57,7 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
             f"format chat needs a chat template, and the tokenizer of {tokenizer.name_or_path} has none; take an "
             "instruct model's tokenizer, or put a chat_template.jinja beside tokenizer.json"
         )
-    rules = [tokenizer.get_chat_template(), tokenizer.special_tokens_map]
-    return hashlib.sha256(json.dumps(rules, default=str, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json([tokenizer.get_chat_template(), tokenizer.special_tokens_map])
 
 
 def encode(batch: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
@@ -97,22 +99,23 @@ def _incremental(conversations: list[Conversation], tokenizer: PreTrainedTokeniz
 
 
 def _chain(conversation: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    chain = []
-    for index, message in enumerate(conversation.messages):
-        if message["role"] == "assistant":
-            before = conversation.messages[:index]
-            chain.append(_rendered(conversation.place, before, tokenizer, add_generation_prompt=True))
-            chain.append(_rendered(conversation.place, [*before, message], tokenizer))
+    messages, chain = conversation.messages, []
+    render: Any = partial(tokenizer.apply_chat_template, tokenize=False)
+    with _refusal(conversation):
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                chain.append(render(messages[:index], add_generation_prompt=True))
+                chain.append(render(messages[: index + 1]))
     return chain
 
 
-def _rendered(
-    place: str, messages: list[Message], tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool = False
-) -> str:
+@contextmanager
+def _refusal(conversation: Conversation) -> Iterator[None]:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except TemplateError as error:
-        raise ValueError(f"{place} is refused by the tokenizer's chat template: {error}") from error
+        yield
+    except (TemplateError, OverflowError) as error:
+        # transformers overflows on a mark around nothing
+        raise ValueError(f"{conversation.place} is refused by the tokenizer's chat template: {error}") from error
 
 
 def with_answers(place: str, chain: list[list[int]]) -> Encoded:
@@ -140,13 +143,9 @@ def with_answers(place: str, chain: list[list[int]]) -> Encoded:
 
 def _marked(conversation: Conversation, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     """What the template itself marks as the assistant's."""
-    try:
-        made: Any = tokenizer.apply_chat_template(
-            conversation.messages, return_dict=True, return_assistant_tokens_mask=True
-        )
-    except (TemplateError, OverflowError) as error:
-        # transformers overflows on a mark around nothing
-        raise ValueError(f"{conversation.place} is refused by the tokenizer's chat template: {error}") from error
+    render: Any = tokenizer.apply_chat_template
+    with _refusal(conversation):
+        made = render(conversation.messages, return_dict=True, return_assistant_tokens_mask=True)
     predicted = [bool(value) for value in made["assistant_masks"]]
     stretches = sum(now and not before for before, now in pairwise([False, *predicted]))
     answers = sum(message["role"] == "assistant" for message in conversation.messages)

@@ -43,11 +43,10 @@ def row_documents(name: str, rows: Iterable[Row], domain: TextDomain) -> Iterato
         ValueError: if there is no row, or one holds no document; naming it.
     """
     read = conversation_in if domain.format == "chat" else text_in
-    empty = True
+    place = None
     for place, row in rows:
-        empty = False
         yield read(place, row, domain.field_name)
-    if empty:
+    if place is None:
         raise ValueError(f"{name} holds no row; take it out")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from flextron_lit.data.packing import Block, block, num_blocks
+from flextron_lit.data.packing import Block, block
 from flextron_lit.data.streams import TokenStream
 
 
@@ -18,7 +19,8 @@ class BlockDataset(Dataset[Block]):
     def __init__(self, streams: Sequence[TokenStream], block_size: int) -> None:
         self.streams = streams
         self.block_size = block_size
-        self.sizes = [num_blocks(stream, block_size) for stream in streams]
+        # whole blocks; the rest is left out
+        self.sizes = [len(stream.tokens) // block_size for stream in streams]
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -143,7 +145,12 @@ class ResumableLoader(DataLoader[Any]):
 def in_order(loader: DataLoader[Any]) -> Iterator[Any]:
     """The batches of a loader that does not shuffle, without the global random number that its iterator draws."""
     dataset: Any = loader.dataset
-    size = loader.batch_size
-    assert size is not None
-    for start in range(0, len(dataset), size):
-        yield default_collate([dataset[index] for index in range(start, min(start + size, len(dataset)))])
+    assert loader.batch_size is not None
+    return batched((dataset[index] for index in range(len(dataset))), loader.batch_size)
+
+
+def batched(blocks: Iterable[Block], size: int) -> Iterator[Block]:
+    """Blocks in batches of at most so many."""
+    remaining = iter(blocks)
+    while batch := list(islice(remaining, size)):
+        yield default_collate(batch)

@@ -42,11 +42,6 @@ def block(stream: TokenStream, index: int, block_size: int) -> Block:
     return {"input_ids": tokens, "position_ids": positions, "labels": labels}
 
 
-def num_blocks(stream: TokenStream, block_size: int) -> int:
-    """Whole blocks of a stream; the rest is left out."""
-    return len(stream.tokens) // block_size
-
-
 def file_batches(path: Path, tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[dict[str, Tensor]]:
     """The first tokens of a text file, a batch a block of `FILE_BLOCK` tokens, or of all if there are fewer.
 

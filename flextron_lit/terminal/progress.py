@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,17 +14,14 @@ from transformers.utils import logging as transformers_logging
 T = TypeVar("T")
 
 
-def progress(items: Sequence[T], description: str) -> Iterable[T]:
+def progress(items: Sequence[T], description: str) -> Iterator[T]:
     """Go through items and show how far it is."""
     console = Console(stderr=True)
     if console.is_terminal:
-        return track(items, description=description, console=console, transient=True)
-    return _announced(items, description)
-
-
-def _announced(items: Sequence[T], description: str) -> Iterator[T]:
-    rank_zero_info(description)
-    yield from items
+        yield from track(items, description=description, console=console, transient=True)
+    else:
+        rank_zero_info(description)
+        yield from items
 
 
 @contextmanager

@@ -8,11 +8,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from flextron_lit.data import TextDomain, texts
+from flextron_lit.data import TextDomain
 from flextron_lit.data.texts import documents
 from flextron_lit.files.cache import cache_root, cached_folder, drop
-from flextron_lit.sources import dense_models as models
-from flextron_lit.sources import fetch_wheel, load_dense, load_tokenizer, parse_source, resolve_model, wheel
+from flextron_lit.sources import fetch_wheel, hub, load_dense, load_tokenizer, parse_source, resolve_model, wheel
 from flextron_lit.sources.notation import SHA256, Source
 from tests.front_door import ROOT
 
@@ -201,8 +200,7 @@ def test_a_name_that_is_nowhere_says_that_both_places_were_looked_at(read, monke
     def refuse(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(models, "snapshot_download", refuse)
-    monkeypatch.setattr(texts, "snapshot_download", refuse)
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
     with pytest.raises(ValueError, match=r"no local folder runs/typo, and it cannot be fetched .*: no network"):
         read("runs/typo")
 
