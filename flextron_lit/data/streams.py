@@ -50,16 +50,14 @@ def append(folder: Path, split: Split, documents: Sequence[Encoded], dtype: np.d
     masks = [document.predicted for document in documents if document.predicted is not None]
     assert len(masks) in (0, len(documents)), "a stream has a mask or has none"
     assert all(len(mask) == length for mask, length in zip(masks, lengths, strict=False)), "one mask value a token"
-    tokens = folder / f"{split}.tokens"
-    first = tokens.stat().st_size // dtype.itemsize if tokens.exists() else 0
-    parts = {
-        "tokens": np.concatenate([document.ids for document in documents]).astype(dtype),
-        "starts": np.cumsum([first, *lengths[:-1]], dtype=np.int64),
-        **({"predicted": np.concatenate(masks).astype(np.bool_)} if masks else {}),
-    }
-    for kind, values in parts.items():
-        with (folder / f"{split}.{kind}").open("ab") as file:
-            file.write(values.tobytes())
+    with (folder / f"{split}.tokens").open("ab") as file:
+        first = file.tell() // dtype.itemsize
+        file.write(np.concatenate([document.ids for document in documents]).astype(dtype).tobytes())
+    with (folder / f"{split}.starts").open("ab") as file:
+        file.write(np.cumsum([first, *lengths[:-1]], dtype=np.int64).tobytes())
+    if masks:
+        with (folder / f"{split}.predicted").open("ab") as file:
+            file.write(np.concatenate(masks).astype(np.bool_).tobytes())
 
 
 def write_record(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
