@@ -3,8 +3,6 @@
 The word is common. So nothing of ours is installed under it, and whoever has a `callbacks` of their own keeps it.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ costs/, routers/, surrogate.safetensors            what later stages and command
 ```
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """An elastic network in memory: from a checkpoint or a dense model, or with random weights where only time matters."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which Flextron checkpoint a folder named on the command line means."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

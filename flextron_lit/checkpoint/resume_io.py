@@ -1,7 +1,5 @@
 """How the state of an unfinished run reaches the disk."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

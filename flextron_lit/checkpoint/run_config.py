@@ -1,7 +1,5 @@
 """The config that a run folder keeps: one name for every class, and older ones in today's form."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Mapping

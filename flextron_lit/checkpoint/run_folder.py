@@ -1,7 +1,5 @@
 """A run folder is a promise: the same command resumes what is unfinished and never repeats what is done."""
 
-from __future__ import annotations
-
 import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Mapping

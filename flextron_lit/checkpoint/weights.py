@@ -1,7 +1,5 @@
 """The weights of a checkpoint, tensor by tensor and never all at once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod

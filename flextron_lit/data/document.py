@@ -1,7 +1,5 @@
 """What a document is: plain text, or a conversation whose answers are to be learnt."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """A text domain: where its documents come from and how they are read."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args

@@ -1,7 +1,5 @@
 """Documents to token ids, and which of a conversation's tokens are its answers."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

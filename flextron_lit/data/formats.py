@@ -1,7 +1,5 @@
 """File contents to documents."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from typing import IO, Any

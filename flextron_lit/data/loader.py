@@ -1,7 +1,5 @@
 """Which blocks come when: an order that depends on seed and epoch alone, and a loader that resumes within it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any

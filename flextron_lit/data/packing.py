@@ -1,7 +1,5 @@
 """Blocks of equal length cut from a stream of documents."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

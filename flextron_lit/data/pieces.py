@@ -1,7 +1,5 @@
 """One long text as several documents, so that some of it can be held out (ours)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 CHARACTERS = 4000

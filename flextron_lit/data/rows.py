@@ -1,7 +1,5 @@
 """Files and data sets of rows: each row with its place, for errors. Nothing is held but the rows at hand."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

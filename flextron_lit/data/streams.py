@@ -1,7 +1,5 @@
 """Streams of tokens on disk: appended to batch by batch, opened by memory-mapping, checked against their record."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Made-up English with a structure to learn, for runs that must need no files."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The documents of a domain, and a fingerprint of their content."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import pydoc_data.topics

@@ -1,7 +1,5 @@
 """A domain's documents as tokens on disk: made once, keyed by content, tokenizer and settings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count

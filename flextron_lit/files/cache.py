@@ -1,7 +1,5 @@
 """The cache folder: entries appear whole or not at all, and two processes do not make the same one twice."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Reading what may be damaged: one clear error that names the file, and what to do about it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Where two nested values differ, key by key."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """With what a result was made."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from datetime import datetime

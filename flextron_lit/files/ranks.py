@@ -1,7 +1,5 @@
 """Values of all data-parallel ranks."""
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import torch

@@ -1,7 +1,5 @@
 """Pretrained models from any source, as local Hugging Face folders."""
 
-from __future__ import annotations
-
 import shutil
 import zipfile
 from functools import partial

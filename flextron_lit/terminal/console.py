@@ -1,7 +1,5 @@
 """How commands print: rich tables of plain text, numbers that can be read."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise

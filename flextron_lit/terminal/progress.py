@@ -1,7 +1,5 @@
 """Progress of long work: a bar on a terminal, one line elsewhere."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
