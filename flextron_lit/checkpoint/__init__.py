@@ -1,16 +1,26 @@
-"""The Flextron checkpoint, the run folder around it, and the elastic network that is read from it."""
+"""The Flextron checkpoint, the run folder around it, and the elastic network that is read from it.
+
+In reading order:
+
+- `folder`: what lies in a Flextron checkpoint; reading it, and noticing damage
+- `writing`: writing one whole, or as another with some files more
+- `weights`: its tensors one by one, for `info` and `diff`
+- `in_memory`: from a checkpoint or dense model to a network that computes and answers budgets
+- `run_folder`: what a run keeps, and whether it is new, to be resumed or finished: here a run resumes, `begin`
+- `run_config`: the config that it keeps, and that of a run of an older program
+- `resume_io`: how the state of an unfinished run reaches the disk (what is in it: `callbacks/exact_resume.py`)
+- `location`: which checkpoint a folder on the command line means
+"""
 
 from flextron_lit.checkpoint.folder import (
     CONFIG,
-    ORDER,
     RECORD,
-    WEIGHT_INDEX,
-    WEIGHTS,
     FlextronCheckpoint,
     StageRecord,
     digest,
     evaluations,
     is_flextron,
+    other_files,
     read,
     read_config,
     verify,
@@ -20,10 +30,7 @@ from flextron_lit.checkpoint.writing import extend, note_evaluation, write
 
 __all__ = [
     "CONFIG",
-    "ORDER",
     "RECORD",
-    "WEIGHTS",
-    "WEIGHT_INDEX",
     "FlextronCheckpoint",
     "StageRecord",
     "digest",
@@ -31,6 +38,7 @@ __all__ = [
     "extend",
     "is_flextron",
     "note_evaluation",
+    "other_files",
     "read",
     "read_config",
     "verify",

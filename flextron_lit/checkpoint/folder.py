@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.digest import sha256_of, sha256_of_json
+from flextron_lit.files.whole_folder import files_in
 from flextron_lit.space import ElasticSpace
 
 FORMAT_VERSION = 1
@@ -67,9 +68,6 @@ class FlextronCheckpoint:
     space: ElasticSpace
     order: list[Tensor]
     history: list[dict[str, Any]]
-
-
-# --- reading ----------------------------------------------------------------------------------------------------
 
 
 def is_flextron(folder: Path) -> bool:
@@ -119,6 +117,16 @@ def weight_files(folder: Path) -> list[Path]:
             names = sorted(set(read_json(folder / WEIGHT_INDEX)["weight_map"].values()))
     _demand(folder, *names)
     return [folder / name for name in names]
+
+
+def other_files(folder: Path) -> dict[str, Path]:
+    """Files beside config, record, order and weights, by their path in the folder: tokenizer, cost tables, routers.
+
+    Raises:
+        ValueError: if a weight file is missing.
+    """
+    network = {CONFIG, RECORD, ORDER, WEIGHT_INDEX, *(file.name for file in weight_files(folder))}
+    return {name: path for name, path in files_in(folder).items() if name not in network}
 
 
 def verify(folder: Path) -> list[str]:

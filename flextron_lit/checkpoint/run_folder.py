@@ -10,12 +10,11 @@ from typing import Any, Literal
 import yaml
 
 from flextron_lit.files.damage import damage, read_json
-from flextron_lit.files.differences import differences
+from flextron_lit.files.differences import differences, listed
 from flextron_lit.files.whole_file import write_json, write_text
 
 Status = Literal["new", "unfinished", "finished"]
 CONFIG, STATUS = "config.yaml", "status.json"
-LISTED_CHANGES = 12
 
 
 class RunFolder:
@@ -119,10 +118,9 @@ class RunFolder:
         assert before is not None
         changes = list(differences(before, config)) and list(differences(today(before), config))
         if changes:
-            shown = "\n  ".join(changes[:LISTED_CHANGES])
-            more = f"\n  and {len(changes) - LISTED_CHANGES} more" if len(changes) > LISTED_CHANGES else ""
+            shown = "\n".join(listed(changes))
             raise ValueError(
-                f"{self.path} holds a run ({status}) with another config:\n  {shown}{more}\n"
+                f"{self.path} holds a run ({status}) with another config:\n{shown}\n"
                 "Name another --run_folder, or start anew with --fresh (which deletes what is there)"
             )
         if status == "unfinished" and not self.resume_state.exists():

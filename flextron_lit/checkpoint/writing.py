@@ -61,7 +61,8 @@ def write(
     """
     from flextron_lit.terminal.progress import quiet_transformers
 
-    def fill(partial: Path) -> None:
+    weights = state_dict.values() if state_dict else backbone.model.parameters()
+    with write_whole(folder, size=sum(weight.nbytes for weight in weights)) as partial:
         with quiet_transformers():
             backbone.model.save_pretrained(partial, state_dict=dict(state_dict) if state_dict else None)
         tokenizer.save_pretrained(partial)
@@ -69,9 +70,6 @@ def write(
         save_file(named, partial / ORDER)
         _add(partial, files or {})
         _write_record(partial, _record(backbone.space, history))
-
-    weights = state_dict.values() if state_dict else backbone.model.parameters()
-    write_whole(folder, fill, size=sum(weight.nbytes for weight in weights))
 
 
 def extend(
@@ -102,16 +100,13 @@ def extend(
     kept = {
         name: path for name, path in files_in(source).items() if name not in replaced and not name.startswith(without)
     }
-
-    def fill(partial: Path) -> None:
+    with write_whole(folder, size=sum(path.stat().st_size for path in kept.values())) as partial:
         for name, path in kept.items():
             _link(path, partial / name)
         _add(partial, files)
         record = _record(known.space, known.history if history is None else history)
         # what was noted before, so that damage since then is still noticed
         _write_record(partial, record, {name: digest for name, digest in noted.items() if name in kept})
-
-    write_whole(folder, fill, size=sum(path.stat().st_size for path in kept.values()))
 
 
 def note_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:

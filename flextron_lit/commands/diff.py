@@ -19,14 +19,12 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint import FlextronCheckpoint
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
 from flextron_lit.checkpoint.weights import OTHER, PARTS, Weights, part_of
-from flextron_lit.files.differences import differences
-from flextron_lit.files.whole_folder import files_in
+from flextron_lit.files.differences import differences, listed
 from flextron_lit.space import ElasticSpace
 from flextron_lit.terminal.console import end_with_the_reader, ranges, show, two_columns
 
 CHUNK = 1 << 22
 """Elements compared at once: bounds what a large embedding needs in float64."""
-LISTED = 12
 LINE = 160
 NAMED_TENSORS = 5
 
@@ -107,20 +105,14 @@ def moved_units(before: FlextronCheckpoint, after: FlextronCheckpoint) -> dict[s
 
 def _other_files(before: Path, after: Path) -> Iterator[str]:
     """Differing files beside those that are compared by what they say: tokenizer, cost tables, routers."""
-    old, new = _names(before), _names(after)
-    for name in sorted(old | new):
+    old, new = checkpoint.other_files(before), checkpoint.other_files(after)
+    for name in sorted(old.keys() | new.keys()):
         if name not in new:
             yield f"{name}: only in the first"
         elif name not in old:
             yield f"{name}: only in the second"
-        elif not filecmp.cmp(before / name, after / name, shallow=False):
+        elif not filecmp.cmp(old[name], new[name], shallow=False):
             yield f"{name}: differs"
-
-
-def _names(folder: Path) -> set[str]:
-    apart = {checkpoint.CONFIG, checkpoint.RECORD, checkpoint.ORDER, checkpoint.WEIGHT_INDEX}
-    apart |= {file.name for file in checkpoint.weight_files(folder)}
-    return set(files_in(folder)) - apart
 
 
 # --- weights ----------------------------------------------------------------------------------------------------
@@ -223,10 +215,7 @@ def report(difference: Mapping[str, Any]) -> Iterator[Table | str]:
 
 
 def _listed(lines: Sequence[str]) -> Iterator[str]:
-    for line in lines[:LISTED]:
-        yield f"  {line if len(line) <= LINE else line[:LINE] + ' ...'}"
-    if len(lines) > LISTED:
-        yield f"  and {len(lines) - LISTED} more"
+    return listed([line if len(line) <= LINE else f"{line[:LINE]} ..." for line in lines])
 
 
 def _weights(weights: Mapping[str, Any]) -> Iterator[Table | str]:

@@ -1,4 +1,16 @@
-"""Text for training and evaluation: domains, tokenised once, packed, mixed, loaded resumably."""
+"""Text for training and evaluation: domains, tokenised once, packed, mixed, loaded resumably.
+
+In reading order, as a text goes:
+
+- `datamodule`: the whole of it, as Lightning asks for it
+- `domain`: where the documents of a domain come from and how they are read
+- `texts`: its documents one by one, from files, wheels, data sets, Python's own documentation or `tales`
+- `formats`: from a file's bytes to documents, over `rows` where it has rows; `pieces` cuts one long text
+- `document`: what a document is, text or conversation, and what is none
+- `tokenized`: here text is tokenised, once: documents split, `encoding` into tokens, `streams` of them in the cache
+- `packing`: blocks cut from a stream
+- `loader`: which blocks come when, and going on where a run was left
+"""
 
 from flextron_lit.data.datamodule import TextDataModule
 from flextron_lit.data.domain import TextDomain

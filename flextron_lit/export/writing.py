@@ -59,9 +59,8 @@ def export(loaded: Loaded, folder: Path, form: Form, origin: Origin, batches: Se
     rounded = verification.elastic_logits(backbone, sub_network)
     small = cut_out(backbone, sub_network)
     written = in_form(small, loaded.tokenizer, form, folder.name)
-    results: list[Verified] = []
-
-    def fill(partial: Path) -> None:
+    # the same care as for a checkpoint: a sibling is filled, then renamed into place
+    with write_whole(folder, size=sum(p.nbytes for p in small.model.parameters())) as partial:
         written.write(partial)
         model = written.read(partial)
         verification.demand_equal(verification.logits(model), rounded)
@@ -69,19 +68,14 @@ def export(loaded: Loaded, folder: Path, form: Form, origin: Origin, batches: Se
             written.quantise(partial)
             model = written.read(partial)
         found = verification.logits(model)
-        results.append(
-            Verified(
-                difference=verification.difference(found, in_full),
-                agreement=verification.agreement(found, in_full),
-                loss=verification.mean_loss(model, batches) if batches else None,
-                elastic_loss=elastic_loss,
-            )
+        verified = Verified(
+            difference=verification.difference(found, in_full),
+            agreement=verification.agreement(found, in_full),
+            loss=verification.mean_loss(model, batches) if batches else None,
+            elastic_loss=elastic_loss,
         )
-        _describe(partial, folder.name, origin, small, written, form, results[0], backbone)
-
-    # the same care as for a checkpoint: a sibling is filled, then renamed into place
-    write_whole(folder, fill, size=sum(p.nbytes for p in small.model.parameters()))
-    return results[0]
+        _describe(partial, folder.name, origin, small, written, form, verified, backbone)
+    return verified
 
 
 def round_weights(backbone: ElasticBackbone, dtype: torch.dtype) -> None:

@@ -1,7 +1,9 @@
 """Where two nested values differ, key by key."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+LISTED = 12
 
 
 def differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
@@ -11,3 +13,10 @@ def differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
             yield from differences(before.get(name), after.get(name), f"{key}.{name}" if key else str(name))
     elif before != after:
         yield f"{key}: {before!r} -> {after!r}"
+
+
+def listed(lines: Sequence[str]) -> Iterator[str]:
+    """As many lines as one reads, indented, and how many more there are."""
+    yield from (f"  {line}" for line in lines[:LISTED])
+    if len(lines) > LISTED:
+        yield f"  and {len(lines) - LISTED} more"

@@ -1,16 +1,12 @@
 """Digests: of files, so that damage is noticed before it is used; of tokens, so that nothing is measured twice."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    # `info` reads files alone and must not wait for torch
-    from torch import Tensor
+from torch import Tensor
 
 
 def sha256_of(path: Path) -> str:

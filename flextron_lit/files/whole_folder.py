@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,12 +44,12 @@ def recover(folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_whole(folder: Path, fill: Callable[[Path], None], *, size: int) -> None:
-    """Fill a folder as `whole_folder`, and say what to do where that cannot be.
+@contextmanager
+def write_whole(folder: Path, *, size: int) -> Iterator[Path]:
+    """As `whole_folder`, and says what to do where the folder cannot be written.
 
     Args:
         folder: what is to be there; an existing one is replaced.
-        fill: writes the sibling that it is given.
         size: room that it needs at least, in bytes.
 
     Raises:
@@ -59,7 +59,7 @@ def write_whole(folder: Path, fill: Callable[[Path], None], *, size: int) -> Non
         raise ValueError(f"cannot write {folder}: a file of that name exists; name another place")
     try:
         with whole_folder(folder) as partial:
-            fill(partial)
+            yield partial
     except Exception as error:
         number = _error_number(error)
         if number is None:
