@@ -45,8 +45,9 @@ class Weights:
         for path in checkpoint.weight_files(folder):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  # no mapping
+                    tensor: Any = file.get_slice(name)
                     self._files[name] = path
-                    self.headers[name] = _header(file.get_slice(name))
+                    self.headers[name] = Header(tuple(tensor.get_shape()), tensor.get_dtype())
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor."""
@@ -73,7 +74,3 @@ def count_parameters(headers: Mapping[str, Header], *, tied: bool) -> dict[str, 
             part = part_of(name)
             counted[part] = counted.get(part, 0) + prod(header.shape)
     return counted
-
-
-def _header(tensor: Any) -> Header:
-    return Header(tuple(tensor.get_shape()), tensor.get_dtype())

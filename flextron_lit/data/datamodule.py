@@ -84,8 +84,7 @@ class TextDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the token streams."""
-        if not self._tokenized:
-            self._tokenized = self._load()
+        self._tokenized = self._tokenized or self._load()
 
     def _load(self) -> dict[str, TokenizedDomain]:
         if self.tokenizer is None:

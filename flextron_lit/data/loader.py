@@ -68,6 +68,7 @@ def mixed_order(sizes: Sequence[int], weights: Sequence[float], *, epoch: int, s
 
 
 def _permutation(size: int, name: str) -> list[int]:
+    # Python's own hash of a text differs between processes; the largest prime below 2**63 keeps every character in play
     generator = torch.Generator().manual_seed(int.from_bytes(name.encode(), "little") % (2**63 - 25))
     return torch.randperm(size, generator=generator).tolist()
 

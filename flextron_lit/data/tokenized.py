@@ -86,6 +86,7 @@ def _write(
     """One pass over the documents, a batch of them in memory at a time."""
     splits = split_documents(len(texts), held_out, seed)
     split_of = {index: split for split, indices in splits.items() for index in indices}
+    # the splits are drawn before the first document is read: a document's number says where it goes
     numbers = count()
     ticks = progress(range(len(texts)), f"tokenising {name}")
     for batch in _batches(document for _, document in zip(ticks, texts, strict=True)):

