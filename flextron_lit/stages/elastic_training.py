@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -15,11 +15,22 @@ from flextron_lit.checkpoint import StageRecord
 from flextron_lit.costs import parameter_table
 from flextron_lit.elastic import importance
 from flextron_lit.space import SpaceConfig, SubNetwork
-from flextron_lit.stages.backbone_training import BackboneTraining
+from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining
 from flextron_lit.stages.base import LossParts, Pass
 from flextron_lit.stages.calibration import Calibration, falling_importance
-from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.validation import ValidationSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticSettings(BackboneSettings):
+    """What elastic training can be told."""
+
+    space: SpaceConfig | None = None
+    """Width choices; the default are those of the checkpoint, or a quarter to all neurons and every KV group."""
+    calibration: Calibration = Calibration()
+    """How importance is measured; a Flextron checkpoint is sorted already."""
+    validation: ValidationSet = ValidationSet()
+    """The sub-networks to watch."""
 
 
 class ElasticTraining(BackboneTraining):
@@ -32,73 +43,44 @@ class ElasticTraining(BackboneTraining):
 
     Args:
         checkpoint: a dense model, or a Flextron checkpoint to train on.
-        space: width choices; the default are those of the checkpoint, or a quarter to all neurons and every KV group.
-        calibration: how importance is measured; a Flextron checkpoint is sorted already.
-        validation: the sub-networks to watch.
-        distillation: KL terms beside the language loss.
-        full_weight: weight of the full network's loss over the run; a sampled sub-network's is 1.
         optimizer: any torch optimizer; the default is AdamW without weight decay.
-        lr_scheduler: any schedule, stepped at every update; the default warms up over a tenth of the steps and falls
-            as a cosine to a tenth of the learning rate.
-        attn_implementation: `sdpa` or `eager`.
-        activation_checkpointing: recompute activations in backward.
-        clip_norm: largest gradient norm of an update.
-        accumulate: batches whose gradients add up to one update.
+        settings: the fields of `ElasticSettings`.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
+    options: ElasticSettings
+
     def __init__(
         self,
         checkpoint: str,
-        space: SpaceConfig | None = None,
-        calibration: Calibration = Calibration(),
-        validation: ValidationSet = ValidationSet(),
-        distillation: Distillation = Distillation(),
-        full_weight: FullWeight = FullWeight(),
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        attn_implementation: str = "sdpa",
-        activation_checkpointing: bool = False,
-        clip_norm: float = 1.0,
-        accumulate: int = 1,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            checkpoint,
-            distillation=distillation,
-            full_weight=full_weight,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            attn_implementation=attn_implementation,
-            activation_checkpointing=activation_checkpointing,
-            clip_norm=clip_norm,
-            accumulate=accumulate,
-        )
-        self.space = space
-        self.calibration = calibration
-        self.validation = validation
+        super().__init__(checkpoint, optimizer, ElasticSettings(**settings))
         self._calibrated: dict[str, Any] | None = None
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
     def build(self) -> None:
         """Load, convert, sort."""
-        self.load_trainable(self.space)
+        self.load_trainable(self.options.space)
         # a resumed run has its sorted weights, and their order, in its state
-        if not self.history and self.calibration.tokens and self.trainer.ckpt_path is None:
+        if not self.history and self.options.calibration.tokens and self.trainer.ckpt_path is None:
             self._sort()
         self.costs = parameter_table(self.backbone)
-        self.watch(self.validation.resolve(self.backbone.space, self.costs), self.costs)
+        self.watch(self.options.validation.resolve(self.backbone.space, self.costs), self.costs)
 
     def _sort(self) -> None:
-        rank_zero_info(f"sorting units by importance on {self.calibration.tokens} training tokens")
+        calibration = self.options.calibration
+        rank_zero_info(f"sorting units by importance on {calibration.tokens} training tokens")
         self.model.to(self.trainer.strategy.root_device)
-        order = falling_importance(self.backbone, self.text, self.calibration)
+        order = falling_importance(self.backbone, self.text, calibration)
         # ranks may sum in another order; they must not permute in one
         self.order = self.trainer.strategy.broadcast(order)
         importance.permute(self.backbone, self.order)
-        self._calibrated = asdict(self.calibration)
+        self._calibrated = asdict(calibration)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -106,10 +88,11 @@ class ElasticTraining(BackboneTraining):
         self, planned: SubNetwork, full: Pass, original: Tensor | None, parts: LossParts
     ) -> Iterator[tuple[str, Tensor]]:
         """Forward and backward of a sampled sub-network."""
+        # both inside one `use`: checkpointed activations are recomputed in backward, at the width of the forward
         with self.backbone.use(planned):
             done = Pass(planned, full.batch, self.logits(full.batch))
             loss = self.smaller_loss(done, "sampled", full, original, parts)
-            self.manual_backward(loss / self.accumulate)
+            self.manual_backward(loss / self.options.accumulate)
         yield str(planned.choices), loss.detach()
 
     # --- what is kept -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 from flextron_lit.costs import Workload
 from flextron_lit.data import TextDataModule
 from flextron_lit.data.loader import EpochSampler, ResumableLoader
+from flextron_lit.stages.base import StageSettings
 from flextron_lit.stages.measuring import MeasuringStage
 
 
@@ -26,6 +28,14 @@ class Positions(Dataset[int]):
         return index
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrozenSettings(StageSettings):
+    """What all stages that leave the backbone as it is can be told."""
+
+    workload: Workload = Workload()
+    """What FLOPs, KV cache and memory are counted for, where no latency table says so."""
+
+
 class FrozenStage(MeasuringStage):
     """Base of the surrogate and router stages.
 
@@ -34,15 +44,14 @@ class FrozenStage(MeasuringStage):
 
     Args:
         checkpoint: a Flextron checkpoint.
-        workload: what FLOPs, KV cache and memory are counted for, where no latency table says so.
-        attn_implementation: `sdpa` or `eager`.
+        options: how the stage goes about it.
     """
 
     trains_backbone = False
 
-    def __init__(self, checkpoint: str, *, workload: Workload, attn_implementation: str) -> None:
-        super().__init__(checkpoint, attn_implementation=attn_implementation)
-        self.workload = workload
+    def __init__(self, checkpoint: str, options: FrozenSettings) -> None:
+        super().__init__(checkpoint, options)
+        self.workload = options.workload
         self._text: TextDataModule | None = None
 
     # --- set-up -------------------------------------------------------------------------------------------------

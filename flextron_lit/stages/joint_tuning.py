@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from flextron_lit.elastic.unit_gates import gated
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
-from flextron_lit.stages.backbone_training import BackboneTraining, described
+from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining, described
 from flextron_lit.stages.base import LossParts, Pass
 from flextron_lit.stages.measuring import MeasuringStage
 from flextron_lit.stages.objective import Distillation, FullWeight
@@ -33,6 +33,46 @@ from flextron_lit.stages.tuned_router import (
 from flextron_lit.stages.watched import budgets_to_watch, check_budgets
 
 
+@dataclass(frozen=True, kw_only=True)
+class JointSettings(BackboneSettings):
+    """What joint tuning can be told."""
+
+    router: Tuned = "static"
+    """Which router: `static`, `dynamic`, or `both`, so that none of them is stale afterwards (ours)."""
+    cost: str | None = None
+    """The cost that the router is for; where the checkpoint has several of them, with the first digits of the cost
+    table's hash, as its file has them: `latency-0123abcd`. None means the only router there is."""
+    budgets: list[float] | None = None
+    """Ratios at which routed sub-networks are validated, beside uniform ones; None means 0.9, 0.8, ..., up to four that
+    can be met."""
+    train_router: bool = True
+    """False trains the backbone on what the router draws and leaves the router as it is: faster, since a sub-network's
+    pass computes its own units alone; temperature, penalty and router_optimizer have no effect."""
+    temperature: Temperature = Temperature(start=0.3, end=0.3)
+    """Of the Gumbel-softmax; the default is where the router stage ended."""
+    penalty: CostPenalty = CostPenalty()
+    """On the cost."""
+    distillation: Distillation = Distillation()
+    """KL terms beside the language loss; what holds for sampled sub-networks holds for routed ones."""
+    full_weight: FullWeight = FullWeight()
+    """Weight of the full network's loss over the run; that of a routed one is 1."""
+    lr_scheduler: LRSchedulerCallable | None = None
+    """Of the backbone, stepped at every update; the default warms up over a tenth of the steps and falls as a cosine to
+    a tenth of the learning rate."""
+    remeasuring: Remeasuring = Remeasuring()
+    """Of the router's answers."""
+    seed: int = 0
+    """Of the Gumbel noise."""
+    clip_norm: float = 1.0
+    """Largest gradient norm of an update of the backbone; the router's is not clipped."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.router not in TUNED:
+            raise ValueError(f"router is one of {', '.join(TUNED)}, not {self.router!r}")
+        check_budgets(self.budgets)
+
+
 class JointTuning(MeasuringStage, BackboneTraining):
     """Tune backbone and routers together for a short while.
 
@@ -45,73 +85,28 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     Args:
         checkpoint: the Flextron checkpoint that a router stage wrote.
-        router: which router: `static`, `dynamic`, or `both`, so that none of them is stale afterwards (ours).
-        cost: the cost that the router is for; where the checkpoint has several of them, with the first digits of the
-            cost table's hash, as its file has them: `latency-0123abcd`. None means the only router there is.
-        budgets: ratios at which routed sub-networks are validated, beside uniform ones; None means 0.9, 0.8, ..., up to
-            four that can be met.
-        train_router: False trains the backbone on what the router draws and leaves the router as it is: faster, since
-            a sub-network's pass computes its own units alone; temperature, penalty and router_optimizer have no effect.
-        temperature: of the Gumbel-softmax; the default is where the router stage ended.
-        penalty: on the cost.
-        distillation: KL terms beside the language loss; what holds for sampled sub-networks holds for routed ones.
-        full_weight: weight of the full network's loss over the run; that of a routed one is 1.
         optimizer: of the backbone.
-        lr_scheduler: of the backbone, stepped at every update; the default warms up over a tenth of the steps and falls
-            as a cosine to a tenth of the learning rate.
         router_optimizer: of the router; its learning rate falls to 0 as a cosine.
-        remeasuring: of the router's answers.
-        seed: of the Gumbel noise.
-        attn_implementation: `sdpa` or `eager`.
-        activation_checkpointing: recompute activations in backward.
-        clip_norm: largest gradient norm of an update of the backbone; the router's is not clipped.
-        accumulate: batches whose gradients add up to one update.
+        settings: the fields of `JointSettings`.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
     plans = "budgets"
+    recorded = (*BackboneTraining.recorded, "router", "train_router", "temperature", "penalty", "remeasuring", "seed")
+    options: JointSettings
 
     def __init__(
         self,
         checkpoint: str,
-        router: Tuned = "static",
-        cost: str | None = None,
-        budgets: list[float] | None = None,
-        train_router: bool = True,
-        temperature: Temperature = Temperature(start=0.3, end=0.3),
-        penalty: CostPenalty = CostPenalty(),
-        distillation: Distillation = Distillation(),
-        full_weight: FullWeight = FullWeight(),
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0),
-        lr_scheduler: LRSchedulerCallable | None = None,
         router_optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
-        remeasuring: Remeasuring = Remeasuring(),
-        seed: int = 0,
-        attn_implementation: str = "sdpa",
-        activation_checkpointing: bool = False,
-        clip_norm: float = 1.0,
-        accumulate: int = 1,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            checkpoint,
-            distillation=distillation,
-            full_weight=full_weight,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            attn_implementation=attn_implementation,
-            activation_checkpointing=activation_checkpointing,
-            clip_norm=clip_norm,
-            accumulate=accumulate,
-        )
-        if router not in TUNED:
-            raise ValueError(f"router is one of {', '.join(TUNED)}, not {router!r}")
-        check_budgets(budgets)
-        self.kind, self.cost, self.budgets, self.train_router = router, cost, budgets, train_router
-        self.temperature, self.penalty, self.router_optimizer = temperature, penalty, router_optimizer
-        self.remeasuring, self.seed = remeasuring, seed
-        self.generator = torch.Generator().manual_seed(seed)
+        super().__init__(checkpoint, optimizer, JointSettings(**settings))
+        self.router_optimizer = router_optimizer
+        self.generator = torch.Generator().manual_seed(self.options.seed)
         self._measured_at = 0
 
     # --- set-up -------------------------------------------------------------------------------------------------
@@ -120,15 +115,17 @@ class JointTuning(MeasuringStage, BackboneTraining):
         """Load backbone and router."""
         folder = self.flextron_folder()
         self.load_trainable(None)
-        self.tuned = tuned_routers(self.kind, self.cost, folder, self.backbone.space)
-        self.routers = torch.nn.ModuleList(tuned.network for tuned in self.tuned).requires_grad_(self.train_router)
+        self.tuned = tuned_routers(self.options.router, self.options.cost, folder, self.backbone.space)
+        self.routers = torch.nn.ModuleList(tuned.network for tuned in self.tuned).requires_grad_(
+            self.options.train_router
+        )
         self.table, self.costs = self.tuned[0].table, self.tuned[0].costs
         self._watch()
 
     def configure_optimizers(self) -> Any:
         """The backbone's and, if they are trained, the routers', each with its schedule."""
         backbone = super().configure_optimizers()
-        if not self.train_router:
+        if not self.options.train_router:
             return backbone
         groups = [group for tuned in self.tuned for group in tuned.groups()]
         router = self.router_optimizer([{"params": parameters} for parameters, _ in groups])
@@ -151,30 +148,30 @@ class JointTuning(MeasuringStage, BackboneTraining):
     def _train_routed(
         self, tuned: TunedRouter, budget: float, full: Pass, original: Tensor | None, parts: LossParts
     ) -> Tensor:
-        temperature = self.temperature.at(self.trainer.global_step / self.planned_updates())
+        temperature = self.options.temperature.at(self.trainer.global_step / self.planned_updates())
         routed = tuned.route(budget, len(full.batch["input_ids"]), self.generator, temperature)
         with self._running(routed):
             done = Pass(routed.sub_network, full.batch, self.logits(full.batch))
             loss = self.smaller_loss(done, tuned.prefix, full, original, parts)
             ratios = routed.ratios(tuned.table)
-            if self.train_router:
-                penalty = self.penalty.of(ratios, torch.full_like(ratios, budget))
+            if self.options.train_router:
+                penalty = self.options.penalty.of(ratios, torch.full_like(ratios, budget))
                 parts.add(f"{tuned.prefix}/cost_penalty", penalty)
                 loss = loss + penalty
-            self.manual_backward(loss / self.accumulate)
+            self.manual_backward(loss / self.options.accumulate)
         parts.add(f"{tuned.prefix}/cost_gap", ratios.mean() - budget)
         parts.add(f"{tuned.prefix}/entropy", entropy(routed.logits.detach()).mean())
         return loss
 
     def _running(self, routed: RoutedForward) -> AbstractContextManager[None]:
         """With gates where choices need gradients; else the sub-network itself, which is less work."""
-        if self.train_router:
+        if self.options.train_router:
             return gated(self.backbone, routed.probabilities)
         return self.backbone.use(routed.selection)
 
     def train_full(self, loss: Tensor) -> None:
         """The full network's backward."""
-        if self.train_router:
+        if self.options.train_router:
             # data-parallel ranks reduce gradients in this backward pass alone, and wait for all parameters
             loss = loss + 0.0 * torch.stack([parameter.sum() for parameter in self.routers.parameters()]).sum()
         super().train_full(loss)
@@ -182,7 +179,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
     def clip(self) -> dict[str, Tensor]:
         """As for every stage, with the routers' norm."""
         norms = super().clip()
-        if self.train_router:
+        if self.options.train_router:
             gradients = [p.grad for p in self.routers.parameters() if p.grad is not None]
             norms["router_gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
         return norms
@@ -190,11 +187,11 @@ class JointTuning(MeasuringStage, BackboneTraining):
     def rates(self) -> dict[str, float]:
         """Learning rates and temperature, for the log."""
         rates = super().rates()
-        if self.train_router:
+        if self.options.train_router:
             # of the step that was just made
             done = (self.trainer.global_step - 1) / self.planned_updates()
-            rates["router_learning_rate"] = self.schedulers[1].get_last_lr()[0]
-            rates["temperature"] = self.temperature.at(done)
+            rates["router_learning_rate"] = self.trainer.optimizers[1].param_groups[0]["lr"]
+            rates["temperature"] = self.options.temperature.at(done)
         return rates
 
     # --- what the router answers --------------------------------------------------------------------------------
@@ -230,7 +227,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
     def _remeasure(self) -> None:
         with self._evaluating():
             for tuned in self.tuned:
-                tuned.remeasure(self, self.remeasuring)
+                tuned.remeasure(self, self.options.remeasuring)
         self._measured_at = self.trainer.global_step
         self._watch()
 
@@ -246,7 +243,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
     def _watch(self) -> None:
         answers: dict[str, Answer] = {}
         for tuned in self.tuned:
-            budgets = budgets_to_watch(self.budgets, tuned.table, tuned.lowest)
+            budgets = budgets_to_watch(self.options.budgets, tuned.table, tuned.lowest)
             answers |= tuned.answers(budgets, self.backbone.model)
         self.watch_answers(answers, self.costs)
 
@@ -264,19 +261,12 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     def settings(self) -> dict[str, Any]:
         """As for every stage that trains a backbone, with this one's own."""
-        optimizers: Any = self.optimizers()
-        router = {"router_optimizer": described(optimizers[1])} if self.train_router else {}
+        router = {"router_optimizer": described(self.trainer.optimizers[1])} if self.options.train_router else {}
         return (
             super().settings()
             | {
-                "router": self.kind,
                 "costs": {tuned.kind: tuned.table.name for tuned in self.tuned},
                 "tables_sha256": {tuned.kind: tuned.table.sha256 for tuned in self.tuned},
-                "train_router": self.train_router,
-                "temperature": asdict(self.temperature),
-                "penalty": asdict(self.penalty),
-                "remeasuring": asdict(self.remeasuring),
-                "seed": self.seed,
             }
             | router
         )

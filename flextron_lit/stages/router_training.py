@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
-from flextron_lit.costs import CostTable, Workload
+from flextron_lit.costs import CostTable
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.kept import KeptRouter
@@ -20,10 +20,35 @@ from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch, LossParts, NonFiniteError
-from flextron_lit.stages.frozen import FrozenStage
+from flextron_lit.stages.frozen import FrozenSettings, FrozenStage
 from flextron_lit.stages.watched import WatchedStage, check_budgets
 
 Trained = TypeVar("Trained", bound=KeptRouter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSettings(FrozenSettings):
+    """What all router stages can be told."""
+
+    cost: str = "latency"
+    """Which cost budgets are ratios of: `latency`, `prefill`, `decode` (with LatencyProfiling), or one that is counted:
+    `flops`, `parameters`, `memory`, `kv_bytes`."""
+    budgets: list[float] | None = None
+    """Ratios at which routed sub-networks are validated, beside uniform ones; None means 0.9, 0.8, ..., up to four that
+    can be met."""
+    temperature: Temperature = Temperature()
+    """Of the Gumbel-softmax."""
+    penalty: CostPenalty = CostPenalty()
+    """On the cost."""
+    surrogate_batch_size: int = 32
+    """Pairs that it learns from in a step."""
+    seed: int = 0
+    """Of the first weights and the Gumbel noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_budgets(self.budgets)
+        self.check_counts("surrogate_batch_size")
 
 
 class RouterTraining(FrozenStage, WatchedStage):
@@ -31,22 +56,14 @@ class RouterTraining(FrozenStage, WatchedStage):
 
     Args:
         checkpoint: a Flextron checkpoint.
-        cost: which cost budgets are ratios of.
-        budgets: ratios at which the router is validated; None means 0.9, 0.8, ..., up to four that can be met.
-        temperature: of the Gumbel-softmax.
-        penalty: on the cost.
         optimizer: of the router; its learning rate falls to 0 as a cosine.
         surrogate_optimizer: of the surrogate, as it goes on learning.
-        surrogate_batch_size: pairs that it learns from in a step.
-        seed: of the first weights and the Gumbel noise.
-        workload: what FLOPs, KV cache and memory are counted for, where no latency table says so.
-        attn_implementation: `sdpa` or `eager`.
-
-    Raises:
-        ValueError: if a number is out of range.
+        options: how the router is trained.
     """
 
     plans = "budgets"
+    recorded = (*FrozenStage.recorded, "cost", "seed", "temperature", "penalty")
+    options: RouterSettings
     router: nn.Module
     surrogate: nn.Module
     table: CostTable
@@ -54,26 +71,13 @@ class RouterTraining(FrozenStage, WatchedStage):
     def __init__(
         self,
         checkpoint: str,
-        *,
-        cost: str,
-        budgets: list[float] | None,
-        temperature: Temperature,
-        penalty: CostPenalty,
         optimizer: OptimizerCallable,
         surrogate_optimizer: OptimizerCallable,
-        surrogate_batch_size: int,
-        seed: int,
-        workload: Workload,
-        attn_implementation: str,
+        options: RouterSettings,
     ) -> None:
-        super().__init__(checkpoint, workload=workload, attn_implementation=attn_implementation)
-        check_budgets(budgets)
-        if surrogate_batch_size < 1:
-            raise ValueError(f"surrogate_batch_size must be 1 or more, not {surrogate_batch_size}")
-        self.cost, self.budgets, self.temperature, self.penalty = cost, budgets, temperature, penalty
+        super().__init__(checkpoint, options)
         self.optimizer, self.surrogate_optimizer = optimizer, surrogate_optimizer
-        self.surrogate_batch_size, self.seed = surrogate_batch_size, seed
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(options.seed)
         self.router_moves = True
         self.moves = 0
         self.surrogate_learns = False
@@ -148,12 +152,13 @@ class RouterTraining(FrozenStage, WatchedStage):
         Raises:
             ValueError: if there is none.
         """
-        own = [router for router in routers if router.table.name == self.cost]
+        cost = self.options.cost
+        own = [router for router in routers if router.table.name == cost]
         if not own:
             there = ", ".join(router.table.name for router in routers) or "none"
             raise ValueError(
-                f"{self.flextron_folder()} holds no {name} for {self.cost}; it has {there}: run `fit` first, or set "
-                "cost to one of them"
+                f"{self.flextron_folder()} holds no {name} for {cost}; it has {there}: run `fit` first, or set cost "
+                "to one of them"
             )
         last = self.history[-1]["settings"].get("table_sha256")
         return next((router for router in own if router.table.sha256 == last), own[0])
@@ -181,7 +186,7 @@ class RouterTraining(FrozenStage, WatchedStage):
                 "nothing guides the router: add callbacks.SurrogateGuidance to trainer.callbacks, or train it through "
                 "the backbone"
             )
-        self.table = self.cost_table(self.cost)
+        self.table = self.cost_table(self.options.cost)
 
     # --- one step -----------------------------------------------------------------------------------------------
 
@@ -189,11 +194,11 @@ class RouterTraining(FrozenStage, WatchedStage):
         """One update of the router, if the gate lets it move, and one of the surrogate."""
         self.check_plan()
         parts = LossParts()
-        temperature = self.temperature.at(self.progress)
+        temperature = self.options.temperature.at(self.progress)
         routed = self.draw(batch, temperature)
         loss = self.guided_loss(routed, batch, parts)
         ratios = routed.ratios(self.table)
-        penalty = self.penalty.of(ratios, routed.budgets)
+        penalty = self.options.penalty.of(ratios, routed.budgets)
         parts.add("cost_penalty", penalty)
         loss = self.held(loss + penalty)
         if self.surrogate_learns:
@@ -241,10 +246,8 @@ class RouterTraining(FrozenStage, WatchedStage):
     def step_optimizers(self) -> None:
         """As for every stage, but for a router that the gate holds still."""
         if not self.router_moves:
-            optimizers: Any = self.optimizers()
-            router = optimizers[0] if isinstance(optimizers, list) else optimizers
             # without gradients an optimizer leaves parameters and momenta as they are
-            router.zero_grad()
+            self.trainer.optimizers[0].zero_grad()
         super().step_optimizers()
 
     # --- loaders ------------------------------------------------------------------------------------------------
@@ -276,14 +279,7 @@ class RouterTraining(FrozenStage, WatchedStage):
 
     def settings(self) -> dict[str, Any]:
         """As for every stage, with those of all router stages."""
-        return super().settings() | {
-            "cost": self.cost,
-            "table_sha256": self.table.sha256,
-            "seed": self.seed,
-            "temperature": asdict(self.temperature),
-            "penalty": asdict(self.penalty),
-            "router_moves": self.moves,
-        }
+        return super().settings() | {"table_sha256": self.table.sha256, "router_moves": self.moves}
 
     def router_state(self) -> dict[str, Any]:
         """What a run that resumes needs beside weights and optimizers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,33 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from flextron_lit.costs import Workload, sampling
+from flextron_lit.costs import sampling
 from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.routers.ladder import Ladder, build_ladder
-from flextron_lit.routers.noise import Temperature
-from flextron_lit.routers.objective import CostPenalty, Routed, route
+from flextron_lit.routers.objective import Routed, route
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedRouter, TrainedSurrogate, read_routers
 from flextron_lit.stages.base import Batch, LossParts
-from flextron_lit.stages.router_training import RouterTraining, functional, on_processor
+from flextron_lit.stages.router_training import RouterSettings, RouterTraining, functional, on_processor
 from flextron_lit.stages.watched import budgets_to_watch, ladder_answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticRouterSettings(RouterSettings):
+    """What training a static router can be told."""
+
+    hidden: int = 128
+    """Width of the router's MLP."""
+    through_backbone: bool = False
+    """No surrogate guides the router: choices run through the backbone on training text, with gradients straight
+    through (the paper argues against it; docs/experiments.md compares)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_counts("hidden")
 
 
 class StaticRouterTraining(RouterTraining):
@@ -36,26 +50,16 @@ class StaticRouterTraining(RouterTraining):
 
     Args:
         checkpoint: the Flextron checkpoint that the surrogate stage wrote.
-        cost: which cost budgets are ratios of: `latency`, `prefill`, `decode` (with LatencyProfiling), or one that is
-            counted: `flops`, `parameters`, `memory`, `kv_bytes`.
-        budgets: ratios at which routed sub-networks are validated, beside uniform ones; None means 0.9, 0.8, ..., up to
-            four that can be met.
-        hidden: width of the router's MLP.
-        temperature: of the Gumbel-softmax.
-        penalty: on the cost.
-        through_backbone: no surrogate guides the router: choices run through the backbone on training text, with
-            gradients straight through (the paper argues against it; docs/experiments.md compares).
         optimizer: of the router; its learning rate falls to 0 as a cosine.
         surrogate_optimizer: of the surrogate, as it goes on learning.
-        surrogate_batch_size: pairs that it learns from in a step.
-        seed: of the first weights and the Gumbel noise.
-        workload: what FLOPs, KV cache and memory are counted for, where no latency table says so.
-        attn_implementation: `sdpa` or `eager`.
+        settings: the fields of `StaticRouterSettings`.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
+    recorded = (*RouterTraining.recorded, "hidden", "through_backbone")
+    options: StaticRouterSettings
     router: StaticRouter
     surrogate: Surrogate
     pairs: Pairs
@@ -63,42 +67,18 @@ class StaticRouterTraining(RouterTraining):
     def __init__(
         self,
         checkpoint: str,
-        cost: str = "latency",
-        budgets: list[float] | None = None,
-        hidden: int = 128,
-        temperature: Temperature = Temperature(),
-        penalty: CostPenalty = CostPenalty(),
-        through_backbone: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=3e-3),
         surrogate_optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=1.0),
-        surrogate_batch_size: int = 32,
-        seed: int = 0,
-        workload: Workload = Workload(),
-        attn_implementation: str = "sdpa",
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            checkpoint,
-            cost=cost,
-            budgets=budgets,
-            temperature=temperature,
-            penalty=penalty,
-            optimizer=optimizer,
-            surrogate_optimizer=surrogate_optimizer,
-            surrogate_batch_size=surrogate_batch_size,
-            seed=seed,
-            workload=workload,
-            attn_implementation=attn_implementation,
-        )
-        if hidden < 1:
-            raise ValueError(f"hidden must be 1 or more, not {hidden}")
-        self.hidden, self.through_backbone = hidden, through_backbone
+        super().__init__(checkpoint, optimizer, surrogate_optimizer, StaticRouterSettings(**settings))
 
     # --- contracts with callbacks.SurrogateGuidance -------------------------------------------------------------
 
     @property
     def without_surrogate(self) -> str | None:
         """The setting that makes a surrogate useless; None if one guides the router."""
-        return "through_backbone: true" if self.through_backbone else None
+        return "through_backbone: true" if self.options.through_backbone else None
 
     @torch.no_grad()
     def observe(self, count: int, generator: torch.Generator) -> Sequence[tuple[float, float]]:
@@ -116,7 +96,7 @@ class StaticRouterTraining(RouterTraining):
 
     def route(self, budgets: Tensor, generator: torch.Generator) -> Routed:
         """Random hard choices for some budgets [B], at the present temperature."""
-        return route(self.router, budgets.to(self.device), generator, self.temperature.at(self.progress))
+        return route(self.router, budgets.to(self.device), generator, self.options.temperature.at(self.progress))
 
     def add_pairs(self, pairs: Pairs) -> None:
         """Measured pairs that the surrogate learns from, from now on."""
@@ -138,7 +118,9 @@ class StaticRouterTraining(RouterTraining):
         self.trained = trained
         self.surrogate: Surrogate = trained.network.requires_grad_(self.surrogate_learns)
         self.pairs = trained.pairs
-        self.router = StaticRouter(self.backbone.space, self.hidden, torch.Generator().manual_seed(self.seed))
+        self.router = StaticRouter(
+            self.backbone.space, self.options.hidden, torch.Generator().manual_seed(self.options.seed)
+        )
         if self.trainer.state.fn != "fit":
             self._use_trained(folder)
 
@@ -158,9 +140,9 @@ class StaticRouterTraining(RouterTraining):
 
     def train_dataloader(self) -> Any:
         """Training text for choices that run through the backbone, else nothing but a count of the steps."""
-        if self.through_backbone:
+        if self.options.through_backbone:
             return self.text.train_dataloader()
-        return self.positions(self.trainer.max_steps, 1, self.seed)
+        return self.positions(self.trainer.max_steps, 1, self.options.seed)
 
     def draw(self, batch: Any, temperature: float) -> Routed:
         """The same choices for all tokens, one draw a budget."""
@@ -169,7 +151,9 @@ class StaticRouterTraining(RouterTraining):
     def guided_loss(self, routed: Routed, batch: Any, parts: LossParts) -> Tensor:
         """What the surrogate predicts, or what the backbone loses."""
         loss = self.terms(routed, parts)
-        return torch.as_tensor(loss + self._language_loss(routed, batch, parts) if self.through_backbone else loss)
+        return torch.as_tensor(
+            loss + self._language_loss(routed, batch, parts) if self.options.through_backbone else loss
+        )
 
     def _language_loss(self, routed: Routed, batch: Batch, parts: LossParts) -> Tensor:
         """Mean over the budgets in nats, straight through the backbone; the graph of one budget in memory at a time."""
@@ -193,7 +177,7 @@ class StaticRouterTraining(RouterTraining):
     def surrogate_error(self) -> Tensor:
         """On random pairs of all that were measured."""
         inputs, targets = self._learned
-        chosen = torch.randint(len(targets), (self.surrogate_batch_size,), generator=self.generator)
+        chosen = torch.randint(len(targets), (self.options.surrogate_batch_size,), generator=self.generator)
         return self.surrogate.error(inputs[chosen], targets[chosen])
 
     @cached_property
@@ -225,7 +209,7 @@ class StaticRouterTraining(RouterTraining):
         )
 
     def _watch(self) -> None:
-        budgets = budgets_to_watch(self.budgets, self.table)
+        budgets = budgets_to_watch(self.options.budgets, self.table)
         self.watch_answers(ladder_answers(self.ladder, self.table, budgets), self.table)
 
     # --- what is kept -------------------------------------------------------------------------------------------
@@ -245,8 +229,7 @@ class StaticRouterTraining(RouterTraining):
 
     def settings(self) -> dict[str, Any]:
         """As for every router stage, with this one's own."""
-        own = {"hidden": self.hidden, "through_backbone": self.through_backbone, "pairs": len(self.pairs)}
-        return super().settings() | own
+        return super().settings() | {"pairs": len(self.pairs)}
 
     def router_state(self) -> dict[str, Any]:
         """As for every router stage, with the pairs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,13 +12,49 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.functional.regression import mean_absolute_error, spearman_corrcoef
 
-from flextron_lit.costs import Workload
 from flextron_lit.data.loader import ResumableLoader
 from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.staleness import measured_files
 from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, encode, ridge
 from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
-from flextron_lit.stages.frozen import FrozenStage, Positions
+from flextron_lit.stages.frozen import FrozenSettings, FrozenStage, Positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurrogateSettings(FrozenSettings):
+    """What training a surrogate can be told."""
+
+    pairs: int = 200
+    """Sub-networks to learn from."""
+    held_out: int = 40
+    """Further ones to check with."""
+    tokens: int = 1536
+    """Training tokens that each loss is measured on."""
+    block_size: int = 256
+    """Tokens of a block: short ones show more documents."""
+    measure_batch_size: int = 4
+    """Blocks that run at once."""
+    cost: str = "parameters"
+    """What the sub-networks are spread over: `parameters`, `flops`, or with LatencyProfiling `latency`."""
+    target: Target = "log_excess"
+    """`log_excess` (ours) or `loss` (paper) is predicted."""
+    hidden: int = 64
+    """Width of the surrogate's MLP."""
+    batch_size: int = 32
+    """Pairs of a step."""
+    seed: int = 0
+    """Of the draws and the first weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target not in TARGETS:
+            raise ValueError(f"target is one of {', '.join(TARGETS)}, not {self.target!r}")
+        if self.pairs < self.batch_size or self.held_out < 2 or self.batch_size < 1:
+            raise ValueError(
+                f"a surrogate needs at least one batch of pairs and 2 held-out ones, not {self.pairs} pairs in batches "
+                f"of {self.batch_size} and {self.held_out} held out"
+            )
+        self.check_counts("tokens", "block_size", "measure_batch_size", "hidden")
 
 
 class SurrogateTraining(FrozenStage):
@@ -32,58 +68,26 @@ class SurrogateTraining(FrozenStage):
 
     Args:
         checkpoint: the Flextron checkpoint that the elastic stage wrote.
-        pairs: sub-networks to learn from.
-        held_out: further ones to check with.
-        tokens: training tokens that each loss is measured on.
-        block_size: tokens of a block: short ones show more documents.
-        measure_batch_size: blocks that run at once.
-        cost: what the sub-networks are spread over: `parameters`, `flops`, or with LatencyProfiling `latency`.
-        target: `log_excess` (ours) or `loss` (paper) is predicted.
-        hidden: width of the surrogate's MLP.
-        batch_size: pairs of a step.
         optimizer: any torch optimizer.
-        seed: of the draws and the first weights.
-        workload: what FLOPs, KV cache and memory are counted for, where no latency table says so.
-        attn_implementation: `sdpa` or `eager`.
+        settings: the fields of `SurrogateSettings`.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
     drops = ("routers/",)
+    recorded = tuple(field.name for field in fields(SurrogateSettings) if field.name != "workload")
+    options: SurrogateSettings
 
     def __init__(
         self,
         checkpoint: str,
-        pairs: int = 200,
-        held_out: int = 40,
-        tokens: int = 1536,
-        block_size: int = 256,
-        measure_batch_size: int = 4,
-        cost: str = "parameters",
-        target: Target = "log_excess",
-        hidden: int = 64,
-        batch_size: int = 32,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=3e-3, weight_decay=1.0),
-        seed: int = 0,
-        workload: Workload = Workload(),
-        attn_implementation: str = "sdpa",
+        **settings: Any,
     ) -> None:
-        super().__init__(checkpoint, workload=workload, attn_implementation=attn_implementation)
-        if target not in TARGETS:
-            raise ValueError(f"target is one of {', '.join(TARGETS)}, not {target!r}")
-        if pairs < batch_size or held_out < 2 or batch_size < 1:
-            raise ValueError(
-                f"a surrogate needs at least one batch of pairs and 2 held-out ones, not {pairs} pairs in batches of "
-                f"{batch_size} and {held_out} held out"
-            )
-        if min(tokens, block_size, measure_batch_size, hidden) < 1:
-            raise ValueError("tokens, block_size, measure_batch_size and hidden must be 1 or more")
+        super().__init__(checkpoint, SurrogateSettings(**settings))
         self.automatic_optimization = True
-        self.num_pairs, self.num_held_out = pairs, held_out
-        self.tokens, self.block_size, self.measure_batch_size = tokens, block_size, measure_batch_size
-        self.cost, self.target, self.hidden = cost, target, hidden
-        self.batch_size, self.optimizer, self.seed = batch_size, optimizer, seed
+        self.optimizer = optimizer
         self._restored: dict[str, Any] | None = None
 
     # --- set-up -------------------------------------------------------------------------------------------------
@@ -92,7 +96,7 @@ class SurrogateTraining(FrozenStage):
         """Load the frozen backbone, make the surrogate."""
         folder = self.load_frozen()
         space = self.backbone.space
-        self.surrogate = Surrogate(space, self.hidden, torch.Generator().manual_seed(self.seed))
+        self.surrogate = Surrogate(space, self.options.hidden, torch.Generator().manual_seed(self.options.seed))
         self.trained: TrainedSurrogate | None = None
         if self.trainer.state.fn != "fit":
             trained = TrainedSurrogate.read(folder, space)
@@ -112,10 +116,10 @@ class SurrogateTraining(FrozenStage):
             pairs = Pairs.from_tensors(self._restored["pairs"])
             full_loss, text = self._restored["full_loss"], self._restored["text"]
         else:
-            text = self.text_to_measure_on(self.tokens, self.block_size)
-            self.measure_on(text, self.measure_batch_size)
+            text = self.text_to_measure_on(self.options.tokens, self.options.block_size)
+            self.measure_on(text, self.options.measure_batch_size)
             full_loss, pairs = self._measured_pairs()
-        self.trained = TrainedSurrogate(self.surrogate, self.target, full_loss, pairs, text)
+        self.trained = TrainedSurrogate(self.surrogate, self.options.target, full_loss, pairs, text)
         if self._restored is None:
             learned = pairs.select(held_out=False)
             one_hot = learned.one_hot(self.backbone.space)
@@ -123,9 +127,9 @@ class SurrogateTraining(FrozenStage):
         self._report_ridge()
 
     def _measured_pairs(self) -> tuple[float, Pairs]:
-        space, table = self.backbone.space, self.cost_table(self.cost)
-        generator = torch.Generator().manual_seed(self.seed)
-        learned, checked = draw(space, table, (self.num_pairs, self.num_held_out), generator)
+        space, table = self.backbone.space, self.cost_table(self.options.cost)
+        generator = torch.Generator().manual_seed(self.options.seed)
+        learned, checked = draw(space, table, (self.options.pairs, self.options.held_out), generator)
         full = self.measure([space.full()]).losses
         pairs = self.measure(learned, f"measuring losses of {len(learned)} sub-networks")
         held_out = self.measure(checked, f"measuring losses of {len(checked)} held-out sub-networks", held_out=True)
@@ -135,7 +139,7 @@ class SurrogateTraining(FrozenStage):
 
     def train_dataloader(self) -> ResumableLoader:
         """Which pairs make a batch."""
-        return self.positions(self.num_pairs, self.batch_size, self.seed)
+        return self.positions(self.options.pairs, self.options.batch_size, self.options.seed)
 
     def on_train_start(self) -> None:
         """Take the pairs to the device once."""
@@ -199,7 +203,9 @@ class SurrogateTraining(FrozenStage):
         assert self.trained is not None
         space, trained = self.backbone.space, self.trained
         learned, checked = (trained.pairs.select(held_out=held_out) for held_out in (False, True))
-        weight, bias = ridge(learned.one_hot(space).flatten(1), encode(self.target, learned.losses, trained.full_loss))
+        weight, bias = ridge(
+            learned.one_hot(space).flatten(1), encode(self.options.target, learned.losses, trained.full_loss)
+        )
         predicted = trained.to_nats(checked.one_hot(space).flatten(1) @ weight + bias)
         self.ridge_metrics = quality(predicted, checked.losses)
         rank_zero_info(f"ridge fit on {len(learned)} pairs: {shown(self.ridge_metrics)}")
@@ -212,12 +218,6 @@ class SurrogateTraining(FrozenStage):
         about = {"held_out_quality": self.metrics(), "ridge_quality": self.ridge_metrics, **self.settings()}
         kept = measured_files(self.flextron_folder(), self.backbone.space)
         return {SURROGATE: replace(self.trained, settings=about).to_bytes(), **kept}
-
-    def settings(self) -> dict[str, Any]:
-        """As for every stage, with this one's own."""
-        names = ("tokens", "block_size", "measure_batch_size", "cost", "target", "hidden", "batch_size", "seed")
-        own = {name: getattr(self, name) for name in names}
-        return super().settings() | own | {"pairs": self.num_pairs, "held_out": self.num_held_out}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As for every stage, with the pairs."""

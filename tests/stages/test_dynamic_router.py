@@ -25,6 +25,7 @@ from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
 from flextron_lit.stages import DynamicRouterTraining, SurrogateTraining
+from flextron_lit.stages.guides import Observed, SequenceGuide, TokenGuide
 from tests.front_door import ENVIRONMENT, ROOT, run, succeed
 from tests.options import seed
 from tests.runs import logged, table
@@ -182,7 +183,7 @@ def test_budgets_are_met_on_the_calibration_mix(trained):
     stage, _ = trained
     rows = stage.prices.rows
     assert {0.9, 0.8, 0.7, 0.6} < {row.budget for row in rows}
-    assert len(rows) == 4 + stage.num_prices
+    assert len(rows) == 4 + stage.options.prices
     for row in rows:
         assert abs(row.ratio - row.budget) <= TOLERANCE * row.budget
         assert math.isfinite(row.loss)
@@ -231,8 +232,7 @@ STATES = torch.nn.functional.one_hot(KINDS, 4).float()[None] * 2
 
 
 def toy(guidance, hard_by_state):
-    """A stage whose surrogate knows that skipping the MLP costs 4 nats: of hard tokens alone, or of all half of it."""
-    stage = DynamicRouterTraining("x", guidance=guidance)
+    """A guide whose surrogate knows that skipping the MLP costs 4 nats: of hard tokens alone, or of all half of it."""
     generator = torch.Generator().manual_seed(seed(0))
     with torch.no_grad():
         if guidance == "token":
@@ -245,13 +245,13 @@ def toy(guidance, hard_by_state):
             surrogate = Surrogate(TOY, 4, generator)
             target = surrogate.main
         target.weight[0, MLP * TOY.num_choices] = 4.0 if hard_by_state else 2.0
-    stage.surrogate = surrogate
-    stage._predicted = torch.ones(1, 63, dtype=torch.bool)
-    stage._states = STATES[:, :-1]
-    return stage
+    guide = TokenGuide(surrogate, 1) if guidance == "token" else SequenceGuide(surrogate, 1, "loss")
+    nothing = torch.zeros(1, 63)
+    guide.seen = Observed(nothing, nothing, counted=torch.ones(1, 63, dtype=torch.bool), states=STATES[:, :-1])
+    return guide
 
 
-def learn(stage, steps=150):
+def learn(guide, steps=150):
     """Train a router for the toy at a budget that pays the MLP for half of the tokens."""
     router = DynamicRouter(TOY, 4, torch.tensor([0.0, 1.0]))
     optimizer = torch.optim.Adam(router.parameters(), lr=0.05)
@@ -261,7 +261,7 @@ def learn(stage, steps=150):
         for block in range(len(TOY)):
             routed.choose(block, STATES)
         wide = routed.chosen[..., MLP, 1].mean()
-        loss = stage.predicted(routed) + 10 * (wide - 0.5).clamp(min=0)
+        loss = guide.predicted(routed) + 10 * (wide - 0.5).clamp(min=0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -298,7 +298,7 @@ def test_tokens_get_their_own_gradients_with_gates_as_in_groups(routed_by_token,
         fit(module, tmp_path, Budgets((0.75, 0.85)), kept, watched)
         gradients[name] = torch.cat([gradient.flatten() for gradient in kept.kept.values()])
         moved = [not torch.equal(p, watched.weights[n]) for n, p in module.routers[0].named_parameters()]
-        assert moved == [module.train_router] * 2
+        assert moved == [module.options.train_router] * 2
         router = watched if name == "gates" else router
     for name in ("checkpointing", "groups"):
         assert torch.allclose(gradients["gates"], gradients[name], rtol=1e-3, atol=1e-6)

@@ -121,7 +121,7 @@ def test_training_brings_the_answers_to_their_budgets_and_lowers_their_loss(surr
             exceeded = (stage.table.expected(choices) / stage.table.full - budgets).clamp(min=0)
             gaps.append((exceeded.mean().item(), stage.predicted(Routed(budgets, logits, choices)).item()))
     assert gaps[1][0] < 0.05
-    weight = stage.penalty.weight
+    weight = stage.options.penalty.weight
     assert weight * gaps[1][0] + gaps[1][1] < weight * gaps[0][0] + gaps[0][1] - 0.5
 
 

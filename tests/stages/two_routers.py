@@ -25,11 +25,12 @@ def main(checkpoint, folder, guidance):
     if guidance != "backbone":
         added.append(callbacks.SurrogateGuidance(every_n_steps=1, pairs=64, window=64, threshold=1e9))
     trainer = fit(stage, folder, *added, max_steps=4, devices=2, strategy="ddp", use_distributed_sampler=False)
+    remembered = {} if guidance == "backbone" else stage.guide.memory.columns
     notes = {
         "weight": stage.router.weight.detach(),
         "bias": stage.router.bias.detach(),
         "surrogate": torch.empty(0) if guidance == "backbone" else flat(stage.surrogate),
-        "memory": stage.memory.columns.get("target", torch.empty(0)),
+        "memory": remembered.get("target", torch.empty(0)),
         "prices": stage.prices.to_json(),
         "batch": batches.batch,
         "moves": stage.moves,
