@@ -22,7 +22,7 @@ from flextron_lit.routers import figures
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.space import width_ratios
-from flextron_lit.stages import JointTuning, Stage, StaticRouterTraining, SurrogateTraining, WatchedStage
+from flextron_lit.stages import JointTuning, StaticRouterTraining, SurrogateTraining, WatchedStage
 from flextron_lit.stages.surrogate_training import shown
 from flextron_lit.stages.validation import DYNAMIC, ValidationResult
 
@@ -49,8 +49,8 @@ class RouterReport(Callback):
         """Draw a router's answers as they are now."""
         if not trainer.is_global_zero:
             return
-        if trainer.state.fn == "fit":
-            for name, figure in ladder_figures(pl_module).items():
+        if trainer.state.fn == "fit" and isinstance(pl_module, StaticRouterTraining | JointTuning) and pl_module.ladder:
+            for name, figure in ladder_figures(pl_module, pl_module.ladder).items():
                 log_figure(trainer, f"router/{name}", figure)
         if isinstance(pl_module, WatchedStage) and pl_module.result is not None:
             self._said = report_compute(trainer, pl_module, pl_module.result)
@@ -61,7 +61,8 @@ class RouterReport(Callback):
             return
         if isinstance(pl_module, SurrogateTraining):
             report_surrogate(trainer, pl_module)
-        report_ladder(trainer, pl_module)
+        if isinstance(pl_module, StaticRouterTraining | JointTuning) and pl_module.ladder:
+            report_ladder(trainer, pl_module, pl_module.ladder)
         if isinstance(pl_module, StaticRouterTraining):
             report_moves(trainer, pl_module)
         if self._said is not None:
@@ -83,34 +84,25 @@ def report_surrogate(trainer: Trainer, stage: SurrogateTraining) -> None:
     rank_zero_info(f"ridge fit, held out: {shown(stage.ridge_metrics)}\nsurrogate, held out: {shown(metrics)}")
 
 
-def ladder_of(stage: LightningModule) -> Ladder | None:
-    """What a static router answers now; None in stages without one."""
-    return stage.ladder if isinstance(stage, StaticRouterTraining | JointTuning) else None
-
-
-def report_ladder(trainer: Trainer, stage: LightningModule) -> None:
-    """The ladder, if there is one: figures, rows, one line."""
-    ladder = ladder_of(stage)
-    if ladder is None:
-        return
-    assert isinstance(stage, Stage)
+def report_ladder(trainer: Trainer, stage: StaticRouterTraining | JointTuning, ladder: Ladder) -> None:
+    """Figures, rows, one line."""
     folder, table = Path(trainer.default_root_dir), stage.table
-    for name, figure in ladder_figures(stage).items():
+    for name, figure in ladder_figures(stage, ladder).items():
         figure.savefig(folder / f"{name}.png", dpi=120)
     kind = "measured" if ladder.measured else "predicted"
+    ratios = [rung.cost / table.full for rung in ladder.rungs]
     rows = [
         {
-            "ratio": rung.cost / table.full,
+            "ratio": ratio,
             table.name: rung.cost,
             f"{kind}_loss": rung.loss,
             "sub_network": " ".join(map(str, rung.sub_network.choices)),
         }
-        for rung in ladder.rungs
+        for ratio, rung in zip(ratios, ladder.rungs, strict=True)
     ]
     write_csv(folder / "ladder.csv", rows)
-    first, last = (rung.cost / table.full for rung in (ladder.rungs[0], ladder.rungs[-1]))
     rank_zero_info(
-        f"the ladder has {len(ladder.rungs)} sub-networks, from {first:.3g} to {last:.3g}; losses are {kind}"
+        f"the ladder has {len(rows)} sub-networks, from {ratios[0]:.3g} to {ratios[-1]:.3g}; losses are {kind}"
     )
 
 
@@ -182,12 +174,8 @@ def width_rows(widths: Mapping[str, Tensor], result: ValidationResult) -> Iterat
                 yield {"router": router, "domain": domain, "layer": block.layer, "kind": block.kind, "width": width}
 
 
-def ladder_figures(stage: LightningModule) -> dict[str, Figure]:
-    """By the stem of their files; none without a ladder."""
-    ladder = ladder_of(stage)
-    if ladder is None:
-        return {}
-    assert isinstance(stage, Stage)
+def ladder_figures(stage: StaticRouterTraining | JointTuning, ladder: Ladder) -> dict[str, Figure]:
+    """By the stem of their files."""
     return {
         "widths": figures.widths_against_budget(ladder, stage.backbone.space, stage.table),
         "ladder": figures.cost_against_budget(ladder, stage.table),

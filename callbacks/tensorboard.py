@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ from torch.utils.tensorboard.summary import hparams
 
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.stages import Stage, SurrogateTraining
-from flextron_lit.stages.hyperparameters import hyperparameters
 from flextron_lit.stages.loss_history import Report
 from flextron_lit.stages.validation import DYNAMIC, ROUTED
 
+TRAINER = ("max_steps", "max_epochs", "precision", "devices", "num_nodes")
+"""Settings of the trainer that runs are compared by."""
+OF_CLASSES = ("lr", "weight_decay")
+"""What is told of an optimizer, beside its class: the rest is rarely set and would be most of the table."""
 HPARAMS = "hparams"
 """Folder beside the event files: TensorBoard shows hyper-parameters with every scalar of their folder."""
 LAYOUT: dict[str, dict[str, list[Any]]] = {
@@ -88,6 +91,40 @@ class TensorBoardOverview(Callback):
         for logger in tensorboards(trainer):
             final = final_metrics(folder, pl_module)
             write_hparams(Path(logger.log_dir) / HPARAMS, hyperparameters(config), final, trainer.global_step)
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """Settings by dotted names without `init_args`; ours.
+
+    Args:
+        config: what a run folder's `config.yaml` holds.
+
+    Returns:
+        `stage`, `seed`, and what is set under `model`, `data`, `trainer` and by callback; lists as text.
+    """
+    model, data, trainer = config["model"], config["data"]["init_args"], config["trainer"]
+    found: dict[str, Any] = {"stage": _class_name(model["class_path"]), "seed": config["seed_everything"]}
+    found |= _leaves("model", model["init_args"])
+    found |= _leaves("data", {**data, "domains": list(data["domains"])})
+    found |= _leaves("trainer", {name: trainer[name] for name in TRAINER})
+    for callback in trainer["callbacks"] or ():
+        found |= _leaves(_class_name(callback["class_path"]), callback.get("init_args", {}))
+    return {name: ", ".join(map(str, each)) if isinstance(each, list) else each for name, each in found.items()}
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and "class_path" in value:
+        yield name, _class_name(value["class_path"])
+        value = {each: value.get("init_args", {}).get(each) for each in OF_CLASSES}
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}", inner)
+    elif value is not None:
+        yield name, value
+
+
+def _class_name(path: str) -> str:
+    return path.rsplit(".", 1)[-1]
 
 
 def final_metrics(folder: RunFolder, stage: LightningModule) -> dict[str, float]:

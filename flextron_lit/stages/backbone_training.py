@@ -22,7 +22,7 @@ from flextron_lit.losses.cross_entropy import distillation, mean_cross_entropy
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig
-from flextron_lit.stages.base import Batch, LossParts, NonFiniteError, Pass, StageSettings
+from flextron_lit.stages.base import Batch, LossParts, Pass, StageSettings
 from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.watched import WatchedStage
 
@@ -86,9 +86,10 @@ class BackboneTraining(WatchedStage):
         self.model = self.backbone.model.train()
         rank_zero_info(self.backbone.summary())
         if self.options.distillation.from_original and self.trainer.state.fn == "fit":
-            # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
             original = load_dense(self.checkpoint, attn_implementation=self.options.attn_implementation)
-            self._original = (original.requires_grad_(False),)
+            torch.nn.Module.to(original.requires_grad_(False), self.trainer.strategy.root_device)
+            # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
+            self._original = (original,)
 
     def configure_optimizers(self) -> Any:
         """The backbone's optimizer and schedule.
@@ -123,11 +124,6 @@ class BackboneTraining(WatchedStage):
 
     # --- training -----------------------------------------------------------------------------------------------
 
-    def on_train_start(self) -> None:
-        """Bring the frozen original to the device."""
-        for original in self._original:
-            torch.nn.Module.to(original, self.device)
-
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Full forward, what is planned forward and backward, full backward: memory holds one graph more.
 
@@ -140,7 +136,8 @@ class BackboneTraining(WatchedStage):
         original = self._original_logits(batch)
         with self.backbone.use(space.full()):
             full = Pass(space.full(), batch, self.logits(batch))
-            full_loss = self._full_loss(full, original, parts)
+            teachers = {"original": (original, self.options.distillation.full_from_original)}
+            full_loss = self._loss(full, "full", parts, 1.0, teachers)
         last = (self.trainer.fit_loop.total_batch_idx + 1) % self.options.accumulate == 0
         # data-parallel ranks reduce all gradients once, in the full network's backward: it alone uses every parameter,
         # and DDP would wait for the others
@@ -182,32 +179,43 @@ class BackboneTraining(WatchedStage):
             return original(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
         return None
 
-    def _full_loss(self, full: Pass, original: Tensor | None, parts: LossParts) -> Tensor:
-        weight = self.options.distillation.full_from_original
-        return self._loss(full, "full", 1.0, parts) + self._distilled(full, "full/kl_original", original, weight, parts)
+    def _loss(
+        self,
+        done: Pass,
+        name: str,
+        parts: LossParts,
+        language: float,
+        teachers: Mapping[str, tuple[Tensor | None, float]],
+    ) -> Tensor:
+        """Loss of a pass: weighted language loss, the callbacks' terms, and what it shall learn from its teachers.
+
+        Args:
+            done: the pass.
+            name: the beginning of the names that parts of the loss are logged by.
+            parts: collects them.
+            language: weight of the language loss.
+            teachers: logits [B, T, V] and weight, by name; None where the weight is 0.
+        """
+        labels = done.batch["labels"]
+        own = mean_cross_entropy(done.logits, labels)
+        parts.add(f"{name}/loss", own)
+        loss = language * own + self.terms(done, parts)
+        for teacher, (logits, weight) in teachers.items():
+            if weight:
+                assert logits is not None
+                term = distillation(done.logits, logits, labels, self.options.distillation.temperature)
+                parts.add(f"{name}/kl_{teacher}", term)
+                loss = loss + weight * term
+        return loss
 
     def smaller_loss(self, done: Pass, name: str, full: Pass, original: Tensor | None, parts: LossParts) -> Tensor:
         """Loss of a pass that is not the full network's; its parts are logged under a name."""
         weights = self.options.distillation
-        loss = self._loss(done, name, weights.language, parts)
-        loss = loss + self._distilled(done, f"{name}/kl_full", full.logits, weights.sampled_from_full, parts)
-        return loss + self._distilled(done, f"{name}/kl_original", original, weights.sampled_from_original, parts)
-
-    def _loss(self, done: Pass, name: str, weight: float, parts: LossParts) -> Tensor:
-        """Weighted language loss of a pass, logged as `<name>/loss`, plus the callbacks' terms."""
-        language = mean_cross_entropy(done.logits, done.batch["labels"])
-        parts.add(f"{name}/loss", language)
-        return weight * language + self.terms(done, parts)
-
-    def _distilled(
-        self, done: Pass, name: str, teacher: Tensor | None, weight: float, parts: LossParts
-    ) -> Tensor | float:
-        if not weight:
-            return 0.0
-        assert teacher is not None
-        term = distillation(done.logits, teacher, done.batch["labels"], self.options.distillation.temperature)
-        parts.add(name, term)
-        return weight * term
+        teachers = {
+            "full": (full.logits, weights.sampled_from_full),
+            "original": (original, weights.sampled_from_original),
+        }
+        return self._loss(done, name, parts, weights.language, teachers)
 
     # --- the update ---------------------------------------------------------------------------------------------
 
@@ -224,20 +232,12 @@ class BackboneTraining(WatchedStage):
             NonFiniteError: before the update, naming the step and the sub-network.
         """
         for name, loss in losses.items():
-            self._check_finite(loss, f"the loss of {name}")
+            self.check_finite(loss, f"the loss of {name}")
         norms = self.clip()
         for name, norm in norms.items():
-            self._check_finite(norm, f"the {name.replace('_', ' ')}", f" (trained: {', '.join(losses)})")
+            self.check_finite(norm, f"the {name.replace('_', ' ')}", f" (trained: {', '.join(losses)})")
         self.step_optimizers()
         return norms
-
-    def _check_finite(self, value: Tensor, what: str, more: str = "") -> None:
-        if not torch.isfinite(value):
-            step = self.trainer.global_step
-            raise NonFiniteError(
-                f"stopped before the update of step {step + 1}: {what} is {value.item()}{more}. The weights are those "
-                f"of step {step}; lower the learning rate, or look at the text of this step"
-            )
 
     def clip(self) -> dict[str, Tensor]:
         """Clip the backbone's gradients; norms before that, by name."""

@@ -242,14 +242,27 @@ class Stage(WaitingForData):
                 f"this step has no {self.plans} to train for: add callbacks.BudgetSampling to trainer.callbacks"
             )
 
-    def terms(self, done: Any, parts: LossParts) -> Tensor | float:
+    def terms(self, done: Any, parts: LossParts) -> Tensor:
         """Weighted sum of the callbacks' terms of what the stage ran."""
-        total: Tensor | float = 0.0
+        total = torch.zeros((), device=self.device)
         for name, (function, weight) in self._loss_terms.items():
             term = function(done)
             parts.add(name, term)
             total = total + weight * term
         return total
+
+    def check_finite(self, value: Tensor, what: str, more: str = "") -> None:
+        """Stop before the update if a loss or gradient is not a number.
+
+        Raises:
+            NonFiniteError: naming the step.
+        """
+        if not torch.isfinite(value):
+            step = self.trainer.global_step
+            raise NonFiniteError(
+                f"stopped before the update of step {step + 1}: {what} is {value.item()}{more}. The weights are those "
+                f"of step {step}; lower the learning rate, or look at the text of this step"
+            )
 
     def on_fit_start(self) -> None:
         """Refuse what the update cannot honour.
@@ -324,3 +337,8 @@ class Stage(WaitingForData):
         """Inverse of `on_save_checkpoint`."""
         self.order = checkpoint["flextron"]["order"]
         self.tokens_seen = checkpoint["flextron"]["tokens_seen"]
+
+
+def zero_of(module: torch.nn.Module) -> Tensor:
+    """0 that every parameter takes part in: data-parallel ranks wait for the gradients of all of them."""
+    return 0.0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()

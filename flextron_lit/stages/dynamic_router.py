@@ -19,13 +19,13 @@ from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.pricing import Prices, evenly_spaced
 from flextron_lit.routers.scale import InputScale
 from flextron_lit.routers.token_surrogate import TokenSurrogate
-from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
+from flextron_lit.routers.trained import TrainedRouter, read_routers
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch, LossParts
 from flextron_lit.stages.guides import Observed, SequenceGuide, SurrogateGuide, TokenGuide
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, on_processor
-from flextron_lit.stages.watched import budgets_to_watch, dynamic_answers, ladder_answers
+from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 
 Guidance = Literal["backbone", "token", "sequence"]
 KNOTS = 9
@@ -119,9 +119,8 @@ class DynamicRouterTraining(RouterTraining):
         **settings: Any,
     ) -> None:
         super().__init__(checkpoint, optimizer, surrogate_optimizer, DynamicRouterSettings(**settings))
-        self.prices: Prices | None = None
+        self.prices = Prices(())
         self._priced_at: int | None = None
-        self._resumed = False
 
     # --- contracts with callbacks.SurrogateGuidance -------------------------------------------------------------
 
@@ -159,7 +158,9 @@ class DynamicRouterTraining(RouterTraining):
         if self.guide is not None:
             self.surrogate = self.guide.surrogate
         if self.trainer.state.fn != "fit":
-            self._use_trained(folder)
+            found = self.trained_one(read_dynamic_routers(folder, space), "dynamic router")
+            self.router, self.table, self.prices = found.network, found.table, found.prices
+            self._watch()
 
     def _guide(self, folder: Path) -> SurrogateGuide | None:
         space, options = self.backbone.space, self.options
@@ -169,11 +170,7 @@ class DynamicRouterTraining(RouterTraining):
             generator, hidden_size = torch.Generator().manual_seed(options.seed), self.router.hidden_size
             surrogate = TokenSurrogate(space, hidden_size, options.rank, options.hidden, generator)
             return TokenGuide(surrogate, options.memory)
-        trained = TrainedSurrogate.read(folder, space)
-        if trained is None:
-            raise ValueError(f"{folder} holds no surrogate to start from: run the surrogate stage first")
-        if self.trainer.state.fn == "fit":
-            trained.refuse_stale(folder)
+        trained = self.read_surrogate(folder, "surrogate to start from")
         return SequenceGuide(trained.network, options.memory, trained.target)
 
     def _static(self, folder: Path) -> TrainedRouter:
@@ -185,11 +182,6 @@ class DynamicRouterTraining(RouterTraining):
                 "stage first (configs/stages/static_router.yaml)"
             )
         return next((router for router in routers if router.table.name == self.options.cost), routers[0])
-
-    def _use_trained(self, folder: Path) -> None:
-        found = self.trained_one(read_dynamic_routers(folder, self.backbone.space), "dynamic router")
-        self.router, self.table, self.prices = found.network, found.table, found.prices
-        self._watch()
 
     def router_parameters(self) -> Any:
         """The map of the hidden state, and the biases with a learning rate of their own."""
@@ -205,10 +197,9 @@ class DynamicRouterTraining(RouterTraining):
         tokens, batch_size = self.options.calibration_tokens, self.options.calibration_batch_size
         batches = self.text.calibration_batches(tokens, batch_size=batch_size)
         self._calibration = [{k: v.to(self.device) for k, v in batch.items()} for batch in batches]
-        if self._resumed:
+        if self.trainer.ckpt_path is not None:
             return
-        low, high = self.table.smallest_ratio, 1.0
-        budgets = torch.linspace(low, high, KNOTS)
+        budgets = torch.linspace(self.table.smallest_ratio, 1.0, KNOTS)
         self.router.budgets.copy_(budgets)
         answers = [self._static_answer(budget) for budget in budgets.tolist()]
         mean, std = self._input_scale()
@@ -248,7 +239,7 @@ class DynamicRouterTraining(RouterTraining):
         seen = self._observed(routed, batch)
         self.guide.see(seen, routed.chosen.detach(), self.trainer.world_size)
         parts.add("language", seen.losses.sum() / seen.counted.sum().clamp(min=1))
-        return torch.as_tensor(self.terms(routed, parts))
+        return self.terms(routed, parts)
 
     @torch.no_grad()
     def _observed(self, routed: RoutedPass, batch: Batch) -> Observed:
@@ -299,7 +290,7 @@ class DynamicRouterTraining(RouterTraining):
             self._find_all_prices()
 
     def _find_all_prices(self) -> None:
-        self.prices = self._prices_of([*evenly_spaced(self.table, self.options.prices), *self._validated()])
+        self.prices = self._prices_of([*evenly_spaced(self.table, self.options.prices), *self.validated_budgets])
         self._priced_at = self.trainer.global_step
 
     # --- validation ---------------------------------------------------------------------------------------------
@@ -312,14 +303,11 @@ class DynamicRouterTraining(RouterTraining):
             # the last table is that of the prices that are stored
             self._find_all_prices()
         else:
-            self.prices = self._prices_of(self._validated())
+            self.prices = self._prices_of(self.validated_budgets)
         self._watch()
 
-    def _validated(self) -> list[float]:
-        return budgets_to_watch(self.options.budgets, self.table)
-
     def _watch(self) -> None:
-        static, budgets = self.static, self._validated()
+        static, budgets = self.static, self.validated_budgets
         answers: dict[str, SubNetwork | DynamicPolicy] = {}
         if static.table.name == self.table.name:
             paid = [b for b in budgets if b >= static.table.smallest_ratio]
@@ -340,7 +328,6 @@ class DynamicRouterTraining(RouterTraining):
 
     def trained_router(self) -> TrainedDynamicRouter:
         """The router as it is now, with its prices."""
-        assert self.prices is not None
         return TrainedDynamicRouter(on_processor(self.router), self.table, self.prices, self.settings())
 
     def files(self) -> dict[str, bytes]:
@@ -352,7 +339,7 @@ class DynamicRouterTraining(RouterTraining):
         return super().router_state() | {
             "memory": self.guide.memory.columns if self.guide else {},
             "fresh": self.guide.fresh if self.guide else [],
-            "prices": self.prices.to_json() if self.prices else None,
+            "prices": self.prices.to_json(),
             "priced_at": self._priced_at,
         }
 
@@ -362,7 +349,5 @@ class DynamicRouterTraining(RouterTraining):
         if self.guide is not None:
             self.guide.memory.columns = dict(checkpoint["router"]["memory"])
             self.guide.fresh = [(float(p), float(o)) for p, o in checkpoint["router"]["fresh"]]
-        prices = checkpoint["router"]["prices"]
-        self.prices = Prices.from_json(prices) if prices else None
+        self.prices = Prices.from_json(checkpoint["router"]["prices"] or [])
         self._priced_at = checkpoint["router"]["priced_at"]
-        self._resumed = True

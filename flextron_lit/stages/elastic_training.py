@@ -59,7 +59,6 @@ class ElasticTraining(BackboneTraining):
         **settings: Any,
     ) -> None:
         super().__init__(checkpoint, optimizer, ElasticSettings(**settings))
-        self._calibrated: dict[str, Any] | None = None
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
@@ -67,10 +66,15 @@ class ElasticTraining(BackboneTraining):
         """Load, convert, sort."""
         self.load_trainable(self.options.space)
         # a resumed run has its sorted weights, and their order, in its state
-        if not self.history and self.options.calibration.tokens and self.trainer.ckpt_path is None:
+        if self._calibrates and self.trainer.ckpt_path is None:
             self._sort()
         self.costs = parameter_table(self.backbone)
         self.watch(self.options.validation.resolve(self.backbone.space, self.costs), self.costs)
+
+    @property
+    def _calibrates(self) -> bool:
+        """A Flextron checkpoint is sorted already."""
+        return not self.history and self.options.calibration.tokens > 0
 
     def _sort(self) -> None:
         calibration = self.options.calibration
@@ -80,7 +84,6 @@ class ElasticTraining(BackboneTraining):
         # ranks may sum in another order; they must not permute in one
         self.order = self.trainer.strategy.broadcast(order)
         importance.permute(self.backbone, self.order)
-        self._calibrated = asdict(calibration)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -99,14 +102,5 @@ class ElasticTraining(BackboneTraining):
 
     def record(self) -> StageRecord:
         """As for every stage, with the calibration."""
-        return replace(super().record(), calibration=self._calibrated)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As for every stage, with the calibration."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["flextron"]["calibration"] = self._calibrated
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Inverse of `on_save_checkpoint`."""
-        super().on_load_checkpoint(checkpoint)
-        self._calibrated = checkpoint["flextron"]["calibration"]
+        calibration = asdict(self.options.calibration) if self._calibrates else None
+        return replace(super().record(), calibration=calibration)

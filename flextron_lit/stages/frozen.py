@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from flextron_lit.costs import Workload
 from flextron_lit.data import TextDataModule
 from flextron_lit.data.loader import EpochSampler, ResumableLoader
+from flextron_lit.routers.trained import TrainedSurrogate
 from flextron_lit.stages.base import StageSettings
 from flextron_lit.stages.measuring import MeasuringStage
-
-
-class Positions(Dataset[int]):
-    """0 to `size` - 1: a loader of these says which pairs make a batch, or just counts steps."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> int:
-        return index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +76,27 @@ class FrozenStage(MeasuringStage):
         torch.nn.Module.to(self.backbone.model, self.trainer.strategy.root_device)
         return folder
 
+    def read_surrogate(self, folder: Path, name: str) -> TrainedSurrogate:
+        """The surrogate of a checkpoint.
+
+        Args:
+            folder: the checkpoint.
+            name: what is missing, for the error.
+
+        Raises:
+            ValueError: if there is none, or a run would learn from one that is stale.
+        """
+        trained = TrainedSurrogate.read(folder, self.backbone.space)
+        if trained is None:
+            raise ValueError(f"{folder} holds no {name}: run the surrogate stage first (configs/stages/surrogate.yaml)")
+        if self.trainer.state.fn == "fit":
+            trained.refuse_stale(folder)
+        return trained
+
     # --- loaders ------------------------------------------------------------------------------------------------
 
     def positions(self, size: int, batch_size: int, seed: int) -> ResumableLoader:
         """Batches of 0 to `size` - 1 in an order of their own each epoch, the same on every rank."""
         sampler = EpochSampler([size], [1.0], seed=seed, rank=0, world=1)
-        return ResumableLoader(Positions(size), sampler=sampler, batch_size=batch_size, num_workers=0)
+        positions: Any = range(size)
+        return ResumableLoader(positions, sampler=sampler, batch_size=batch_size, num_workers=0)

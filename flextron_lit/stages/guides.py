@@ -12,7 +12,6 @@ from flextron_lit.files.ranks import gather
 from flextron_lit.routers.dynamic import RoutedPass
 from flextron_lit.routers.memory import Memory
 from flextron_lit.routers.surrogate import Surrogate, Target, encode
-from flextron_lit.routers.token_surrogate import TokenSurrogate
 from flextron_lit.stages.router_training import functional
 
 
@@ -91,9 +90,6 @@ class SurrogateGuide(ABC):
 
 class TokenGuide(SurrogateGuide):
     """Predicts the excess loss of every token from its own choices and its hidden state (ours)."""
-
-    def __init__(self, surrogate: TokenSurrogate, capacity: int) -> None:
-        super().__init__(surrogate, capacity)
 
     def inputs(self, chosen: Tensor) -> tuple[Tensor, ...]:
         """Choices and states of the predicted tokens."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,22 +13,16 @@ from transformers import get_cosine_schedule_with_warmup
 
 from flextron_lit.checkpoint import StageRecord
 from flextron_lit.elastic.unit_gates import gated
+from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
+from flextron_lit.space import SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining, described
-from flextron_lit.stages.base import LossParts, Pass
+from flextron_lit.stages.base import LossParts, Pass, zero_of
 from flextron_lit.stages.measuring import MeasuringStage
 from flextron_lit.stages.objective import Distillation, FullWeight
-from flextron_lit.stages.tuned_router import (
-    TUNED,
-    Answer,
-    Remeasuring,
-    RoutedForward,
-    Tuned,
-    TunedRouter,
-    tuned_routers,
-)
+from flextron_lit.stages.tuned_router import TUNED, Remeasuring, Tuned, TunedRouter, tuned_routers
 from flextron_lit.stages.watched import budgets_to_watch, check_budgets
 
 
@@ -116,9 +109,8 @@ class JointTuning(MeasuringStage, BackboneTraining):
         folder = self.flextron_folder()
         self.load_trainable(None)
         self.tuned = tuned_routers(self.options.router, self.options.cost, folder, self.backbone.space)
-        self.routers = torch.nn.ModuleList(tuned.network for tuned in self.tuned).requires_grad_(
-            self.options.train_router
-        )
+        self.routers = torch.nn.ModuleList(tuned.network for tuned in self.tuned)
+        self.routers.requires_grad_(self.options.train_router)
         self.table, self.costs = self.tuned[0].table, self.tuned[0].costs
         self._watch()
 
@@ -149,31 +141,29 @@ class JointTuning(MeasuringStage, BackboneTraining):
         self, tuned: TunedRouter, budget: float, full: Pass, original: Tensor | None, parts: LossParts
     ) -> Tensor:
         temperature = self.options.temperature.at(self.trainer.global_step / self.planned_updates())
-        routed = tuned.route(budget, len(full.batch["input_ids"]), self.generator, temperature)
-        with self._running(routed):
-            done = Pass(routed.sub_network, full.batch, self.logits(full.batch))
+        drawn = tuned.draw(budget, len(full.batch["input_ids"]), self.generator, temperature)
+        sub_network = drawn.selection if isinstance(drawn.selection, SubNetwork) else None
+        # with gates where choices need gradients; else the sub-network itself, which is less work
+        gates = gated(self.backbone, drawn.choose) if self.options.train_router else self.backbone.use(drawn.selection)
+        # backward inside it too: checkpointed activations are recomputed there, with the choices of the forward
+        with gates:
+            done = Pass(sub_network, full.batch, self.logits(full.batch))
             loss = self.smaller_loss(done, tuned.prefix, full, original, parts)
-            ratios = routed.ratios(tuned.table)
+            ratios = drawn.routed.ratios(tuned.table)
             if self.options.train_router:
                 penalty = self.options.penalty.of(ratios, torch.full_like(ratios, budget))
                 parts.add(f"{tuned.prefix}/cost_penalty", penalty)
                 loss = loss + penalty
             self.manual_backward(loss / self.options.accumulate)
         parts.add(f"{tuned.prefix}/cost_gap", ratios.mean() - budget)
-        parts.add(f"{tuned.prefix}/entropy", entropy(routed.logits.detach()).mean())
+        parts.add(f"{tuned.prefix}/entropy", entropy(drawn.routed.logits.detach()).mean())
         return loss
-
-    def _running(self, routed: RoutedForward) -> AbstractContextManager[None]:
-        """With gates where choices need gradients; else the sub-network itself, which is less work."""
-        if self.options.train_router:
-            return gated(self.backbone, routed.probabilities)
-        return self.backbone.use(routed.selection)
 
     def train_full(self, loss: Tensor) -> None:
         """The full network's backward."""
         if self.options.train_router:
-            # data-parallel ranks reduce gradients in this backward pass alone, and wait for all parameters
-            loss = loss + 0.0 * torch.stack([parameter.sum() for parameter in self.routers.parameters()]).sum()
+            # data-parallel ranks reduce gradients in this backward pass alone
+            loss = loss + zero_of(self.routers)
         super().train_full(loss)
 
     def clip(self) -> dict[str, Tensor]:
@@ -225,23 +215,16 @@ class JointTuning(MeasuringStage, BackboneTraining):
             self._remeasure()
 
     def _remeasure(self) -> None:
-        with self._evaluating():
-            for tuned in self.tuned:
-                tuned.remeasure(self, self.options.remeasuring)
+        training = self.model.training
+        self.model.eval()
+        for tuned in self.tuned:
+            tuned.remeasure(self, self.options.remeasuring)
+        self.model.train(training)
         self._measured_at = self.trainer.global_step
         self._watch()
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(training)
-
     def _watch(self) -> None:
-        answers: dict[str, Answer] = {}
+        answers: dict[str, SubNetwork | DynamicPolicy] = {}
         for tuned in self.tuned:
             budgets = budgets_to_watch(self.options.budgets, tuned.table, tuned.lowest)
             answers |= tuned.answers(budgets, self.backbone.model)
@@ -261,15 +244,13 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     def settings(self) -> dict[str, Any]:
         """As for every stage that trains a backbone, with this one's own."""
-        router = {"router_optimizer": described(self.trainer.optimizers[1])} if self.options.train_router else {}
-        return (
-            super().settings()
-            | {
-                "costs": {tuned.kind: tuned.table.name for tuned in self.tuned},
-                "tables_sha256": {tuned.kind: tuned.table.sha256 for tuned in self.tuned},
-            }
-            | router
-        )
+        settings = super().settings() | {
+            "costs": {tuned.kind: tuned.table.name for tuned in self.tuned},
+            "tables_sha256": {tuned.kind: tuned.table.sha256 for tuned in self.tuned},
+        }
+        if self.options.train_router:
+            settings["router_optimizer"] = described(self.trainer.optimizers[1])
+        return settings
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As for every stage, with the generator and the router's answers."""

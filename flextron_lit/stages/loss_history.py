@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -57,24 +58,26 @@ class Report:
 
     def losses(self, step: int) -> dict[str, dict[str, float]]:
         """Sub-network to domain to loss, with the mean over domains as a last `mean`."""
-        table: dict[str, dict[str, float]] = {}
-        for row in self.rows:
-            if row["step"] == step:
-                table.setdefault(row["sub_network"], {})[row["domain"]] = row["loss"]
-        return {name: {**losses, "mean": sum(losses.values()) / len(losses)} for name, losses in table.items()}
+        by_domain = self._values(step, "loss")
+        return {name: {**losses, "mean": fmean(losses.values())} for name, losses in by_domain.items()}
 
-    def costs(self) -> dict[str, float]:
-        """Sub-network to cost, as in the last table: what a router answers to a budget changes as it learns."""
-        return self._costs(self.steps[-1])
+    def costs(self, step: int | None = None) -> dict[str, float]:
+        """Sub-network to cost, the mean over domains: what a dynamic router costs depends on the text.
 
-    def _costs(self, step: int) -> dict[str, float]:
-        """Mean over domains: what a dynamic router costs depends on the text."""
+        Args:
+            step: of which table; None means the last, since what a router answers to a budget changes as it learns.
+        """
         assert self.table is not None
-        found: dict[str, list[float]] = {}
+        by_domain = self._values(self.steps[-1] if step is None else step, self.table.name)
+        return {name: fmean(costs.values()) for name, costs in by_domain.items()}
+
+    def _values(self, step: int, column: str) -> dict[str, dict[str, float]]:
+        """Sub-network to domain to what a column of a step's table says."""
+        found: dict[str, dict[str, float]] = {}
         for row in self.rows:
             if row["step"] == step:
-                found.setdefault(row["sub_network"], []).append(row[self.table.name])
-        return {name: sum(costs) / len(costs) for name, costs in found.items()}
+                found.setdefault(row["sub_network"], {})[row["domain"]] = row[column]
+        return found
 
     def figure(self) -> Figure:
         """Mean loss against cost, for the first and the last table; what routers choose on lines of their own.
@@ -84,10 +87,8 @@ class Report:
         assert self.table is not None
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot()
-        for step in self.steps[1:-1]:
-            for kind in ("", ROUTED, DYNAMIC):
-                self._line(axes, step, None, kind)
-        for step, style in {self.steps[0]: "o--", self.steps[-1]: "s-"}.items():
+        between = dict.fromkeys(self.steps[1:-1])
+        for step, style in {**between, self.steps[0]: "o--", self.steps[-1]: "s-"}.items():
             for kind in ("", ROUTED, DYNAMIC):
                 self._line(axes, step, style, kind)
         if self.table.unit != "ms":
@@ -100,7 +101,7 @@ class Report:
 
     def _line(self, axes: Axes, step: int, style: str | None, kind: str) -> None:
         """Add a line of one table; without a style a pale one that the legend does not name."""
-        costs = self._costs(step)
+        costs = self.costs(step)
         means = {name: by_domain["mean"] for name, by_domain in self.losses(step).items()}
         names = sorted((name for name in means if _kind(name) == kind), key=costs.__getitem__)
         if not names:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,19 +77,25 @@ class MeasuringStage(Stage):
             budgets: each with a price to start from; None means that of the next larger budget.
             batches: the calibration mix.
         """
-        device, dtype = self.backbone.model.device, self.backbone.model.dtype
+        device = self.backbone.model.device
         on_device = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
         rows: list[Priced] = []
         for budget in progress(sorted(budgets, reverse=True), "finding the prices of budgets"):
-            found: dict[float, tuple[float, float]] = {}
-
-            def mean_cost(price: float, budget: float = budget, found: dict[float, Any] = found) -> float:
-                policy = DynamicPolicy(router, table, [budget], [price], device=device, dtype=dtype)
-                found[price] = self.run_policy(policy, on_device)
-                return float(found[price][0])
-
-            start = budgets[budget]
-            guess = start if start is not None else rows[-1].price if rows else 0.0
-            price = solve(mean_cost, spendable(budget, table), guess)
-            rows.append(Priced(budget, price, *found[price]))
+            guess = budgets[budget]
+            if guess is None:
+                guess = rows[-1].price if rows else 0.0
+            rows.append(self._priced(budget, router, table, guess, on_device))
         return Prices(tuple(reversed(rows)))
+
+    def _priced(
+        self, budget: float, router: DynamicRouter, table: CostTable, guess: float, batches: Sequence[Batch]
+    ) -> Priced:
+        model, found = self.backbone.model, dict[float, tuple[float, float]]()
+
+        def mean_cost(price: float) -> float:
+            policy = DynamicPolicy(router, table, [budget], [price], device=model.device, dtype=model.dtype)
+            found[price] = self.run_policy(policy, batches)
+            return found[price][0]
+
+        price = solve(mean_cost, spendable(budget, table), guess)
+        return Priced(budget, price, *found[price])

@@ -19,9 +19,9 @@ from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch, LossParts, NonFiniteError
+from flextron_lit.stages.base import Batch, LossParts, zero_of
 from flextron_lit.stages.frozen import FrozenSettings, FrozenStage
-from flextron_lit.stages.watched import WatchedStage, check_budgets
+from flextron_lit.stages.watched import WatchedStage, budgets_to_watch, check_budgets
 
 Trained = TypeVar("Trained", bound=KeptRouter)
 
@@ -233,15 +233,9 @@ class RouterTraining(FrozenStage, WatchedStage):
         Raises:
             NonFiniteError: if it is not a number.
         """
-        if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"stopped before step {self.trainer.global_step + 1}: the router's loss is {loss.item()}"
-            )
+        self.check_finite(loss, "the router's loss")
         self.moves += self.router_moves
-        if self.router_moves:
-            return loss
-        # all parameters take part in every backward pass, or data-parallel ranks would wait for them
-        return 0.0 * torch.stack([parameter.sum() for parameter in self.router.parameters()]).sum()
+        return loss if self.router_moves else zero_of(self.router)
 
     def step_optimizers(self) -> None:
         """As for every stage, but for a router that the gate holds still."""
@@ -265,6 +259,11 @@ class RouterTraining(FrozenStage, WatchedStage):
         return self.text.predict_dataloader()
 
     # --- validation ---------------------------------------------------------------------------------------------
+
+    @property
+    def validated_budgets(self) -> list[float]:
+        """Budgets at which the router is validated."""
+        return budgets_to_watch(self.options.budgets, self.table)
 
     def measured(self, selection: SubNetwork | DynamicPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
         """As for every watched stage; the network is frozen, so a sub-network is run once on the same tokens."""

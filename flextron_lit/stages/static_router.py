@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,10 @@ from flextron_lit.routers.objective import Routed, route
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate
-from flextron_lit.routers.trained import SURROGATE, TrainedRouter, TrainedSurrogate, read_routers
+from flextron_lit.routers.trained import SURROGATE, TrainedRouter, read_routers
 from flextron_lit.stages.base import Batch, LossParts
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, functional, on_processor
-from flextron_lit.stages.watched import budgets_to_watch, ladder_answers
+from flextron_lit.stages.watched import ladder_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,9 @@ class StaticRouterTraining(RouterTraining):
         budgets = torch.tensor(sampling.budgets(self.table.smallest_ratio, count, generator))
         pairs = self.measure(self.route(budgets, generator).sub_networks)
         predicted = self.surrogate(pairs.one_hot(self.backbone.space).to(self.device)).tolist()
-        self.add_pairs(pairs)
+        self.pairs = self.pairs + pairs
+        # it holds the pairs from before
+        self.__dict__.pop("_learned", None)
         return list(zip(predicted, self.trained.targets(pairs.losses).tolist(), strict=True))
 
     @property
@@ -98,37 +99,20 @@ class StaticRouterTraining(RouterTraining):
         """Random hard choices for some budgets [B], at the present temperature."""
         return route(self.router, budgets.to(self.device), generator, self.options.temperature.at(self.progress))
 
-    def add_pairs(self, pairs: Pairs) -> None:
-        """Measured pairs that the surrogate learns from, from now on."""
-        self.pairs = self.pairs + pairs
-        self.__dict__.pop("_learned", None)
-
     # --- set-up -------------------------------------------------------------------------------------------------
 
     def build(self) -> None:
         """Load the frozen backbone and the surrogate, make the router."""
         folder = self.load_frozen()
-        trained = TrainedSurrogate.read(folder, self.backbone.space)
-        if trained is None:
-            raise ValueError(
-                f"{folder} holds no {SURROGATE}: run the surrogate stage first (configs/stages/surrogate.yaml)"
-            )
-        if self.trainer.state.fn == "fit":
-            trained.refuse_stale(folder)
-        self.trained = trained
-        self.surrogate: Surrogate = trained.network.requires_grad_(self.surrogate_learns)
-        self.pairs = trained.pairs
-        self.router = StaticRouter(
-            self.backbone.space, self.options.hidden, torch.Generator().manual_seed(self.options.seed)
-        )
+        self.trained = self.read_surrogate(folder, SURROGATE)
+        self.surrogate = self.trained.network.requires_grad_(self.surrogate_learns)
+        self.pairs = self.trained.pairs
+        generator = torch.Generator().manual_seed(self.options.seed)
+        self.router = StaticRouter(self.backbone.space, self.options.hidden, generator)
         if self.trainer.state.fn != "fit":
-            self._use_trained(folder)
-
-    def _use_trained(self, folder: Path) -> None:
-        found = self.trained_one(read_routers(folder, self.backbone.space), "router")
-        self.router, self.table = found.network, found.table
-        self.__dict__["ladder"] = found.ladder
-        self._watch()
+            found = self.trained_one(read_routers(folder, self.backbone.space), "router")
+            self.router, self.table, self.ladder = found.network, found.table, found.ladder
+            self._watch()
 
     def on_fit_start(self) -> None:
         """Find the cost table, and the text that losses are measured on."""
@@ -151,9 +135,7 @@ class StaticRouterTraining(RouterTraining):
     def guided_loss(self, routed: Routed, batch: Any, parts: LossParts) -> Tensor:
         """What the surrogate predicts, or what the backbone loses."""
         loss = self.terms(routed, parts)
-        return torch.as_tensor(
-            loss + self._language_loss(routed, batch, parts) if self.options.through_backbone else loss
-        )
+        return loss + self._language_loss(routed, batch, parts) if self.options.through_backbone else loss
 
     def _language_loss(self, routed: Routed, batch: Batch, parts: LossParts) -> Tensor:
         """Mean over the budgets in nats, straight through the backbone; the graph of one budget in memory at a time."""
@@ -198,34 +180,24 @@ class StaticRouterTraining(RouterTraining):
     @cached_property
     def ladder(self) -> Ladder:
         """What the router answers, as of the last validation."""
-        trained = self.trained_surrogate()
         return build_ladder(
             on_processor(self.router),
             self.backbone.space,
             self.table,
-            trained.network,
-            to_nats=trained.to_nats,
-            full_loss=trained.full_loss,
+            on_processor(self.surrogate),
+            to_nats=self.trained.to_nats,
+            full_loss=self.trained.full_loss,
         )
 
     def _watch(self) -> None:
-        budgets = budgets_to_watch(self.options.budgets, self.table)
-        self.watch_answers(ladder_answers(self.ladder, self.table, budgets), self.table)
+        self.watch_answers(ladder_answers(self.ladder, self.table, self.validated_budgets), self.table)
 
     # --- what is kept -------------------------------------------------------------------------------------------
 
-    def trained_surrogate(self) -> TrainedSurrogate:
-        """The surrogate as it is now, with all pairs."""
-        network = on_processor(self.surrogate)
-        return replace(self.trained, network=network, pairs=self.pairs)
-
-    def trained_router(self) -> TrainedRouter:
-        """The router as it is now, with its ladder."""
-        return TrainedRouter(on_processor(self.router), self.table, self.ladder, self.settings())
-
     def files(self) -> dict[str, bytes]:
-        """The router, and the surrogate with what it learned from."""
-        return {SURROGATE: self.trained_surrogate().to_bytes(), **self.trained_router().files()}
+        """The router with its ladder, and the surrogate with what it learned from."""
+        router = TrainedRouter(on_processor(self.router), self.table, self.ladder, self.settings())
+        return {SURROGATE: replace(self.trained, pairs=self.pairs).to_bytes(), **router.files()}
 
     def settings(self) -> dict[str, Any]:
         """As for every router stage, with this one's own."""

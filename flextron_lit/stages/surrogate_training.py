@@ -17,7 +17,7 @@ from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.staleness import measured_files
 from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, encode, ridge
 from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
-from flextron_lit.stages.frozen import FrozenSettings, FrozenStage, Positions
+from flextron_lit.stages.frozen import FrozenSettings, FrozenStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,8 @@ class SurrogateTraining(FrozenStage):
     drops = ("routers/",)
     recorded = tuple(field.name for field in fields(SurrogateSettings) if field.name != "workload")
     options: SurrogateSettings
+    trained: TrainedSurrogate
+    """Of a fit once its pairs are measured."""
 
     def __init__(
         self,
@@ -97,13 +99,9 @@ class SurrogateTraining(FrozenStage):
         folder = self.load_frozen()
         space = self.backbone.space
         self.surrogate = Surrogate(space, self.options.hidden, torch.Generator().manual_seed(self.options.seed))
-        self.trained: TrainedSurrogate | None = None
         if self.trainer.state.fn != "fit":
-            trained = TrainedSurrogate.read(folder, space)
-            if trained is None:
-                raise ValueError(f"{folder} holds no surrogate: run `fit` of the surrogate stage first")
-            self.surrogate = trained.network
-            self.trained = trained
+            self.trained = self.read_surrogate(folder, "surrogate")
+            self.surrogate = self.trained.network
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the config."""
@@ -120,10 +118,11 @@ class SurrogateTraining(FrozenStage):
             self.measure_on(text, self.options.measure_batch_size)
             full_loss, pairs = self._measured_pairs()
         self.trained = TrainedSurrogate(self.surrogate, self.options.target, full_loss, pairs, text)
+        learned = pairs.select(held_out=False)
+        self._inputs = learned.one_hot(self.backbone.space).to(self.device)
+        self._targets = self.trained.targets(learned.losses).to(self.device)
         if self._restored is None:
-            learned = pairs.select(held_out=False)
-            one_hot = learned.one_hot(self.backbone.space)
-            self.surrogate.start(one_hot.to(self.device), self.trained.targets(learned.losses).to(self.device))
+            self.surrogate.start(self._inputs, self._targets)
         self._report_ridge()
 
     def _measured_pairs(self) -> tuple[float, Pairs]:
@@ -141,13 +140,6 @@ class SurrogateTraining(FrozenStage):
         """Which pairs make a batch."""
         return self.positions(self.options.pairs, self.options.batch_size, self.options.seed)
 
-    def on_train_start(self) -> None:
-        """Take the pairs to the device once."""
-        assert self.trained is not None
-        learned = self.trained.pairs.select(held_out=False)
-        self._inputs = learned.one_hot(self.backbone.space).to(self.device)
-        self._targets = self.trained.targets(learned.losses).to(self.device)
-
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Squared error over the targets' variance."""
         return self.surrogate.error(self._inputs[batch], self._targets[batch])
@@ -162,7 +154,8 @@ class SurrogateTraining(FrozenStage):
 
     def val_dataloader(self) -> DataLoader[int]:
         """The held-out pairs, in one batch."""
-        return DataLoader(Positions(1))
+        once: Any = range(1)
+        return DataLoader(once)
 
     def test_dataloader(self) -> DataLoader[int]:
         """The held-out pairs: nothing is chosen by them, so they test as well as validate."""
@@ -174,7 +167,6 @@ class SurrogateTraining(FrozenStage):
 
     def held_out(self) -> tuple[Pairs, Tensor]:
         """Held-out pairs, and the loss that the surrogate predicts for each, [n] nats per token."""
-        assert self.trained is not None
         pairs = self.trained.pairs.select(held_out=True)
         predicted = self.trained.predict(pairs.one_hot(self.backbone.space).to(self.device))
         return pairs, self.trained.to_nats(predicted).cpu()
@@ -200,7 +192,6 @@ class SurrogateTraining(FrozenStage):
 
     def _report_ridge(self) -> None:
         """The additive baseline's error, once: the surrogate has to beat it."""
-        assert self.trained is not None
         space, trained = self.backbone.space, self.trained
         learned, checked = (trained.pairs.select(held_out=held_out) for held_out in (False, True))
         weight, bias = ridge(
@@ -214,7 +205,6 @@ class SurrogateTraining(FrozenStage):
 
     def files(self) -> dict[str, bytes]:
         """The surrogate, and the routers that owe nothing to the one before."""
-        assert self.trained is not None
         about = {"held_out_quality": self.metrics(), "ridge_quality": self.ridge_metrics, **self.settings()}
         kept = measured_files(self.flextron_folder(), self.backbone.space)
         return {SURROGATE: replace(self.trained, settings=about).to_bytes(), **kept}
@@ -222,7 +212,6 @@ class SurrogateTraining(FrozenStage):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As for every stage, with the pairs."""
         super().on_save_checkpoint(checkpoint)
-        assert self.trained is not None
         pairs, full_loss, text = self.trained.pairs.tensors(), self.trained.full_loss, self.trained.text
         checkpoint["surrogate"] = {"pairs": pairs, "full_loss": full_loss, "text": text}
 

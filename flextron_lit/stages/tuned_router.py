@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from flextron_lit.costs import CostTable
-from flextron_lit.elastic.selection import Selection
+from flextron_lit.elastic.unit_gates import Choose, for_all_tokens
 from flextron_lit.losses.on_text import batches_of
 from flextron_lit.routers.dynamic import DynamicPolicy, RoutedPass
 from flextron_lit.routers.ladder import Ladder, candidates, measured_ladder, worth_measuring
@@ -31,7 +31,6 @@ Tuned = Literal["static", "dynamic", "both"]
 TUNED: tuple[Tuned, ...] = get_args(Tuned)
 BIAS_LEARNING_RATE = "bias_learning_rate"
 """In a dynamic router's settings: times the learning rate of its map."""
-Answer = SubNetwork | DynamicPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,125 +57,20 @@ class Remeasuring:
             )
 
 
-class RoutedForward(Protocol):
-    """What a router chooses in one pass for one budget."""
+@dataclass(frozen=True)
+class Drawn:
+    """What a router drew for one budget, to run in one pass."""
 
-    @property
-    def sub_network(self) -> SubNetwork | None:
-        """What runs, if it is the same for all tokens."""
-        ...
-
-    def probabilities(self, block: int, hidden_states: Tensor) -> Tensor:
-        """Straight-through choices, for gates: [N] for all tokens, or [B, T, N]."""
-        ...
-
-    @property
-    def selection(self) -> Selection:
-        """The same choices, to run without gates."""
-        ...
-
-    @property
-    def logits(self) -> Tensor:
-        """[..., 2L, N]; of a dynamic router once the pass has run."""
-        ...
-
-    def ratios(self, table: CostTable) -> Tensor:
-        """Cost ratios with gradients, [B] or [1]; of a dynamic router once the pass has run."""
-        ...
-
-
-class TunedRouter(Protocol):
-    """A router that is tuned together with the backbone."""
-
-    kind: RouterKind
-    """Which kind it is."""
-    prefix: str
-    """How the names of its losses and answers begin."""
-    table: CostTable
-    """What budgets are ratios of."""
-    costs: CostTable
-    """What sub-networks cost that are the same for all tokens."""
-
-    @property
-    def network(self) -> nn.Module:
-        """What is trained."""
-        ...
-
-    @property
-    def ladder(self) -> Ladder | None:
-        """A static router's answers, as of the last measurement."""
-        ...
-
-    @property
-    def lowest(self) -> float:
-        """The lowest budget that it can meet."""
-        ...
-
-    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """What is trained, with how many times the learning rate each group needs."""
-        ...
-
-    def route(self, budget: float, sequences: int, generator: torch.Generator, temperature: float) -> RoutedForward:
-        """Random hard choices for a budget."""
-        ...
-
-    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> Mapping[str, Answer]:
-        """What budgets get where a model runs, as of the last measurement, by name."""
-        ...
-
-    def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
-        """Find the answers that the router gives now, by measuring."""
-        ...
-
-    def files(self, settings: dict[str, Any]) -> dict[str, bytes]:
-        """By their path in a Flextron checkpoint, with how it was trained."""
-        ...
-
-    def state(self) -> Any:
-        """The answers, for a run that resumes."""
-        ...
-
-    def restore(self, state: Any) -> None:
-        """Inverse of `state`."""
-        ...
-
-
-# --- static -----------------------------------------------------------------------------------------------------
-
-
-class StaticForward:
-    """One pass of a static router: the same choices for all tokens."""
-
-    def __init__(self, routed: Routed) -> None:
-        self._routed = routed
-        (self._sub_network,) = routed.sub_networks
-
-    @property
-    def sub_network(self) -> SubNetwork:
-        """What all tokens take."""
-        return self._sub_network
-
-    def probabilities(self, block: int, hidden_states: Tensor) -> Tensor:
-        """[N]."""
-        return self._routed.probabilities[0, block]
-
-    @property
-    def selection(self) -> Selection:
-        """The sub-network."""
-        return self._sub_network
-
-    @property
-    def logits(self) -> Tensor:
-        """[1, 2L, N]."""
-        return self._routed.logits
-
-    def ratios(self, table: CostTable) -> Tensor:
-        """[1]."""
-        return self._routed.ratios(table)
+    routed: Routed | RoutedPass
+    """Logits and cost ratios, with gradients; of a dynamic router once the pass has run."""
+    choose: Choose
+    """Straight-through choices, for gates."""
+    selection: SubNetwork | RoutedPass
+    """The same choices, to run without gates."""
 
 
 class TunedStaticRouter:
-    """A static router; its answers are its ladder.
+    """A static router that is tuned together with the backbone; its answers are its ladder.
 
     Args:
         trained: as the checkpoint holds it.
@@ -185,95 +79,57 @@ class TunedStaticRouter:
 
     kind: RouterKind = "static"
     prefix = ROUTED
+    """How the names of its losses and answers begin."""
 
     def __init__(self, trained: TrainedRouter, space: ElasticSpace) -> None:
         self.trained, self.space = trained, space
+        self.network = trained.network
         self.table = self.costs = trained.table
-        self._ladder = trained.ladder
-
-    @property
-    def network(self) -> nn.Module:
-        """The MLP."""
-        return self.trained.network
-
-    @property
-    def ladder(self) -> Ladder:
-        """Sub-networks by rising cost."""
-        return self._ladder
+        self.ladder = trained.ladder
+        """Its answers as of the last measurement."""
 
     @property
     def lowest(self) -> float:
-        """What the smallest sub-network costs."""
+        """The lowest budget that it can meet: what the smallest sub-network costs."""
         return self.table.smallest_ratio
 
     def groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """All alike."""
+        """What is trained, with how many times the learning rate each group needs: all alike."""
         return [(list(self.network.parameters()), 1.0)]
 
-    def route(self, budget: float, sequences: int, generator: torch.Generator, temperature: float) -> RoutedForward:
-        """One draw for all sequences."""
-        router = self.trained.network
-        budgets = torch.tensor([budget], device=router.smallest.device)
-        return StaticForward(route(router, budgets, generator, temperature))
+    def draw(self, budget: float, sequences: int, generator: torch.Generator, temperature: float) -> Drawn:
+        """Random hard choices for a budget, the same for all tokens."""
+        budgets = torch.tensor([budget], device=self.network.smallest.device)
+        routed = route(self.network, budgets, generator, temperature)
+        return Drawn(routed, for_all_tokens(routed.probabilities[0]), routed.sub_networks[0])
 
-    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> Mapping[str, Answer]:
-        """Look-ups in the ladder."""
-        return ladder_answers(self._ladder, self.table, budgets)
+    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> Mapping[str, SubNetwork]:
+        """What budgets get, by name: look-ups in the ladder."""
+        return ladder_answers(self.ladder, self.table, budgets)
 
     def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
         """Measure some of the router's answers and of the checkpoint's rungs; keep the best of all."""
-        earlier, router = self.trained.ladder, on_processor(self.trained.network)
-        series = candidates(router, self.space, self.table, earlier)
+        series = candidates(on_processor(self.network), self.space, self.table, self.trained.ladder)
         chosen = worth_measuring(series, settings.candidates)
         stage.measure_on(stage.text_to_measure_on(settings.tokens, settings.block_size), settings.batch_size)
         losses = stage.losses_of(chosen, f"measuring losses of {len(chosen)} sub-networks for the ladder")
-        self._ladder = measured_ladder(self.table, series, dict(zip(chosen, losses, strict=True)))
+        self.ladder = measured_ladder(self.table, series, dict(zip(chosen, losses, strict=True)))
 
     def files(self, settings: dict[str, Any]) -> dict[str, bytes]:
         """Weights and ladder."""
-        return replace(self.trained, ladder=self._ladder, settings=settings).files()
+        return replace(self.trained, ladder=self.ladder, settings=settings).files()
 
     def state(self) -> Any:
         """The ladder."""
-        return {"measured": self._ladder.measured, "rungs": self._ladder.to_json()}
+        return {"measured": self.ladder.measured, "rungs": self.ladder.to_json()}
 
     def restore(self, state: Any) -> None:
         """Inverse of `state`."""
-        self._ladder = Ladder.from_json(state["rungs"], measured=state["measured"])
-
-
-# --- dynamic ----------------------------------------------------------------------------------------------------
-
-
-class DynamicForward:
-    """One pass of a dynamic router: every token its own choices."""
-
-    sub_network = None
-
-    def __init__(self, routed: RoutedPass) -> None:
-        self._routed = routed
-
-    def probabilities(self, block: int, hidden_states: Tensor) -> Tensor:
-        """[B, T, N]."""
-        return self._routed.probabilities(block, hidden_states)
-
-    @property
-    def selection(self) -> Selection:
-        """The policy."""
-        return self._routed
-
-    @property
-    def logits(self) -> Tensor:
-        """[B, T, 2L, N], once the pass has run."""
-        return self._routed.logits
-
-    def ratios(self, table: CostTable) -> Tensor:
-        """[B], once the pass has run."""
-        return self._routed.ratios(table)
+        self.ladder = Ladder.from_json(state["rungs"], measured=state["measured"])
 
 
 class TunedDynamicRouter:
-    """A dynamic router; its answers are the prices of budgets.
+    """A dynamic router that is tuned together with the backbone; its answers are the prices of budgets.
 
     Args:
         trained: as the checkpoint holds it.
@@ -282,36 +138,33 @@ class TunedDynamicRouter:
 
     kind: RouterKind = "dynamic"
     prefix = DYNAMIC
+    """How the names of its losses and answers begin."""
     ladder = None
 
     def __init__(self, trained: TrainedDynamicRouter, costs: CostTable) -> None:
         self.trained, self.table, self.costs = trained, trained.table, costs
+        self.network = trained.network
         self.prices = trained.prices
-
-    @property
-    def network(self) -> nn.Module:
-        """All blocks' routers."""
-        return self.trained.network
+        """As of the last measurement."""
 
     @property
     def lowest(self) -> float:
-        """The lowest budget that has a price."""
+        """The lowest budget that it can meet: that has a price."""
         return self.prices.rows[0].budget
 
     def groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """The biases that follow the budget learn faster than the map, by as much as in the router's own stage."""
-        network, times = self.trained.network, float(self.trained.settings.get(BIAS_LEARNING_RATE, 1.0))
-        return [([network.weight], 1.0), ([network.bias], times)]
+        """What is trained, with how many times the learning rate each group needs: as in the router's own stage."""
+        times = float(self.trained.settings.get(BIAS_LEARNING_RATE, 1.0))
+        return [([self.network.weight], 1.0), ([self.network.bias], times)]
 
-    def route(self, budget: float, sequences: int, generator: torch.Generator, temperature: float) -> RoutedForward:
-        """One budget for all sequences, a draw for every token."""
-        return DynamicForward(
-            RoutedPass(self.trained.network, torch.full((sequences,), budget), generator, temperature)
-        )
+    def draw(self, budget: float, sequences: int, generator: torch.Generator, temperature: float) -> Drawn:
+        """Random hard choices for a budget, for every token of the sequences."""
+        routed = RoutedPass(self.network, torch.full((sequences,), budget), generator, temperature)
+        return Drawn(routed, routed.probabilities, routed)
 
-    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> Mapping[str, Answer]:
-        """Policies by the prices of their budgets."""
-        now = replace(self.trained, network=on_processor(self.trained.network), prices=self.prices)
+    def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> Mapping[str, DynamicPolicy]:
+        """What chooses for budgets where a model runs, by name: policies by the prices."""
+        now = replace(self.trained, network=on_processor(self.network), prices=self.prices)
         return dynamic_answers(now, budgets, model)
 
     def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
@@ -319,7 +172,7 @@ class TunedDynamicRouter:
         text = stage.text_to_measure_on(settings.tokens, settings.block_size)
         batches = batches_of(text, settings.batch_size)
         budgets: dict[float, float | None] = {row.budget: row.price for row in self.prices.rows}
-        self.prices = stage.find_prices(on_processor(self.trained.network), self.table, budgets, batches)
+        self.prices = stage.find_prices(on_processor(self.network), self.table, budgets, batches)
 
     def files(self, settings: dict[str, Any]) -> dict[str, bytes]:
         """Weights and prices."""
@@ -335,7 +188,8 @@ class TunedDynamicRouter:
         self.prices = Prices.from_json(state)
 
 
-# --- which one --------------------------------------------------------------------------------------------------
+TunedRouter = TunedStaticRouter | TunedDynamicRouter
+"""What joint tuning has to know of a kind of router: how it runs in a step, what it answers, how it is kept."""
 
 
 def tuned_routers(which: Tuned, cost: str | None, folder: Path, space: ElasticSpace) -> list[TunedRouter]:

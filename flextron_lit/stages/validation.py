@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -36,7 +39,7 @@ class Uniform:
     def name(self) -> str:
         """For example `mlp50-attention67`."""
         parts = [f"{kind}{ratio * 100:.0f}" for kind, ratio in (("mlp", self.mlp), ("attention", self.attention))]
-        return "-".join(part for part in parts if not part.endswith("100")) or "full"
+        return "-".join(part for part in parts if not part.endswith("100")) or FULL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +64,12 @@ class ValidationSet:
         generator = torch.Generator().manual_seed(self.seed)
         uniform = typical(space) if self.uniform is None else self.uniform
         costs = spread(table.ratio(space.smallest())) if self.random_costs is None else self.random_costs
-        entries = [("full", space.full())]
+        entries = [(FULL, space.full())]
         entries += [(u.name, space.uniform(u.mlp, u.attention)) for u in uniform]
         entries += [(f"random{cost:.2f}", sampling.at_cost(space, table, cost, generator)) for cost in costs]
-        for index, (name, sub_network) in enumerate(entries):
-            for other_name, other in entries[:index]:
-                if name == other_name or sub_network == other:
-                    raise ValueError(
-                        f"validation lists the same sub-network twice, as {other_name} and {name}; leave one out"
-                    )
+        for (one, sub_network), (other, its) in combinations(entries, 2):
+            if one == other or sub_network == its:
+                raise ValueError(f"validation lists the same sub-network twice, as {one} and {other}; leave one out")
         return dict(entries)
 
 
@@ -167,20 +167,14 @@ class ValidationResult:
 
         What a dynamic router costs depends on the text: `/cost`, as a ratio of the full network's.
         """
-        flat: dict[str, float] = {}
-        for index, (name, watched) in enumerate(self.watched.items()):
-            row = self.losses[index].tolist()
-            for place, (domain, loss) in enumerate(zip(self.domains, row, strict=True)):
-                flat[f"{prefix}/{name}/{domain}/loss"] = loss
-                flat[f"{prefix}/{name}/{domain}/perplexity"] = perplexity(loss)
-                if not isinstance(watched.selection, SubNetwork):
-                    flat[f"{prefix}/{name}/{domain}/cost"] = self._cost(index, place) / watched.costs.full
-            flat[f"{prefix}/{name}/mean/loss"] = sum(row) / len(row)
-        return flat
-
-    def _cost(self, index: int, domain: int) -> float:
-        table = list(self.watched.values())[index].costs
-        return float(table.expected(self.shares[index, domain]))
+        found: dict[str, float] = {}
+        for name, watched, domain, loss, shares in self._cells():
+            found[f"{prefix}/{name}/{domain}/loss"] = loss
+            found[f"{prefix}/{name}/{domain}/perplexity"] = perplexity(loss)
+            if not isinstance(watched.selection, SubNetwork):
+                found[f"{prefix}/{name}/{domain}/cost"] = float(watched.costs.expected(shares)) / watched.costs.full
+        means = zip(self.watched, self.losses.mean(1).tolist(), strict=True)
+        return found | {f"{prefix}/{name}/mean/loss": mean for name, mean in means}
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """One row a sub-network and domain, for files."""
@@ -191,15 +185,17 @@ class ValidationResult:
                 "domain": domain,
                 "loss": loss,
                 "perplexity": perplexity(loss),
-                self.costs.name: self._cost(index, place),
-                **self._widths(index, place),
+                self.costs.name: float(watched.costs.expected(shares)),
+                **{f"{kind}_width": mean for kind, mean in mean_widths(self.space, shares).items()},
             }
-            for index, name in enumerate(self.watched)
-            for place, (domain, loss) in enumerate(zip(self.domains, self.losses[index].tolist(), strict=True))
+            for name, watched, domain, loss, shares in self._cells()
         ]
 
-    def _widths(self, index: int, domain: int) -> dict[str, float]:
-        return {f"{kind}_width": mean for kind, mean in mean_widths(self.space, self.shares[index, domain]).items()}
+    def _cells(self) -> Iterator[tuple[str, Watched, str, float, Tensor]]:
+        """Of every sub-network in every domain: name, domain, loss, and the shares of its choices [2L, N]."""
+        for (name, watched), losses, by_domain in zip(self.watched.items(), self.losses, self.shares, strict=True):
+            for domain, loss, shares in zip(self.domains, losses.tolist(), by_domain, strict=True):
+                yield name, watched, domain, loss, shares
 
 
 def mean_widths(space: ElasticSpace, shares: Tensor) -> dict[str, float]:
@@ -211,8 +207,7 @@ def mean_widths(space: ElasticSpace, shares: Tensor) -> dict[str, float]:
     """
     ratios = (shares * width_ratios(space).to(shares)).sum(-1).tolist()
     pairs = list(zip(space.blocks, ratios, strict=True))
-    of = {kind: [ratio for block, ratio in pairs if block.kind == kind] for kind in KINDS}
-    return {kind: sum(values) / len(values) for kind, values in of.items()}
+    return {kind: fmean(ratio for block, ratio in pairs if block.kind == kind) for kind in KINDS}
 
 
 def perplexity(loss: float) -> float:

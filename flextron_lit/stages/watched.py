@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flextron_lit.costs import CostTable
-from flextron_lit.losses.cross_entropy import cross_entropy
+from flextron_lit.losses.cross_entropy import cross_entropy, token_cross_entropy
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch, Stage
-from flextron_lit.stages.validation import DYNAMIC, ROUTED, LossTable, ValidationResult, Watched, typical
+from flextron_lit.stages.validation import DYNAMIC, FULL, ROUTED, LossTable, ValidationResult, Watched, typical
 
 
 class WatchedStage(Stage):
@@ -24,38 +24,26 @@ class WatchedStage(Stage):
     losses: LossTable
     watched: dict[str, Watched]
 
-    def watch(
-        self,
-        sub_networks: Mapping[str, SubNetwork],
-        costs: CostTable,
-        dynamic: Mapping[str, DynamicPolicy] | None = None,
-    ) -> None:
-        """Name the sub-networks to watch, and the cost to show them by; what a name stands for may change later.
+    def watch(self, selections: Mapping[str, SubNetwork | DynamicPolicy], costs: CostTable) -> None:
+        """Name what to watch, and the cost to show it by; what a name stands for may change later.
 
         Args:
-            sub_networks: by name, the full network first.
-            costs: what they cost.
-            dynamic: routers that choose for every token, each with its own cost table.
+            selections: by name, the full network first; a router that chooses for every token has its own cost table.
+            costs: what sub-networks cost.
         """
-        fixed = {name: Watched(sub_network, costs) for name, sub_network in sub_networks.items()}
-        routed = {name: Watched(policy, policy.table) for name, policy in (dynamic or {}).items()}
-        self.watched = fixed | routed
+        self.watched = {
+            name: Watched(each, costs if isinstance(each, SubNetwork) else each.table)
+            for name, each in selections.items()
+        }
         if not hasattr(self, "losses"):
             # made during a run by stages that know what to watch only then
             self.losses = LossTable(len(self.watched), len(self.domains), self.backbone.space).to(self.device)
 
     def watch_answers(self, answers: Mapping[str, SubNetwork | DynamicPolicy], costs: CostTable) -> None:
-        """Watch what a router answers, beside the full network and uniform sub-networks.
-
-        Args:
-            answers: by name.
-            costs: of sub-networks; a policy has a table of its own.
-        """
+        """Watch what routers answer, beside the full network and uniform sub-networks; arguments as of `watch`."""
         space = self.backbone.space
-        uniform = {u.name: space.uniform(u.mlp, u.attention) for u in typical(space)}
-        fixed = {name: answer for name, answer in answers.items() if isinstance(answer, SubNetwork)}
-        dynamic = {name: answer for name, answer in answers.items() if isinstance(answer, DynamicPolicy)}
-        self.watch({"full": space.full(), **uniform, **fixed}, costs, dynamic)
+        uniform = {each.name: space.uniform(each.mlp, each.attention) for each in typical(space)}
+        self.watch({FULL: space.full(), **uniform, **answers}, costs)
 
     @property
     def domains(self) -> list[str]:
@@ -98,12 +86,10 @@ class WatchedStage(Stage):
         rows: dict[str, Any] = {"domain": self.domains[dataloader_idx], "batch": batch_idx, "loss": {}}
         for name, watched in self.watched.items():
             with self.backbone.use(watched.selection):
-                logits = self.logits(batch)
-            pairs = [
-                cross_entropy(one[None], labels[None]) for one, labels in zip(logits, batch["labels"], strict=True)
-            ]
-            rows["loss"][name] = [(total / tokens).item() for total, tokens in pairs]
-            rows["tokens"] = [int(tokens) for _, tokens in pairs]
+                losses, counted = token_cross_entropy(self.logits(batch), batch["labels"])
+            tokens = counted.sum(1)
+            rows["loss"][name] = (losses.sum(1) / tokens).tolist()
+            rows["tokens"] = tokens.tolist()
         return rows
 
 
@@ -143,15 +129,10 @@ def budgets_to_watch(wanted: list[float] | None, table: CostTable, lowest: float
     """
     lowest = table.smallest_ratio if lowest is None else lowest
     if wanted is None:
-        return tenths(lowest)
+        return [tenth / 10 for tenth in range(9, 0, -1) if tenth / 10 > lowest][:4]
     if wanted and min(wanted) < lowest:
         raise ValueError(
             f"no sub-network meets the budget {min(wanted)}: the smallest {table.name} possible is "
             f"{lowest:.3f} of the full network's"
         )
     return wanted
-
-
-def tenths(smallest: float) -> list[float]:
-    """Up to four budgets below 1 that can be met."""
-    return [tenth / 10 for tenth in range(9, 0, -1) if tenth / 10 > smallest][:4]

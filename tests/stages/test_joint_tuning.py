@@ -412,7 +412,7 @@ def test_elastic_training_makes_everything_stale_and_joint_tuning_mends_what_it_
 
 
 def test_another_space_knows_nothing_of_routers(tuned, tmp_path):
-    space = dataclasses.replace(stage().space, mlp=[0, 64, 128])
+    space = dataclasses.replace(stage().options.space, mlp=[0, 64, 128])
     fit(
         ElasticTraining(str(tuned), space=space),
         tmp_path,
