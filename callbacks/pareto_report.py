@@ -17,12 +17,16 @@ class ParetoReport(Callback):
     one always at the last step. A stage that watches no losses, such as the surrogate's, has no table.
     """
 
-    def __init__(self) -> None:
-        self._report: Report | None = None
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Go on with what an earlier part of the run wrote."""
+        assert trainer.state.fn is not None
+        fitting = trainer.state.fn == "fit"
+        name = "training" if fitting else trainer.state.fn.value
+        self._report = Report(Path(trainer.default_root_dir), name, append=fitting)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what a killed run measured after the state that this one resumes from."""
-        self._reports(trainer).drop_after(trainer.global_step)
+        self._report.drop_after(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -42,21 +46,13 @@ class ParetoReport(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the first table beside the last."""
         if trainer.is_global_zero and isinstance(pl_module, Stage) and pl_module.result is not None:
-            self._reports(trainer).show_change()
-
-    def _reports(self, trainer: Trainer) -> Report:
-        if self._report is None:
-            assert trainer.state.fn is not None
-            fitting = trainer.state.fn == "fit"
-            name = "training" if fitting else trainer.state.fn.value
-            self._report = Report(Path(trainer.default_root_dir), name, append=fitting)
-        return self._report
+            self._report.show_change()
 
     def _add(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Stage)
         if not trainer.is_global_zero or pl_module.result is None:
             return
-        report, result = self._reports(trainer), pl_module.result
+        report, result = self._report, pl_module.result
         report.add(trainer.global_step, result)
         if trainer.state.fn != "fit":
             report.show()

@@ -1,3 +1,6 @@
+import dataclasses
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flextron_lit import stages
 from flextron_lit.commands.fit import StageCLI
 from tests.front_door import ROOT
 
@@ -28,14 +32,18 @@ ROUTER = [
 PIPELINES = ("quickstart.yaml", "debug_pipeline.yaml", "gpu_pipeline.yaml")
 
 
-def resolved(monkeypatch, capsys, *arguments):
+def printed_by(monkeypatch, capsys, *arguments):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *map(str, arguments), "--print_config"])
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         StageCLI()
     printed = capsys.readouterr()
     assert end.value.code in (0, None), printed.err
-    return yaml.safe_load(printed.out)
+    return printed.out
+
+
+def resolved(monkeypatch, capsys, *arguments):
+    return yaml.safe_load(printed_by(monkeypatch, capsys, *arguments, "--print_config"))
 
 
 @pytest.mark.parametrize("files", COMBINATIONS, ids=lambda files: "+".join(Path(f).stem for f in files))
@@ -56,6 +64,21 @@ def test_a_later_stage_resolves_on_the_checkpoint_of_the_one_before(files, monke
     config = resolved(monkeypatch, capsys, *options, "--model.init_args.checkpoint", "runs/before/flextron")
     assert config["model"]["init_args"]["checkpoint"] == "runs/before/flextron"
     assert config["model"]["class_path"].endswith(("Training", "Tuning"))
+
+
+@pytest.mark.parametrize("name", ["Elastic", "Surrogate", "StaticRouter", "DynamicRouter", "Joint"])
+def test_every_setting_of_a_stage_is_an_option_with_its_type_default_and_help(name, monkeypatch, capsys):
+    """jsonargparse finds them in the dataclass that the constructor hands its keywords to."""
+    stage = getattr(stages, name + ("Tuning" if name == "Joint" else "Training"))
+    settings = inspect.get_annotations(stage)["options"]
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = printed_by(monkeypatch, capsys, "--model.help", f"flextron_lit.stages.{stage.__name__}")
+    for field in dataclasses.fields(getattr(sys.modules[stage.__module__], settings)):
+        if not dataclasses.is_dataclass(field.default):
+            (found,) = re.findall(rf"^  --model\.{field.name}[ ,].*?(?=^  --|^$)", shown, re.MULTILINE | re.DOTALL)
+            assert re.search(r"[a-z]{2}.*\(type: .*, default: ", " ".join(found.split())), found
+        else:
+            assert f"--model.{field.name}." in shown
 
 
 def test_a_typo_in_a_config_does_not_resolve(monkeypatch, capsys, tmp_path):

@@ -127,22 +127,22 @@ class BackboneTraining(WatchedStage):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Full forward, what is planned forward and backward, full backward: memory holds one graph more.
 
-        In this order smaller networks can be distilled from the full one's logits, and memory does not grow with how
-        many are planned: each graph is gone before the next is built.
+        In this order smaller networks can be distilled from the full one's detached logits, and memory does not grow
+        with how many are planned: each graph is gone before the next is built.
         """
         self.check_plan()
         space = self.backbone.space
-        parts = LossParts()
+        self.parts = LossParts()
         original = self._original_logits(batch)
         with self.backbone.use(space.full()):
             full = Pass(space.full(), batch, self.logits(batch))
             teachers = {"original": (original, self.options.distillation.full_from_original)}
-            full_loss = self._loss(full, "full", parts, 1.0, teachers)
+            full_loss = self._loss(full, "full", 1.0, teachers)
         last = (self.trainer.fit_loop.total_batch_idx + 1) % self.options.accumulate == 0
         # data-parallel ranks reduce all gradients once, in the full network's backward: it alone uses every parameter,
         # and DDP would wait for the others
         with self._no_sync():
-            trained = dict(chain.from_iterable(self.train_planned(p, full, original, parts) for p in self.plan))
+            trained = dict(chain.from_iterable(self.train_planned(p, full, original) for p in self.plan))
             if not last:
                 self.train_full(full_loss)
         if last:
@@ -150,11 +150,9 @@ class BackboneTraining(WatchedStage):
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
         if last:
             norms = self._update({"the full network": full_loss.detach(), **trained})
-            self._log_step(parts, norms)
+            self._log_step(norms)
 
-    def train_planned(
-        self, planned: Any, full: Pass, original: Tensor | None, parts: LossParts
-    ) -> Iterator[tuple[str, Tensor]]:
+    def train_planned(self, planned: Any, full: Pass, original: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         """Forward and backward of what one entry of the plan stands for: what to call each pass, and its loss."""
         raise NotImplementedError
 
@@ -180,42 +178,36 @@ class BackboneTraining(WatchedStage):
         return None
 
     def _loss(
-        self,
-        done: Pass,
-        name: str,
-        parts: LossParts,
-        language: float,
-        teachers: Mapping[str, tuple[Tensor | None, float]],
+        self, done: Pass, name: str, language: float, teachers: Mapping[str, tuple[Tensor | None, float]]
     ) -> Tensor:
         """Loss of a pass: weighted language loss, the callbacks' terms, and what it shall learn from its teachers.
 
         Args:
             done: the pass.
             name: the beginning of the names that parts of the loss are logged by.
-            parts: collects them.
             language: weight of the language loss.
             teachers: logits [B, T, V] and weight, by name; None where the weight is 0.
         """
         labels = done.batch["labels"]
         own = mean_cross_entropy(done.logits, labels)
-        parts.add(f"{name}/loss", own)
-        loss = language * own + self.terms(done, parts)
+        self.parts.add(f"{name}/loss", own)
+        loss = language * own + self.terms(done)
         for teacher, (logits, weight) in teachers.items():
             if weight:
                 assert logits is not None
                 term = distillation(done.logits, logits, labels, self.options.distillation.temperature)
-                parts.add(f"{name}/kl_{teacher}", term)
+                self.parts.add(f"{name}/kl_{teacher}", term)
                 loss = loss + weight * term
         return loss
 
-    def smaller_loss(self, done: Pass, name: str, full: Pass, original: Tensor | None, parts: LossParts) -> Tensor:
+    def smaller_loss(self, done: Pass, name: str, full: Pass, original: Tensor | None) -> Tensor:
         """Loss of a pass that is not the full network's; its parts are logged under a name."""
         weights = self.options.distillation
         teachers = {
             "full": (full.logits, weights.sampled_from_full),
             "original": (original, weights.sampled_from_original),
         }
-        return self._loss(done, name, parts, weights.language, teachers)
+        return self._loss(done, name, weights.language, teachers)
 
     # --- the update ---------------------------------------------------------------------------------------------
 
@@ -244,8 +236,8 @@ class BackboneTraining(WatchedStage):
         norm = torch.nn.utils.clip_grad_norm_(self.backbone.model.parameters(), self.options.clip_norm)
         return {"gradient_norm": norm}
 
-    def _log_step(self, parts: LossParts, norms: dict[str, Tensor]) -> None:
-        means = parts.means()
+    def _log_step(self, norms: dict[str, Tensor]) -> None:
+        means = self.parts.means()
         metrics: dict[str, Any] = means | norms | self.rates()
         self.log_step({f"train/{name}": value for name, value in metrics.items()})
         self.log_dict({name: v for name, v in means.items() if name.endswith("/loss")}, prog_bar=True, logger=False)

@@ -130,6 +130,8 @@ class Stage(WaitingForData):
         self.tokens_seen = 0
         self.plan: Sequence[Any] = ()
         self._counted: dict[tuple[str, Workload], CostTable] = {}
+        self.parts = LossParts()
+        """Of the step that is being made."""
         self._loss_terms: dict[str, tuple[LossTerm, float]] = {}
 
     # --- contracts with callbacks -------------------------------------------------------------------------------
@@ -242,12 +244,12 @@ class Stage(WaitingForData):
                 f"this step has no {self.plans} to train for: add callbacks.BudgetSampling to trainer.callbacks"
             )
 
-    def terms(self, done: Any, parts: LossParts) -> Tensor:
+    def terms(self, done: Any) -> Tensor:
         """Weighted sum of the callbacks' terms of what the stage ran."""
         total = torch.zeros((), device=self.device)
         for name, (function, weight) in self._loss_terms.items():
             term = function(done)
-            parts.add(name, term)
+            self.parts.add(name, term)
             total = total + weight * term
         return total
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.elastic.unit_gates import gated
-from flextron_lit.losses.cross_entropy import mean_cross_entropy, token_cross_entropy
+from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass
 from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.pricing import Prices, evenly_spaced
@@ -22,8 +22,8 @@ from flextron_lit.routers.token_surrogate import TokenSurrogate
 from flextron_lit.routers.trained import TrainedRouter, read_routers
 from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch, LossParts
-from flextron_lit.stages.guides import Observed, SequenceGuide, SurrogateGuide, TokenGuide
+from flextron_lit.stages.base import Batch
+from flextron_lit.stages.guides import SequenceGuide, SurrogateGuide, TokenGuide, run_both
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, on_processor
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 
@@ -228,36 +228,18 @@ class DynamicRouterTraining(RouterTraining):
         """What will choose for every token."""
         return RoutedPass(self.router, self._budgets(len(batch["labels"])), self.generator, temperature)
 
-    def guided_loss(self, routed: RoutedPass, batch: Batch, parts: LossParts) -> Tensor:
+    def guided_loss(self, routed: RoutedPass, batch: Batch) -> Tensor:
         """What the surrogate predicts, or what the backbone loses."""
         self.tokens_seen += batch["labels"].numel() * self.trainer.world_size
         if self.guide is None:
             with gated(self.backbone, routed.probabilities):
                 loss = mean_cross_entropy(self.logits(batch), batch["labels"])
-            parts.add("language", loss)
+            self.parts.add("language", loss)
             return loss
-        seen = self._observed(routed, batch)
+        seen = run_both(self, routed, batch)
         self.guide.see(seen, routed.chosen.detach(), self.trainer.world_size)
-        parts.add("language", seen.losses.sum() / seen.counted.sum().clamp(min=1))
-        return self.terms(routed, parts)
-
-    @torch.no_grad()
-    def _observed(self, routed: RoutedPass, batch: Batch) -> Observed:
-        """Forward passes of the full network, and of what the router chooses."""
-        states: list[Tensor] = []
-
-        def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            states.append(inputs[0][:, :-1].float())
-
-        hook = self.backbone.model.get_output_embeddings().register_forward_pre_hook(keep)
-        try:
-            with self.backbone.use(self.backbone.space.full()):
-                full, counted = token_cross_entropy(self.logits(batch), batch["labels"])
-        finally:
-            hook.remove()
-        with self.backbone.use(routed):
-            losses, _ = token_cross_entropy(self.logits(batch), batch["labels"])
-        return Observed(losses, full, counted, states[0])
+        self.parts.add("language", seen.losses.sum() / seen.counted.sum().clamp(min=1))
+        return self.terms(routed)
 
     def _budgets(self, sequences: int) -> Tensor:
         """One of the planned budgets for every sequence.

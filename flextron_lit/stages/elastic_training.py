@@ -16,7 +16,7 @@ from flextron_lit.costs import parameter_table
 from flextron_lit.elastic import importance
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining
-from flextron_lit.stages.base import LossParts, Pass
+from flextron_lit.stages.base import Pass
 from flextron_lit.stages.calibration import Calibration, falling_importance
 from flextron_lit.stages.validation import ValidationSet
 
@@ -87,14 +87,12 @@ class ElasticTraining(BackboneTraining):
 
     # --- training -----------------------------------------------------------------------------------------------
 
-    def train_planned(
-        self, planned: SubNetwork, full: Pass, original: Tensor | None, parts: LossParts
-    ) -> Iterator[tuple[str, Tensor]]:
+    def train_planned(self, planned: SubNetwork, full: Pass, original: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         """Forward and backward of a sampled sub-network."""
         # both inside one `use`: checkpointed activations are recomputed in backward, at the width of the forward
         with self.backbone.use(planned):
             done = Pass(planned, full.batch, self.logits(full.batch))
-            loss = self.smaller_loss(done, "sampled", full, original, parts)
+            loss = self.smaller_loss(done, "sampled", full, original)
             self.manual_backward(loss / self.options.accumulate)
         yield str(planned.choices), loss.detach()
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from flextron_lit.files.ranks import gather
+from flextron_lit.losses.cross_entropy import token_cross_entropy
 from flextron_lit.routers.dynamic import RoutedPass
 from flextron_lit.routers.memory import Memory
 from flextron_lit.routers.surrogate import Surrogate, Target, encode
+from flextron_lit.stages.base import Batch, Stage
 from flextron_lit.stages.router_training import functional
 
 
@@ -129,3 +131,22 @@ def over_ranks(rows: Tensor, world_size: int) -> Tensor:
     if world_size == 1:
         return rows
     return torch.cat(gather(rows.cpu(), world_size)).to(rows.device)
+
+
+@torch.no_grad()
+def run_both(stage: Stage, routed: RoutedPass, batch: Batch) -> Observed:
+    """Forward passes of the full network, and of what the router chooses as it runs."""
+    states: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        states.append(inputs[0][:, :-1].float())
+
+    hook = stage.backbone.model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        with stage.backbone.use(stage.backbone.space.full()):
+            full, counted = token_cross_entropy(stage.logits(batch), batch["labels"])
+    finally:
+        hook.remove()
+    with stage.backbone.use(routed):
+        losses, _ = token_cross_entropy(stage.logits(batch), batch["labels"])
+    return Observed(losses, full, counted, states[0])

@@ -19,7 +19,7 @@ from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining, described
-from flextron_lit.stages.base import LossParts, Pass, zero_of
+from flextron_lit.stages.base import Pass, zero_of
 from flextron_lit.stages.measuring import MeasuringStage
 from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.tuned_router import TUNED, Remeasuring, Tuned, TunedRouter, tuned_routers
@@ -128,18 +128,14 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     # --- training -----------------------------------------------------------------------------------------------
 
-    def train_planned(
-        self, planned: float, full: Pass, original: Tensor | None, parts: LossParts
-    ) -> Iterator[tuple[str, Tensor]]:
+    def train_planned(self, planned: float, full: Pass, original: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         """Forward and backward of what each router draws for a budget."""
         for tuned in self.tuned:
             budget = max(planned, tuned.lowest)
-            loss = self._train_routed(tuned, budget, full, original, parts)
+            loss = self._train_routed(tuned, budget, full, original)
             yield f"what the {tuned.kind} router drew for the budget {budget:.3f}", loss.detach()
 
-    def _train_routed(
-        self, tuned: TunedRouter, budget: float, full: Pass, original: Tensor | None, parts: LossParts
-    ) -> Tensor:
+    def _train_routed(self, tuned: TunedRouter, budget: float, full: Pass, original: Tensor | None) -> Tensor:
         temperature = self.options.temperature.at(self.trainer.global_step / self.planned_updates())
         drawn = tuned.draw(budget, len(full.batch["input_ids"]), self.generator, temperature)
         sub_network = drawn.selection if isinstance(drawn.selection, SubNetwork) else None
@@ -148,15 +144,15 @@ class JointTuning(MeasuringStage, BackboneTraining):
         # backward inside it too: checkpointed activations are recomputed there, with the choices of the forward
         with gates:
             done = Pass(sub_network, full.batch, self.logits(full.batch))
-            loss = self.smaller_loss(done, tuned.prefix, full, original, parts)
+            loss = self.smaller_loss(done, tuned.prefix, full, original)
             ratios = drawn.routed.ratios(tuned.table)
             if self.options.train_router:
                 penalty = self.options.penalty.of(ratios, torch.full_like(ratios, budget))
-                parts.add(f"{tuned.prefix}/cost_penalty", penalty)
+                self.parts.add(f"{tuned.prefix}/cost_penalty", penalty)
                 loss = loss + penalty
             self.manual_backward(loss / self.options.accumulate)
-        parts.add(f"{tuned.prefix}/cost_gap", ratios.mean() - budget)
-        parts.add(f"{tuned.prefix}/entropy", entropy(drawn.routed.logits.detach()).mean())
+        self.parts.add(f"{tuned.prefix}/cost_gap", ratios.mean() - budget)
+        self.parts.add(f"{tuned.prefix}/entropy", entropy(drawn.routed.logits.detach()).mean())
         return loss
 
     def train_full(self, loss: Tensor) -> None:

@@ -193,33 +193,33 @@ class RouterTraining(FrozenStage, WatchedStage):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One update of the router, if the gate lets it move, and one of the surrogate."""
         self.check_plan()
-        parts = LossParts()
+        self.parts = LossParts()
         temperature = self.options.temperature.at(self.progress)
         routed = self.draw(batch, temperature)
-        loss = self.guided_loss(routed, batch, parts)
+        loss = self.guided_loss(routed, batch)
         ratios = routed.ratios(self.table)
         penalty = self.options.penalty.of(ratios, routed.budgets)
-        parts.add("cost_penalty", penalty)
+        self.parts.add("cost_penalty", penalty)
         loss = self.held(loss + penalty)
         if self.surrogate_learns:
             error = self.surrogate_error()
-            parts.add("surrogate_error", error)
+            self.parts.add("surrogate_error", error)
             loss = loss + error
         self.manual_backward(loss)
         self.step_optimizers()
-        metrics = parts.means() | {
+        metrics = self.parts.means() | {
             "entropy": entropy(routed.logits.detach()).mean(),
             "cost_gap": (ratios.detach() - routed.budgets).mean(),
             "temperature": temperature,
         }
         self.log_step({f"train/{name}": value for name, value in metrics.items()})
-        self.log_dict(parts.means(), prog_bar=True, logger=False)
+        self.log_dict(self.parts.means(), prog_bar=True, logger=False)
 
     def draw(self, batch: Any, temperature: float) -> Any:
         """Random hard choices for the planned budgets; a dynamic router's are made as the pass runs."""
         raise NotImplementedError
 
-    def guided_loss(self, routed: Any, batch: Any, parts: LossParts) -> Tensor:
+    def guided_loss(self, routed: Any, batch: Any) -> Tensor:
         """The guide's loss of the choices, with the callbacks' terms."""
         raise NotImplementedError
 

@@ -20,7 +20,7 @@ from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedRouter, read_routers
-from flextron_lit.stages.base import Batch, LossParts
+from flextron_lit.stages.base import Batch
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, functional, on_processor
 from flextron_lit.stages.watched import ladder_answers
 
@@ -132,12 +132,12 @@ class StaticRouterTraining(RouterTraining):
         """The same choices for all tokens, one draw a budget."""
         return self.route(torch.tensor(self.plan), self.generator)
 
-    def guided_loss(self, routed: Routed, batch: Any, parts: LossParts) -> Tensor:
+    def guided_loss(self, routed: Routed, batch: Any) -> Tensor:
         """What the surrogate predicts, or what the backbone loses."""
-        loss = self.terms(routed, parts)
-        return loss + self._language_loss(routed, batch, parts) if self.options.through_backbone else loss
+        loss = self.terms(routed)
+        return loss + self._language_loss(routed, batch) if self.options.through_backbone else loss
 
-    def _language_loss(self, routed: Routed, batch: Batch, parts: LossParts) -> Tensor:
+    def _language_loss(self, routed: Routed, batch: Batch) -> Tensor:
         """Mean over the budgets in nats, straight through the backbone; the graph of one budget in memory at a time."""
         choices = routed.probabilities.detach().requires_grad_()
         losses, gradients = [], []
@@ -146,7 +146,7 @@ class StaticRouterTraining(RouterTraining):
                 loss = mean_cross_entropy(self.logits(batch), batch["labels"])
             gradients.append(torch.autograd.grad(loss, choices)[0][index])
             losses.append(loss.detach())
-        parts.add("language", torch.stack(losses).mean())
+        self.parts.add("language", torch.stack(losses).mean())
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
         # a number whose gradient is that of the mean loss
         return (routed.probabilities * torch.stack(gradients)).sum() / len(losses)

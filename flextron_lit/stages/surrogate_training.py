@@ -15,7 +15,7 @@ from torchmetrics.functional.regression import mean_absolute_error, spearman_cor
 from flextron_lit.data.loader import ResumableLoader
 from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.staleness import measured_files
-from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, encode, ridge
+from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, ridge
 from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
 from flextron_lit.stages.frozen import FrozenSettings, FrozenStage
 
@@ -194,9 +194,7 @@ class SurrogateTraining(FrozenStage):
         """The additive baseline's error, once: the surrogate has to beat it."""
         space, trained = self.backbone.space, self.trained
         learned, checked = (trained.pairs.select(held_out=held_out) for held_out in (False, True))
-        weight, bias = ridge(
-            learned.one_hot(space).flatten(1), encode(self.options.target, learned.losses, trained.full_loss)
-        )
+        weight, bias = ridge(learned.one_hot(space).flatten(1), trained.targets(learned.losses))
         predicted = trained.to_nats(checked.one_hot(space).flatten(1) @ weight + bias)
         self.ridge_metrics = quality(predicted, checked.losses)
         rank_zero_info(f"ridge fit on {len(learned)} pairs: {shown(self.ridge_metrics)}")
