@@ -1,7 +1,5 @@
 """What the stages that train the backbone share: the full network beside parts of itself, on the same batch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

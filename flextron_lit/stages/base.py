@@ -1,7 +1,5 @@
 """What all stages share: the elastic backbone, the two contracts with callbacks, and what is kept."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

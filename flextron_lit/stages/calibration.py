@@ -1,7 +1,5 @@
 """How the units of a dense network are sorted before training."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

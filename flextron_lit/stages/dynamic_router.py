@@ -1,7 +1,5 @@
 """Stage 4: the dynamic router learns which width to give to every token for a budget (paper, dynamic routers)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

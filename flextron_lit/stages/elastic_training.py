@@ -1,7 +1,5 @@
 """Stage 1: elastic continued training of the sorted network (paper, section on elastic continued training)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """A stage that leaves the elastic backbone as it is: it measures losses of sub-networks, forward only."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

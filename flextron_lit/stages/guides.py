@@ -1,7 +1,5 @@
 """Surrogates that tell a dynamic router how well it chose, and go on learning from what its choices lost."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 

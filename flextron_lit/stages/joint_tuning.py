@@ -1,7 +1,5 @@
 """The last stage: backbone and router are tuned together, without a surrogate (paper, joint tuning)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Loss against cost, as people look at it: a table, CSV and JSON files, a figure."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import fmean
 from typing import Any

@@ -1,7 +1,5 @@
 """A stage that measures losses of sub-networks on fixed text, forward only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 

@@ -1,7 +1,5 @@
 """What elastic training minimises: weights of the full network and of the distillation terms."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 
 

@@ -1,7 +1,5 @@
 """What the stages that train a router share: budgets, the two optimizers, and a gate that may hold the router still."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

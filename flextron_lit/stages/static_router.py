@@ -1,7 +1,5 @@
 """Stage 3: the static router learns which sub-network to take for a budget (paper, static routers)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

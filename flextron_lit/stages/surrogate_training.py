@@ -1,7 +1,5 @@
 """Stage 2: the surrogate learns the language loss from choices (paper, surrogate model)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields, replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What joint tuning has to know of a kind of router: how it runs in a step, what it answers, how it is kept."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

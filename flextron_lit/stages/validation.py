@@ -1,7 +1,5 @@
 """The fixed set of sub-networks whose loss is watched, and the table that it fills."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How long training waits for its batches."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A stage that watches the losses of some sub-networks on held-out text."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
