@@ -13,35 +13,35 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flextron_lit.elastic.axis import Axis
-from flextron_lit.elastic.families import BlockHandle, BlockLayout, Family, family_of
+from flextron_lit.elastic.families import BlockHandle, ElasticModule, Family, family_of
+from flextron_lit.elastic.prefix import weight_of
 from flextron_lit.elastic.selection import ActiveSelection, Selection
 from flextron_lit.space import Block, ElasticSpace, SpaceConfig, check_skips, resolve
 
 
 @dataclass(frozen=True)
 class ElasticBlock:
-    """An elastic block of a model: its entry in the space, its layout in the family, and its module."""
+    """An elastic block of a model: its entry in the space, its module, and what that becomes in its family."""
 
     block: Block
-    layout: BlockLayout
+    elastic_class: type[ElasticModule]
     module: nn.Module
 
     @property
     def tensors(self) -> Iterator[tuple[Axis, Tensor]]:
         """The tensors that carry units, with where they carry them; biases that the model lacks are left out."""
         present = dict(self.module.named_parameters())
-        return ((axis, present[axis.tensor]) for axis in self.layout.axes if axis.tensor in present)
+        return ((axis, present[axis.tensor]) for axis in self.elastic_class.axes() if axis.tensor in present)
 
     @property
     def output(self) -> nn.Module:
         """The sub-module that reads the units' activations."""
-        return self.module.get_submodule(self.layout.output)
+        return self.module.get_submodule(self.elastic_class.outer)
 
     @property
     def outgoing(self) -> Tensor:
         """The weight of `output` with what it reads first, [units x rows of a unit, D]."""
-        name = f"{self.layout.output}.weight"
-        return next(tensor.movedim(axis.dim, 0) for axis, tensor in self.tensors if axis.tensor == name)
+        return weight_of(cast(Any, self.output)).t()
 
     @property
     def heads_per_unit(self) -> int:
@@ -58,7 +58,7 @@ class ElasticBlock:
     @property
     def window(self) -> int | None:
         """How many tokens a token attends to, itself the last of them; None means all before it."""
-        return cast(Any, self.module).window
+        return cast(Any, self.module).sliding_window
 
 
 class ElasticBackbone:
@@ -85,7 +85,8 @@ class ElasticBackbone:
         self.blocks = tuple(match(model, family, self.space))
         _check(model, self.blocks)
         for index, elastic in enumerate(self.blocks):
-            elastic.module.__class__ = elastic.layout.elastic
+            # the class alone changes: a new module would lose hooks, device and names, and need weights of its own
+            elastic.module.__class__ = elastic.elastic_class
             elastic.module.elastic = BlockHandle(index, elastic.block.full, self.selection)  # type: ignore[assignment]
 
     def use(self, selection: Selection) -> AbstractContextManager[None]:
@@ -103,7 +104,7 @@ class ElasticBackbone:
         """Turn the modules back into their stock classes and return the model; weights stay as they are."""
         self.selection.set(self.space.full())
         for elastic in self.blocks:
-            elastic.module.__class__ = elastic.layout.stock
+            elastic.module.__class__ = elastic.elastic_class.stock()
             del elastic.module.elastic
         return self.model
 
@@ -119,7 +120,7 @@ class ElasticBackbone:
 
 def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrainedModel) -> ElasticSpace:
     config = model.config
-    full = {kind: layout.full_width(config) for kind, layout in family.blocks.items()}
+    full = {kind: each.full_width(config) for kind, each in family.blocks.items()}
     cache_layers = _cache_layers(config)
     shape = {
         "num_layers": config.num_hidden_layers,
@@ -151,8 +152,8 @@ def match(model: PreTrainedModel, family: Family, space: ElasticSpace) -> Iterat
     """The elastic blocks of a model, in the order of the space."""
     layers: Any = model.get_submodule(family.layers)
     for block in space.blocks:
-        layout = family.blocks[block.kind]
-        yield ElasticBlock(block, layout, layers[block.layer].get_submodule(layout.path))
+        elastic_class = family.blocks[block.kind]
+        yield ElasticBlock(block, elastic_class, layers[block.layer].get_submodule(elastic_class.path))
 
 
 def _check(model: PreTrainedModel, blocks: tuple[ElasticBlock, ...]) -> None:
@@ -171,29 +172,28 @@ def _check(model: PreTrainedModel, blocks: tuple[ElasticBlock, ...]) -> None:
 
 
 def _check_module(elastic: ElasticBlock) -> None:
-    name, layout = elastic.block.name, elastic.layout
-    if type(elastic.module) is layout.elastic:
+    name, becomes, found = elastic.block.name, elastic.elastic_class, type(elastic.module)
+    if found is becomes:
         raise ValueError(f"{name} is elastic already; undo the first conversion before the second")
-    if type(elastic.module) is not layout.stock:
-        raise ValueError(f"{name} is a {type(elastic.module).__name__}, but must be a stock {layout.stock.__name__}")
-    inside = {layout.path: elastic.module, **{p: elastic.module.get_submodule(p) for p in layout.projections}}
-    for path, module in inside.items():
+    if found is not becomes.stock():
+        raise ValueError(f"{name} is a {found.__name__}, but must be a stock {becomes.stock().__name__}")
+    layers = {path: elastic.module.get_submodule(path) for path in (*becomes.inner, becomes.outer)}
+    for path, module in {becomes.path: elastic.module, **layers}.items():
         if "forward" in vars(module) or hasattr(module, "_hf_hook"):
             raise ValueError(
                 f"{path} of {name} has a forward of its own (accelerate's device_map leaves one), which would hide "
                 "the elastic one; load the model without device_map"
             )
-    for path, expected in layout.projections.items():
-        module = inside[path]
-        if type(module) is not expected:
-            raise ValueError(f"{path} of {name} is a {type(module).__name__}, but must be a {expected.__name__}")
+    for path, module in layers.items():
+        if type(module) is not becomes.linear:
+            raise ValueError(f"{path} of {name} is a {type(module).__name__}, but must be a {becomes.linear.__name__}")
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f"{path} of {name} carries forward hooks, which narrower widths pass by; remove them")
 
 
 def _check_parameters(elastic: ElasticBlock) -> None:
-    name, layout = elastic.block.name, elastic.layout
-    known = {axis.tensor for axis in layout.axes} | layout.shared
+    name, becomes = elastic.block.name, elastic.elastic_class
+    known = {axis.tensor for axis in becomes.axes()} | becomes.shared | {f"{becomes.outer}.bias"}
     for path, parameter in elastic.module.named_parameters():
         if path not in known:
             raise ValueError(f"{path} of {name} is not known to its family; known are {', '.join(sorted(known))}")

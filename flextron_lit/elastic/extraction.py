@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.backbone import ElasticBackbone, match
-from flextron_lit.elastic.families import BlockLayout
+from flextron_lit.elastic.families import ElasticModule
 from flextron_lit.space import KINDS, BlockKind, SubNetwork
 
 
@@ -63,22 +63,21 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
         model = copy.deepcopy(backbone.model, memo)
     for elastic, width in zip(match(model, backbone.family, backbone.space), widths, strict=True):
         if width:
-            _become_stock(elastic.module, elastic.layout, width)
+            _become_stock(cast(ElasticModule, elastic.module), width)
     _describe(model, backbone, widths)
     return model
 
 
-def _become_stock(module: nn.Module, layout: BlockLayout, width: int) -> None:
-    module.__class__ = layout.stock
+def _become_stock(module: ElasticModule, width: int) -> None:
+    module.narrow(width)
     del module.elastic
-    for path in layout.projections:
-        projection: Any = module.get_submodule(path)
-        if isinstance(projection, Conv1D):
-            projection.nx, projection.nf = projection.weight.shape
+    for path in (*module.inner, module.outer):
+        layer: Any = module.get_submodule(path)
+        if isinstance(layer, Conv1D):
+            layer.nx, layer.nf = layer.weight.shape
         else:
-            projection.out_features, projection.in_features = projection.weight.shape
-    if layout.narrow is not None:
-        layout.narrow(module, width)
+            layer.out_features, layer.in_features = layer.weight.shape
+    module.__class__ = type(module).stock()  # type: ignore[assignment]
 
 
 def _describe(model: PreTrainedModel, backbone: ElasticBackbone, widths: tuple[int, ...]) -> None:

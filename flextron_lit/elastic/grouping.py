@@ -49,16 +49,15 @@ class TokenGroups:
     def split(self, weight: Tensor, dim: int, rows: int = 1) -> tuple[Tensor, ...]:
         """Views of a weight, one a band, without the units that no token uses.
 
-        One split and not a slice a band: its backward writes the weight's gradient once.
-
         Args:
-            weight: carries units along `dim`, and nothing else.
+            weight: carries units along `dim`; what lies behind them (a fused weight's keys and values) is left out.
             dim: where.
             rows: of a unit.
         """
         if self.order is None:
             return (weight.narrow(dim, 0, self.units * rows),)
         sizes = [(band.stop - band.start) * rows for band in self.bands]
+        # one split and not a slice a band: the backward of each slice would write a gradient as large as the weight
         rest = weight.shape[dim] - sum(sizes)
         return weight.split([*sizes, rest] if rest else sizes, dim)[: len(sizes)]
 

@@ -11,39 +11,37 @@ from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.grouping import TokenGroups
 
-
-def linear_rows(linear: nn.Linear, inputs: Tensor, rows: int) -> Tensor:
-    """The first `rows` output features of a linear layer: [..., in] to [..., rows]."""
-    bias = None if linear.bias is None else linear.bias[:rows]
-    return F.linear(inputs, linear.weight[:rows], bias)
+Linear = nn.Linear | Conv1D
+"""Both kinds of linear layer: GPT-2's holds its weight transposed, and always has a bias."""
 
 
-def linear_columns(linear: nn.Linear, inputs: Tensor) -> Tensor:
+def weight_of(linear: Linear) -> Tensor:
+    """The weight, or a view of it, as [out, in]."""
+    return linear.weight.t() if isinstance(linear, Conv1D) else linear.weight
+
+
+def first_rows(linear: Linear, inputs: Tensor, rows: int, start: int = 0) -> Tensor:
+    """So many output features of a linear layer, from `start` on: [..., in] to [..., rows]."""
+    # a slice of the stored rows is what the matrix product reads in place: a mask would compute all of them, and an
+    # index would copy them first
+    wanted = slice(start, start + rows)
+    bias = None if linear.bias is None else linear.bias[wanted]
+    return F.linear(inputs, weight_of(linear)[wanted], bias)
+
+
+def first_columns(linear: Linear, inputs: Tensor) -> Tensor:
     """A linear layer fed with only its first input features: [..., columns] to [..., out]."""
-    return F.linear(inputs, linear.weight[:, : inputs.shape[-1]], linear.bias)
+    return F.linear(inputs, weight_of(linear)[:, : inputs.shape[-1]], linear.bias)
 
 
-def conv1d_columns(conv1d: Conv1D, inputs: Tensor, start: int, columns: int) -> Tensor:
-    """Output features `start` and on of GPT-2's transposed linear layer: [..., in] to [..., columns]."""
-    stop = start + columns
-    return F.linear(inputs, conv1d.weight[:, start:stop].t(), conv1d.bias[start:stop])
-
-
-def conv1d_rows(conv1d: Conv1D, inputs: Tensor) -> Tensor:
-    """GPT-2's transposed linear layer fed with only its first input features: [..., rows] to [..., out]."""
-    return F.linear(inputs, conv1d.weight[: inputs.shape[-1]].t(), conv1d.bias)
-
-
-def linear_bands(linear: nn.Linear, groups: TokenGroups, rows: int = 1) -> list[tuple[Tensor, Tensor | None]]:
+def bands(linear: Linear, groups: TokenGroups, rows: int = 1) -> list[tuple[Tensor, Tensor | None]]:
     """Weight and bias of the output features of every band, for `F.linear`; a unit has so many rows."""
-    weights = groups.split(linear.weight, 0, rows)
+    weights = groups.split(weight_of(linear), 0, rows)
     biases = len(weights) * (None,) if linear.bias is None else groups.split(linear.bias, 0, rows)
     return list(zip(weights, biases, strict=True))
 
 
-def conv1d_bands(
-    conv1d: Conv1D, groups: TokenGroups, rows: int = 1, features: int | None = None
-) -> list[tuple[Tensor, Tensor]]:
-    """As `linear_bands`, for the first `features` output features of GPT-2's transposed linear layer."""
-    weight, bias = conv1d.weight[:, :features].t(), conv1d.bias[:features]
-    return list(zip(groups.split(weight, 0, rows), groups.split(bias, 0, rows), strict=True))
+def spread_rows(linear: Linear, inputs: Tensor, groups: TokenGroups, rows: int) -> Tensor:
+    """Output features of a linear layer, of every token those of its own units; see `TokenGroups.spread`."""
+    parts = bands(linear, groups, rows)
+    return groups.spread(inputs, lambda own, band: F.linear(own, *parts[band]))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from flextron_lit.elastic.families.rotary import uniform_config
+from flextron_lit.elastic.families.base import uniform_config
 from flextron_lit.export.remote_code.modeling_flextron_gemma import FlextronGemmaConfig, FlextronGemmaForCausalLM
 from flextron_lit.export.remote_code.modeling_flextron_gpt2 import FlextronGPT2Config, FlextronGPT2LMHeadModel
 from flextron_lit.export.remote_code.modeling_flextron_gpt_neox import FlextronGPTNeoXConfig, FlextronGPTNeoXForCausalLM

@@ -70,7 +70,7 @@ def cut_out(backbone: ElasticBackbone, sub_network: SubNetwork) -> SmallModel:
         neurons=widths["mlp"],
         heads_per_group=attention.heads_per_unit,
         head_dim=attention.head_dim,
-        paths={kind: layout.path for kind, layout in backbone.family.blocks.items()},
+        paths={kind: each.path for kind, each in backbone.family.blocks.items()},
         stock_fields=None,
     )
     if not small.uniform:

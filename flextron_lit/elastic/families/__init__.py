@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from flextron_lit.elastic.families.base import BlockHandle, BlockLayout, Family
+from flextron_lit.elastic.families.base import BlockHandle, ElasticModule, Family
 from flextron_lit.elastic.families.gemma import GEMMA
 from flextron_lit.elastic.families.gpt2 import GPT2
 from flextron_lit.elastic.families.gpt_neox import GPT_NEOX
@@ -28,4 +28,4 @@ def family_of(model: PreTrainedModel) -> Family:
     raise ValueError(f"{type(model).__name__} cannot become elastic: supported model classes are {known}")
 
 
-__all__ = ["FAMILIES", "BlockHandle", "BlockLayout", "Family", "family_of"]
+__all__ = ["FAMILIES", "BlockHandle", "ElasticModule", "Family", "family_of"]

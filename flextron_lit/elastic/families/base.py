@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.grouping import TokenGroups
@@ -36,39 +37,70 @@ class BlockHandle:
         return width
 
 
-@dataclass(frozen=True)
-class BlockLayout:
-    """One of a family's two kinds of elastic block."""
+class ElasticModule(nn.Module):
+    """Stands in for a stock attention or MLP, and uses its first units only; the class is the table of its layers.
 
-    path: str
+    A family's class has an elastic base first and the stock class last among its bases. It adds no state but the
+    handle, so that a module becomes elastic, and stock again, by a change of its class alone.
+    """
+
+    elastic: BlockHandle
+    path: ClassVar[str]
     """Attribute path of the module within a decoder layer."""
-    stock: type[nn.Module]
-    """The Hugging Face class it must have."""
-    elastic: type[nn.Module]
-    """The subclass that replaces it in place."""
-    full_width: Callable[[PreTrainedConfig], int]
-    """Number of its units, from the config."""
-    axes: tuple[Axis, ...]
-    """Every tensor that carries units."""
-    shared: frozenset[str]
-    """Parameters that do not: used whole at every width."""
-    projections: dict[str, type[nn.Module]]
-    """Sub-modules whose weights are sliced, with the exact class that the slicing knows."""
-    output: str
-    """Sub-module that reads the units' activations, [B, T, units x rows of a unit]."""
-    narrow: Callable[[Any, int], None] | None = None
-    """Tells a stock module that its weights hold so many units, where its attributes say how many."""
+    inner: ClassVar[tuple[str, ...]]
+    """Layers that compute the units."""
+    outer: ClassVar[str]
+    """Layer that reads them, [B, T, units x rows of a unit]."""
+    linear: ClassVar[type[nn.Linear | Conv1D]] = nn.Linear
+    """Class of those layers, exactly."""
+    parts: ClassVar[int] = 1
+    """Equal segments of what an inner layer computes; see `Axis`."""
+    shared: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that all widths use whole, beside the bias of the outer layer."""
+
+    @staticmethod
+    def full_width(config: PreTrainedConfig) -> int:
+        """Number of units, from the model's config."""
+        raise NotImplementedError
+
+    @classmethod
+    def stock(cls) -> type[nn.Module]:
+        """The Hugging Face class whose modules it can stand in for."""
+        return cls.__bases__[-1]
+
+    @classmethod
+    def axes(cls) -> tuple[Axis, ...]:
+        """Every tensor that carries units, with biases that the model may lack."""
+        # GPT-2's linear layer holds its weight the other way round
+        outputs, inputs = (1, 0) if cls.linear is Conv1D else (0, 1)
+        weights = [Axis(f"{name}.weight", outputs, cls.parts) for name in cls.inner]
+        biases = [Axis(f"{name}.bias", 0, cls.parts) for name in cls.inner]
+        return (*weights, *biases, Axis(f"{cls.outer}.weight", inputs))
+
+    def narrow(self, width: int) -> None:
+        """Note that the weights hold so many units, in families whose stock forward reads such a number."""
+        return
+
+
+def uniform_config(config: PreTrainedConfig, groups: int, neurons: int) -> dict[str, Any]:
+    """Config fields of a model with so many KV groups and neurons in every layer; heads keep their size."""
+    return {
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        "num_attention_heads": config.num_attention_heads // config.num_key_value_heads * groups,
+        "num_key_value_heads": groups,
+        "intermediate_size": neurons,
+    }
 
 
 @dataclass(frozen=True)
 class Family:
-    """A Hugging Face model family."""
+    """A Hugging Face model family; defaults are what Llama and those after it have."""
 
     model: type[PreTrainedModel]
     """The causal LM class."""
-    layers: str
+    blocks: dict[BlockKind, type[ElasticModule]]
+    """What its attention and its MLP become."""
+    layers: str = "model.layers"
     """Attribute path of the decoder layers."""
-    blocks: dict[BlockKind, BlockLayout]
-    """Layout of its attention and of its MLP."""
-    uniform_config: Callable[[PreTrainedConfig, int, int], dict[str, Any] | None]
+    uniform_config: Callable[[PreTrainedConfig, int, int], dict[str, Any] | None] = uniform_config
     """Config fields of a stock model with so many KV groups and neurons in every layer; None if none can hold it."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaForCausalLM, GemmaMLP
 
+from flextron_lit.elastic.families.base import Family
 from flextron_lit.elastic.families.mlp import GatedMLP
-from flextron_lit.elastic.families.rotary import RotaryAttention, rotary_family
+from flextron_lit.elastic.families.rotary import RotaryAttention
 
 
 class ElasticGemmaMLP(GatedMLP, GemmaMLP):
     """Gated MLP that uses its first neurons only."""
 
 
-class ElasticGemmaAttention(RotaryAttention, GemmaAttention):  # type: ignore[misc]  # sdpa gives no attention weights
+class ElasticGemmaAttention(RotaryAttention, GemmaAttention):
     """Attention that uses its first KV groups only."""
 
 
-GEMMA = rotary_family(
-    GemmaForCausalLM,
-    attention=(GemmaAttention, ElasticGemmaAttention),
-    mlp=(GemmaMLP, ElasticGemmaMLP),
-)
+GEMMA = Family(GemmaForCausalLM, {"attention": ElasticGemmaAttention, "mlp": ElasticGemmaMLP})

@@ -7,8 +7,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaMLP
 
+from flextron_lit.elastic.families.base import Family, uniform_config
 from flextron_lit.elastic.families.mlp import GatedMLP
-from flextron_lit.elastic.families.rotary import RotaryAttention, rotary_family, uniform_config
+from flextron_lit.elastic.families.rotary import RotaryAttention
 
 
 class ElasticLlamaMLP(GatedMLP, LlamaMLP):
@@ -25,9 +26,6 @@ def _uniform_config(config: PreTrainedConfig, groups: int, neurons: int) -> dict
     return None if config.hidden_size % fields["num_attention_heads"] else fields
 
 
-LLAMA = rotary_family(
-    LlamaForCausalLM,
-    attention=(LlamaAttention, ElasticLlamaAttention),
-    mlp=(LlamaMLP, ElasticLlamaMLP),
-    uniform_config=_uniform_config,
+LLAMA = Family(
+    LlamaForCausalLM, {"attention": ElasticLlamaAttention, "mlp": ElasticLlamaMLP}, uniform_config=_uniform_config
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralForCausalLM, MistralMLP
 
+from flextron_lit.elastic.families.base import Family
 from flextron_lit.elastic.families.mlp import GatedMLP
-from flextron_lit.elastic.families.rotary import RotaryAttention, rotary_family
+from flextron_lit.elastic.families.rotary import RotaryAttention
 
 
 class ElasticMistralMLP(GatedMLP, MistralMLP):
@@ -16,13 +17,9 @@ class ElasticMistralAttention(RotaryAttention, MistralAttention):
     """Attention that uses its first KV groups only."""
 
     @property
-    def window(self) -> int | None:
+    def sliding_window(self) -> int | None:  # type: ignore[override]  # read only
         """That of the config: the stock modules hold none."""
         return self.config.sliding_window
 
 
-MISTRAL = rotary_family(
-    MistralForCausalLM,
-    attention=(MistralAttention, ElasticMistralAttention),
-    mlp=(MistralMLP, ElasticMistralMLP),
-)
+MISTRAL = Family(MistralForCausalLM, {"attention": ElasticMistralAttention, "mlp": ElasticMistralMLP})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2ForCausalLM, Qwen2MLP
 
+from flextron_lit.elastic.families.base import Family
 from flextron_lit.elastic.families.mlp import GatedMLP
-from flextron_lit.elastic.families.rotary import RotaryAttention, rotary_family
+from flextron_lit.elastic.families.rotary import RotaryAttention
 
 
 class ElasticQwen2MLP(GatedMLP, Qwen2MLP):
@@ -16,8 +17,4 @@ class ElasticQwen2Attention(RotaryAttention, Qwen2Attention):
     """Attention that uses its first KV groups only."""
 
 
-QWEN2 = rotary_family(
-    Qwen2ForCausalLM,
-    attention=(Qwen2Attention, ElasticQwen2Attention),
-    mlp=(Qwen2MLP, ElasticQwen2MLP),
-)
+QWEN2 = Family(Qwen2ForCausalLM, {"attention": ElasticQwen2Attention, "mlp": ElasticQwen2MLP})

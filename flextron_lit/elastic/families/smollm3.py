@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3Attention, SmolLM3ForCausalLM, SmolLM3MLP
 
+from flextron_lit.elastic.families.base import Family
 from flextron_lit.elastic.families.mlp import GatedMLP
-from flextron_lit.elastic.families.rotary import RotaryAttention, rotary_family
+from flextron_lit.elastic.families.rotary import RotaryAttention
 
 
 class ElasticSmolLM3MLP(GatedMLP, SmolLM3MLP):
@@ -20,8 +21,4 @@ class ElasticSmolLM3Attention(RotaryAttention, SmolLM3Attention):
         return super()._placed(query, key, position_embeddings) if self.use_rope else (query, key)
 
 
-SMOLLM3 = rotary_family(
-    SmolLM3ForCausalLM,
-    attention=(SmolLM3Attention, ElasticSmolLM3Attention),
-    mlp=(SmolLM3MLP, ElasticSmolLM3MLP),
-)
+SMOLLM3 = Family(SmolLM3ForCausalLM, {"attention": ElasticSmolLM3Attention, "mlp": ElasticSmolLM3MLP})
