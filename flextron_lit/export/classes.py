@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from flextron_lit.elastic.families.base import uniform_config
-from flextron_lit.export.remote_code.modeling_flextron_gemma import FlextronGemmaConfig, FlextronGemmaForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_gpt2 import FlextronGPT2Config, FlextronGPT2LMHeadModel
-from flextron_lit.export.remote_code.modeling_flextron_gpt_neox import FlextronGPTNeoXConfig, FlextronGPTNeoXForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_llama import FlextronLlamaConfig, FlextronLlamaForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_mistral import FlextronMistralConfig, FlextronMistralForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_qwen2 import FlextronQwen2Config, FlextronQwen2ForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_qwen3 import FlextronQwen3Config, FlextronQwen3ForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_smollm3 import FlextronSmolLM3Config, FlextronSmolLM3ForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_gemma import FlextronGemmaForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_gpt2 import FlextronGPT2LMHeadModel
+from flextron_lit.export.remote_code.modeling_flextron_gpt_neox import FlextronGPTNeoXForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_llama import FlextronLlamaForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_mistral import FlextronMistralForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_qwen2 import FlextronQwen2ForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_qwen3 import FlextronQwen3ForCausalLM
+from flextron_lit.export.remote_code.modeling_flextron_smollm3 import FlextronSmolLM3ForCausalLM
 from flextron_lit.export.small import SmallModel
 
 OF_A_CLASS = ("model_type", "architectures", "transformers_version", "auto_map", "per_layer_config")
@@ -26,35 +24,19 @@ ONLY_LLAMA = ("attention_bias", "mlp_bias", "pretraining_tp")
 """Fields of Llama's config that Mistral's does not know."""
 
 
-@dataclass(frozen=True)
-class OwnClass:
-    """Classes of ours that hold every sub-network of one family."""
-
-    config: type[PreTrainedConfig]
-    model: type[PreTrainedModel]
-    widths: Callable[[PreTrainedConfig, int, int], dict[str, int]]
-    """Config fields of a layer with so many KV groups and neurons, from the full network's; 0 where it skips."""
-
-
-OWN: dict[str, OwnClass] = {
-    "llama": OwnClass(FlextronLlamaConfig, FlextronLlamaForCausalLM, uniform_config),
-    "mistral": OwnClass(FlextronMistralConfig, FlextronMistralForCausalLM, uniform_config),
-    "qwen2": OwnClass(FlextronQwen2Config, FlextronQwen2ForCausalLM, uniform_config),
-    "qwen3": OwnClass(FlextronQwen3Config, FlextronQwen3ForCausalLM, uniform_config),
-    "smollm3": OwnClass(FlextronSmolLM3Config, FlextronSmolLM3ForCausalLM, uniform_config),
-    "gemma": OwnClass(FlextronGemmaConfig, FlextronGemmaForCausalLM, uniform_config),
-    "gpt2": OwnClass(
-        FlextronGPT2Config,
-        FlextronGPT2LMHeadModel,
-        lambda _, heads, neurons: {"num_key_value_heads": heads, "n_inner": neurons},
-    ),
-    "gpt_neox": OwnClass(
-        FlextronGPTNeoXConfig,
-        FlextronGPTNeoXForCausalLM,
-        lambda _, heads, neurons: {"num_key_value_heads": heads, "intermediate_size": neurons},
-    ),
+OWN: dict[str, type[PreTrainedModel]] = {
+    "llama": FlextronLlamaForCausalLM,
+    "mistral": FlextronMistralForCausalLM,
+    "qwen2": FlextronQwen2ForCausalLM,
+    "qwen3": FlextronQwen3ForCausalLM,
+    "smollm3": FlextronSmolLM3ForCausalLM,
+    "gemma": FlextronGemmaForCausalLM,
+    "gpt2": FlextronGPT2LMHeadModel,
+    "gpt_neox": FlextronGPTNeoXForCausalLM,
 }
-"""By the `model_type` of the full network."""
+"""The class of ours that holds every sub-network of a family, by the `model_type` of the full network."""
+NEURONS = {"gpt2": "n_inner", "gpt_neox": "intermediate_size"}
+"""Families whose head size follows from the number of heads, which therefore stays; what their configs call neurons."""
 
 
 def in_stock_class(small: SmallModel) -> PreTrainedModel:
@@ -85,16 +67,17 @@ def in_own_class(small: SmallModel) -> PreTrainedModel:
     if small.family not in OWN:
         raise ValueError(f"there is no class of ours for {small.family}; there are those for {', '.join(OWN)}")
     own = OWN[small.family]
-    own.config.register_for_auto_class()
-    own.model.register_for_auto_class("AutoModelForCausalLM")
+    config_class: Any = own.config_class
+    config_class.register_for_auto_class()
+    own.register_for_auto_class("AutoModelForCausalLM")
     layers = {}
     for layer, (groups, neurons) in enumerate(zip(small.groups, small.neurons, strict=True)):
-        widths: dict[str, Any] = {n: w for n, w in own.widths(small.dense, groups, neurons).items() if w}
+        widths = {name: width for name, width in _layer_fields(small, groups, neurons).items() if width}
         skipped = {small.paths["attention"]: groups == 0, small.paths["mlp"]: neurons == 0}
         layers[layer] = widths | {"skip": [path for path, is_skipped in skipped.items() if is_skipped]}
     # the size of a head follows from no layer's own number of heads
     fields = _common(small.dense, OF_A_CLASS) | {"head_dim": small.head_dim, "per_layer_config": layers}
-    return _rebuilt(small, own.model, own.config(**fields))
+    return _rebuilt(small, own, config_class(**fields))
 
 
 def in_any_class(small: SmallModel) -> PreTrainedModel:
@@ -109,7 +92,7 @@ def in_any_class(small: SmallModel) -> PreTrainedModel:
 
 def is_own(model: PreTrainedModel) -> bool:
     """Whether a model has a class of ours, whose code has to be trusted where it is loaded."""
-    return type(model) in {own.model for own in OWN.values()}
+    return type(model) in OWN.values()
 
 
 def _why_not_stock(small: SmallModel) -> str | None:
@@ -128,6 +111,13 @@ def _why_not_stock(small: SmallModel) -> str | None:
             f"{small.dense.hidden_size}, and Mistral, which does not, has no biases"
         )
     return None
+
+
+def _layer_fields(small: SmallModel, groups: int, neurons: int) -> dict[str, Any]:
+    """Config fields of one layer of a class of ours; 0 where it skips."""
+    if small.family in NEURONS:
+        return {"num_key_value_heads": groups, NEURONS[small.family]: neurons}
+    return uniform_config(small.dense, groups, neurons)
 
 
 def _common(config: PreTrainedConfig, without: tuple[str, ...]) -> dict[str, Any]:

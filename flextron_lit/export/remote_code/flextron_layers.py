@@ -6,9 +6,8 @@ weights: it needs torch and transformers alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,37 +30,36 @@ class SkippedAttention(nn.Module):
         return torch.zeros_like(hidden_states), None
 
 
-@contextmanager
-def no_layers(config: PreTrainedConfig) -> Iterator[None]:
-    """Let a stock class build everything but its layers: it knows one width for all of them."""
-    count = config.num_hidden_layers
-    config.num_hidden_layers = 0
-    try:
-        yield
-    finally:
-        config.num_hidden_layers = count
+class OwnLayers:
+    """Makes a stock causal LM, which comes after it among the bases, one whose layers have widths of their own."""
 
+    layers_path: ClassVar[str] = "model.layers"
+    """Attribute path of the decoder layers."""
+    attention_path: ClassVar[str] = "self_attn"
+    """Attribute of a layer that holds its attention module."""
+    make_layer: Callable[[Any, int], nn.Module]
+    """Makes a layer from its config and its index."""
 
-def own_layers(
-    config: PreTrainedConfig, build: Callable[[Any, int], nn.Module], attention: str, mlp: str
-) -> nn.ModuleList:
-    """The decoder layers, each built from its own config.
+    def __init__(self, config: PreTrainedConfig) -> None:
+        count = config.num_hidden_layers
+        # the stock class builds everything but its layers: it knows one width for all of them
+        config.num_hidden_layers = 0
+        try:
+            super().__init__(config)  # type: ignore[call-arg]
+        finally:
+            config.num_hidden_layers = count
+        model: Any = self
+        for index, own in enumerate(config.per_layer_config):
+            model.get_submodule(self.layers_path).append(self._layer(config, own, index))
+        model.post_init()
 
-    Args:
-        config: with `per_layer_config`.
-        build: makes a layer from its config and its index.
-        attention: attribute of a layer that holds its attention module.
-        mlp: the same for its MLP.
-    """
-    layers = nn.ModuleList()
-    for index, own in enumerate(config.per_layer_config):
-        layer: Any = build(own, index)
-        if attention in own.skip:
-            setattr(layer, attention, SkippedAttention())
+    def _layer(self, config: PreTrainedConfig, own: Any, index: int) -> nn.Module:
+        layer: Any = self.make_layer(own, index)
+        if self.attention_path in own.skip:
+            setattr(layer, self.attention_path, SkippedAttention())
         else:
             # a later `set_attn_implementation` changes the model's config, not the copies that layers are built from
-            getattr(layer, attention).config = config
-        if mlp in own.skip:
-            setattr(layer, mlp, SkippedMLP())
-        layers.append(layer)
-    return layers
+            getattr(layer, self.attention_path).config = config
+        if "mlp" in own.skip:
+            layer.mlp = SkippedMLP()
+        return layer

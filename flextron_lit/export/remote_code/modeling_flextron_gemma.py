@@ -8,7 +8,7 @@ from __future__ import annotations
 from transformers import GemmaConfig, GemmaForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 
-from .flextron_layers import no_layers, own_layers
+from .flextron_layers import OwnLayers
 
 
 class FlextronGemmaConfig(GemmaConfig):
@@ -17,13 +17,8 @@ class FlextronGemmaConfig(GemmaConfig):
     model_type = "flextron_gemma"
 
 
-class FlextronGemmaForCausalLM(GemmaForCausalLM):
+class FlextronGemmaForCausalLM(OwnLayers, GemmaForCausalLM):
     """The stock causal LM but for its layers."""
 
     config_class = FlextronGemmaConfig
-
-    def __init__(self, config: FlextronGemmaConfig) -> None:
-        with no_layers(config):
-            super().__init__(config)
-        self.model.layers = own_layers(config, GemmaDecoderLayer, "self_attn", "mlp")
-        self.post_init()
+    make_layer = GemmaDecoderLayer

@@ -9,10 +9,10 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig
-from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.pytorch_utils import Conv1D
 
-from .flextron_layers import no_layers, own_layers
+from .flextron_layers import OwnLayers
 
 
 @strict
@@ -32,30 +32,20 @@ class FlextronGPT2Config(GPT2Config):
         super().__post_init__(**kwargs)
 
 
-class FlextronGPT2Attention(GPT2Attention):
-    """Attention with fewer heads than its hidden size has room for."""
-
-    def __init__(self, config: Any, layer_idx: int) -> None:
-        super().__init__(config, layer_idx=layer_idx)
-        self.num_heads = config.num_key_value_heads
-        self.split_size = self.num_heads * self.head_dim
-        self.c_attn = Conv1D(3 * self.split_size, self.embed_dim)
-        self.c_proj = Conv1D(self.embed_dim, self.split_size)
-
-
-def _layer(config: PreTrainedConfig, index: int) -> GPT2Block:
-    layer = GPT2Block(config, index)
-    layer.attn = FlextronGPT2Attention(config, index)
-    return layer
-
-
-class FlextronGPT2LMHeadModel(GPT2LMHeadModel):
+class FlextronGPT2LMHeadModel(OwnLayers, GPT2LMHeadModel):
     """The stock causal LM but for its layers."""
 
     config_class = FlextronGPT2Config
+    layers_path = "transformer.h"
+    attention_path = "attn"
 
-    def __init__(self, config: FlextronGPT2Config) -> None:
-        with no_layers(config):
-            super().__init__(config)
-        self.transformer.h = own_layers(config, _layer, "attn", "mlp")
-        self.post_init()
+    @staticmethod
+    def make_layer(config: PreTrainedConfig, index: int) -> GPT2Block:
+        """A stock layer, but for attention with fewer heads than the hidden size has room for."""
+        layer = GPT2Block(config, index)
+        attention = layer.attn
+        attention.num_heads = config.num_key_value_heads
+        attention.split_size = rows = attention.num_heads * attention.head_dim
+        attention.c_attn = Conv1D(3 * rows, config.hidden_size)
+        attention.c_proj = Conv1D(config.hidden_size, rows)
+        return layer

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedConfig
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXLayer
 
-from .flextron_layers import no_layers, own_layers
+from .flextron_layers import OwnLayers
 
 
 @strict
@@ -32,22 +32,19 @@ class FlextronGPTNeoXConfig(GPTNeoXConfig):
         super().__post_init__(**kwargs)
 
 
-def _layer(config: PreTrainedConfig, index: int) -> GPTNeoXLayer:
-    layer = GPTNeoXLayer(config, index)
-    attention = layer.attention
-    rows, bias = config.num_key_value_heads * attention.head_size, config.attention_bias
-    attention.query_key_value = nn.Linear(config.hidden_size, 3 * rows, bias=bias)
-    attention.dense = nn.Linear(rows, config.hidden_size, bias=bias)
-    return layer
-
-
-class FlextronGPTNeoXForCausalLM(GPTNeoXForCausalLM):
+class FlextronGPTNeoXForCausalLM(OwnLayers, GPTNeoXForCausalLM):
     """The stock causal LM but for its layers."""
 
     config_class = FlextronGPTNeoXConfig
+    layers_path = "gpt_neox.layers"
+    attention_path = "attention"
 
-    def __init__(self, config: FlextronGPTNeoXConfig) -> None:
-        with no_layers(config):
-            super().__init__(config)
-        self.gpt_neox.layers = own_layers(config, _layer, "attention", "mlp")
-        self.post_init()
+    @staticmethod
+    def make_layer(config: PreTrainedConfig, index: int) -> GPTNeoXLayer:
+        """A stock layer, but for attention with fewer heads than the hidden size has room for."""
+        layer = GPTNeoXLayer(config, index)
+        attention = layer.attention
+        rows, bias = config.num_key_value_heads * attention.head_size, config.attention_bias
+        attention.query_key_value = nn.Linear(config.hidden_size, 3 * rows, bias=bias)
+        attention.dense = nn.Linear(rows, config.hidden_size, bias=bias)
+        return layer

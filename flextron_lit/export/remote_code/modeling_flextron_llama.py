@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from .flextron_layers import no_layers, own_layers
+from .flextron_layers import OwnLayers
 
 
 # validators are bound when the decorator runs: without it the parent's would still hold
@@ -24,13 +24,8 @@ class FlextronLlamaConfig(LlamaConfig):
         assert self.head_dim is not None
 
 
-class FlextronLlamaForCausalLM(LlamaForCausalLM):
+class FlextronLlamaForCausalLM(OwnLayers, LlamaForCausalLM):
     """The stock causal LM but for its layers."""
 
     config_class = FlextronLlamaConfig
-
-    def __init__(self, config: FlextronLlamaConfig) -> None:
-        with no_layers(config):
-            super().__init__(config)
-        self.model.layers = own_layers(config, LlamaDecoderLayer, "self_attn", "mlp")
-        self.post_init()
+    make_layer = LlamaDecoderLayer

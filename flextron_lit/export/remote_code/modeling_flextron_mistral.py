@@ -8,7 +8,7 @@ from __future__ import annotations
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 
-from .flextron_layers import no_layers, own_layers
+from .flextron_layers import OwnLayers
 
 
 class FlextronMistralConfig(MistralConfig):
@@ -17,13 +17,8 @@ class FlextronMistralConfig(MistralConfig):
     model_type = "flextron_mistral"
 
 
-class FlextronMistralForCausalLM(MistralForCausalLM):
+class FlextronMistralForCausalLM(OwnLayers, MistralForCausalLM):
     """The stock causal LM but for its layers."""
 
     config_class = FlextronMistralConfig
-
-    def __init__(self, config: FlextronMistralConfig) -> None:
-        with no_layers(config):
-            super().__init__(config)
-        self.model.layers = own_layers(config, MistralDecoderLayer, "self_attn", "mlp")
-        self.post_init()
+    make_layer = MistralDecoderLayer

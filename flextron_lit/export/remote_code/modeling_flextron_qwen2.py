@@ -8,7 +8,7 @@ from __future__ import annotations
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from .flextron_layers import no_layers, own_layers
+from .flextron_layers import OwnLayers
 
 
 class FlextronQwen2Config(Qwen2Config):
@@ -17,13 +17,8 @@ class FlextronQwen2Config(Qwen2Config):
     model_type = "flextron_qwen2"
 
 
-class FlextronQwen2ForCausalLM(Qwen2ForCausalLM):
+class FlextronQwen2ForCausalLM(OwnLayers, Qwen2ForCausalLM):
     """The stock causal LM but for its layers."""
 
     config_class = FlextronQwen2Config
-
-    def __init__(self, config: FlextronQwen2Config) -> None:
-        with no_layers(config):
-            super().__init__(config)
-        self.model.layers = own_layers(config, Qwen2DecoderLayer, "self_attn", "mlp")
-        self.post_init()
+    make_layer = Qwen2DecoderLayer

@@ -8,7 +8,7 @@ from __future__ import annotations
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from .flextron_layers import no_layers, own_layers
+from .flextron_layers import OwnLayers
 
 
 class FlextronQwen3Config(Qwen3Config):
@@ -17,13 +17,8 @@ class FlextronQwen3Config(Qwen3Config):
     model_type = "flextron_qwen3"
 
 
-class FlextronQwen3ForCausalLM(Qwen3ForCausalLM):
+class FlextronQwen3ForCausalLM(OwnLayers, Qwen3ForCausalLM):
     """The stock causal LM but for its layers."""
 
     config_class = FlextronQwen3Config
-
-    def __init__(self, config: FlextronQwen3Config) -> None:
-        with no_layers(config):
-            super().__init__(config)
-        self.model.layers = own_layers(config, Qwen3DecoderLayer, "self_attn", "mlp")
-        self.post_init()
+    make_layer = Qwen3DecoderLayer

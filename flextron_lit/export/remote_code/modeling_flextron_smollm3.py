@@ -8,7 +8,7 @@ from __future__ import annotations
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer
 
-from .flextron_layers import no_layers, own_layers
+from .flextron_layers import OwnLayers
 
 
 class FlextronSmolLM3Config(SmolLM3Config):
@@ -17,13 +17,8 @@ class FlextronSmolLM3Config(SmolLM3Config):
     model_type = "flextron_smollm3"
 
 
-class FlextronSmolLM3ForCausalLM(SmolLM3ForCausalLM):
+class FlextronSmolLM3ForCausalLM(OwnLayers, SmolLM3ForCausalLM):
     """The stock causal LM but for its layers."""
 
     config_class = FlextronSmolLM3Config
-
-    def __init__(self, config: FlextronSmolLM3Config) -> None:
-        with no_layers(config):
-            super().__init__(config)
-        self.model.layers = own_layers(config, SmolLM3DecoderLayer, "self_attn", "mlp")
-        self.post_init()
+    make_layer = SmolLM3DecoderLayer
