@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.backbone import ElasticBackbone, match
 from flextron_lit.elastic.families import ElasticModule
-from flextron_lit.space import KINDS, BlockKind, SubNetwork
+from flextron_lit.space import BlockKind, SubNetwork
 
 
 class SkippedMLP(nn.Module):
@@ -64,7 +64,12 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
     for elastic, width in zip(match(model, backbone.family, backbone.space), widths, strict=True):
         if width:
             _become_stock(cast(ElasticModule, elastic.module), width)
-    _describe(model, backbone, widths)
+    fields = stock_fields(backbone, widths)
+    if fields is None:
+        model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]
+        return model
+    for name, value in fields.items():
+        setattr(model.config, name, value)
     return model
 
 
@@ -80,18 +85,13 @@ def _become_stock(module: ElasticModule, width: int) -> None:
     module.__class__ = type(module).stock()  # type: ignore[assignment]
 
 
-def _describe(model: PreTrainedModel, backbone: ElasticBackbone, widths: tuple[int, ...]) -> None:
-    """Let the config say the widths where a stock class can hold them; elsewhere its folder would not load."""
-    pairs = list(zip(backbone.space.blocks, widths, strict=True))
-    found = {kind: {width for block, width in pairs if block.kind == kind} for kind in KINDS}
-    fields = None
-    if all(len(values) == 1 and 0 not in values for values in found.values()):
-        fields = backbone.family.uniform_config(model.config, *found["attention"], *found["mlp"])
-    if fields is None:
-        model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]
-        return
-    for name, value in fields.items():
-        setattr(model.config, name, value)
+def stock_fields(backbone: ElasticBackbone, widths: tuple[int, ...]) -> dict[str, Any] | None:
+    """Config fields by which the class of the full network holds these widths, one a block; None if it cannot."""
+    # blocks alternate
+    groups, neurons = set(widths[::2]), set(widths[1::2])
+    if len(groups) > 1 or len(neurons) > 1 or 0 in groups | neurons:
+        return None
+    return backbone.family.uniform_config(backbone.model.config, *groups, *neurons)
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:

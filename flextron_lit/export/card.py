@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from flextron_lit.costs import CostTable, Workload
+from flextron_lit.export.forms import WrittenForm
 from flextron_lit.export.small import SmallModel
 from flextron_lit.export.verification import TOLERANCE, Verified
 from flextron_lit.routers.decision import Selection
@@ -40,58 +41,46 @@ class Origin:
     """What losses were measured on here; None where none were."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """What stands on the disk."""
-
-    name: str
-    """Of the folder."""
-    what: str
-    """Class or architecture, in words."""
-    library: str
-    """What reads it, as the Hub calls it."""
-    numbers: str
-    """How weights are stored, in words."""
-    loading: str
-    """Code that loads it, as markdown."""
-    verified: Verified
-
-
-def card(origin: Origin, small: SmallModel, full_parameters: int, written: Written) -> str:
-    """The README.md of an exported folder."""
+def card(origin: Origin, small: SmallModel, name: str, written: WrittenForm, verified: Verified) -> str:
+    """The README.md of an exported folder of that name."""
     parts = [
-        _header(origin, written),
-        f"# {written.name}\n",
+        _header(origin, written.library),
+        f"# {name}\n",
         "One sub-network of an elastic network, cut out by flextron-lit (Flextron, Cai et al., ICML 2024).\n",
-        _facts(origin, small, full_parameters, written),
-        f"## How to load\n\n{written.loading}\n",
-        "\n".join(["## Widths\n", *_widths(small), ""]),
-        "\n".join([f"## Costs\n\n{_conditions(origin)}\n", *_costs(origin), ""]),
-        "\n".join(["## Loss\n", *_losses(origin, written.verified), ""]),
-        f"## Licence\n\nThat of the base model ({origin.source}) holds for these weights: state it before sharing.\n",
+        *_facts(origin, small, written),
+        f"\n## How to load\n\n{written.loading(name)}\n",
+        "## Widths\n",
+        *_widths(small),
+        f"\n## Costs\n\n{_conditions(origin)}\n",
+        *_costs(origin),
+        "\n## Loss\n",
+        *_losses(origin, verified),
+        f"\n## Licence\n\nThat of the base model ({origin.source}) holds for these weights: state it before sharing.\n",
         f"## Citation\n\n{CITATION}\n",
     ]
     return "\n".join(parts)
 
 
-def _header(origin: Origin, written: Written) -> str:
-    lines = ["---", f"library_name: {written.library}", "pipeline_tag: text-generation", "tags: [flextron]"]
+def _header(origin: Origin, library: str) -> str:
+    lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags: [flextron]"]
     if origin.source.startswith("hub:"):
         lines.append(f"base_model: {origin.source.removeprefix('hub:').partition('@')[0]}")
     return "\n".join([*lines, "---", ""])
 
 
-def _facts(origin: Origin, small: SmallModel, full_parameters: int, written: Written) -> str:
-    share = small.parameters / full_parameters
+def _facts(origin: Origin, small: SmallModel, written: WrittenForm) -> Iterator[str]:
+    share = small.parameters / small.full_parameters
     rows = {
         "base model": origin.source,
         "budget": origin.selection.budget,
         "chosen by": origin.selection.how,
-        "parameters": f"{short(small.parameters)}, {share:.3f} of the full network's {short(full_parameters)}",
+        "parameters": f"{short(small.parameters)}, {share:.3f} of the full network's {short(small.full_parameters)}",
         "class": written.what,
-        "weights": written.numbers,
+        "weights": written.form.numbers,
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""])
+    yield "| | |"
+    yield "|---|---|"
+    yield from (f"| {name} | {value} |" for name, value in rows.items())
 
 
 def _widths(small: SmallModel) -> Iterator[str]:

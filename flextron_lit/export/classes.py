@@ -48,7 +48,7 @@ def in_stock_class(small: SmallModel) -> PreTrainedModel:
     Raises:
         ValueError: if none can hold it; the message says why.
     """
-    if small.stock_fields is not None:
+    if small.in_stock_class:
         return small.model
     reason = _why_not_stock(small)
     if reason is not None:
@@ -86,7 +86,7 @@ def in_any_class(small: SmallModel) -> PreTrainedModel:
     Raises:
         ValueError: if there is neither.
     """
-    stock = small.stock_fields is not None or _why_not_stock(small) is None
+    stock = small.in_stock_class or _why_not_stock(small) is None
     return in_stock_class(small) if stock else in_own_class(small)
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from gguf import MODEL_ARCH_NAMES
@@ -65,33 +65,8 @@ class Form:
         return f"{quantised[self.quantize]}, the rest in {self.dtype}" if self.quantize else self.dtype
 
 
-class WrittenForm(Protocol):
-    """A sub-network in one form: refused when it is made, written and read back afterwards."""
-
-    what: str
-    """Class or architecture, in words."""
-    library: str
-    """What reads it, as the Hub calls it."""
-
-    def write(self, folder: Path) -> None:
-        """Fill a folder, not quantised yet."""
-        ...
-
-    def quantise(self, folder: Path) -> None:
-        """Quantise what is in the folder."""
-        ...
-
-    def read(self, folder: Path) -> PreTrainedModel:
-        """The model that the folder holds; what is not quantised computes in float32."""
-        ...
-
-    def loading(self, name: str) -> str:
-        """How to load a folder of that name, as markdown."""
-        ...
-
-
 class HuggingFaceFolder:
-    """A folder that `from_pretrained` reads.
+    """A folder that `from_pretrained` reads: refused when it is made, written and read back afterwards.
 
     Args:
         small: the sub-network.
@@ -103,6 +78,7 @@ class HuggingFaceFolder:
     """
 
     library = "transformers"
+    """What reads it, as the Hub calls it."""
 
     def __init__(self, small: SmallModel, tokenizer: PreTrainedTokenizerBase, form: Form) -> None:
         self.model = CLASSES[form.format](small)
@@ -111,21 +87,21 @@ class HuggingFaceFolder:
         self.tokenizer, self.form = tokenizer, form
         self.device = small.model.device
         self.own = is_own(self.model)
-        name = type(self.model).__name__
-        self.what = (
-            f"{name}, a class of its own that lies beside the weights"
-            if self.own
-            else f"{name}, as transformers has it"
-        )
+        where = "a class of its own that lies beside the weights" if self.own else "as transformers has it"
+        self.what = f"{type(self.model).__name__}, {where}"
+        """Class or architecture, in words."""
 
     def write(self, folder: Path) -> None:
-        """Weights, config, tokenizer, and the class if it is not a stock one."""
+        """Weights, not quantised yet, config, tokenizer, and the class if it is not a stock one."""
         with quiet_transformers():
             self.model.to(getattr(torch, self.form.dtype)).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def read(self, folder: Path) -> PreTrainedModel:
-        """Through the class itself: nothing in the folder is run."""
+        """The model that the folder holds, through the class itself: nothing in the folder is run.
+
+        What is not quantised computes in float32.
+        """
         return self._load(folder, dtype=torch.float32)
 
     def quantise(self, folder: Path) -> None:
@@ -146,11 +122,9 @@ class HuggingFaceFolder:
             model.save_pretrained(folder)
 
     def loading(self, name: str) -> str:
-        """Python code."""
-        options = (", trust_remote_code=True" if self.own else "") + (
-            ', device_map="auto"' if self.form.quantize else f", dtype=torch.{self.form.dtype}"
-        )
+        """How to load a folder of that name, as markdown: Python code."""
         trust = ", trust_remote_code=True" if self.own else ""
+        options = trust + (', device_map="auto"' if self.form.quantize else f", dtype=torch.{self.form.dtype}")
         # the release that this was run with: older ones may not know per_layer_config
         transformers = '"transformers>=5.23"' if self.own else "transformers"
         needs = f"pip install torch {transformers}" + (" bitsandbytes accelerate" if self.form.quantize else "")
@@ -194,7 +168,7 @@ def _refuse_odd_sizes(model: PreTrainedModel) -> None:
 
 
 class GGUFFolder:
-    """A folder with a GGUF file, for llama.cpp and what is built on it.
+    """A folder with a GGUF file, for llama.cpp and what is built on it: made, written and read as `HuggingFaceFolder`.
 
     Args:
         small: the sub-network.
@@ -231,6 +205,9 @@ class GGUFFolder:
 
     def _write(self, folder: Path, stored: str) -> None:
         gguf_file.write(folder / GGUF_FILE, self.small, self.tokenizer, name=self.name, stored=stored)
+
+
+WrittenForm = HuggingFaceFolder | GGUFFolder
 
 
 def in_form(small: SmallModel, tokenizer: PreTrainedTokenizerBase, form: Form, name: str) -> WrittenForm:

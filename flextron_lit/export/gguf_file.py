@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
-import numpy as np
 import torch
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -118,18 +116,9 @@ def write(path: Path, small: SmallModel, tokenizer: BytePairs, *, name: str, sto
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _describe(writer, small)
     tokenizer.write(writer)
-    factors = _rotation_factors(small)
-    if factors is not None:
-        writer.add_tensor("rope_freqs.weight", factors)
-    for own, theirs, heads in _names(small, arch):
-        weight = small.model.get_parameter(own).detach().float().cpu()
-        if heads:
-            weight = _interleaved(weight, heads)
-        kind = _kind(weight, stored)
-        writer.add_tensor(theirs, gguf.quantize(weight.numpy(), kind), raw_dtype=kind)
-    for theirs, zeros in _zero_mlps(small):
-        kind = _kind(zeros, stored)
-        writer.add_tensor(theirs, gguf.quantize(zeros.numpy(), kind), raw_dtype=kind)
+    for theirs, tensor in _tensors(small, arch):
+        kind = _kind(tensor, stored)
+        writer.add_tensor(theirs, gguf.quantize(tensor.numpy(), kind), raw_dtype=kind)
     with _full_disk():
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -203,12 +192,21 @@ def _names(small: SmallModel, arch: MODEL_ARCH) -> Iterator[tuple[str, str, int]
         yield own, theirs, counts[parts[-2]] * small.groups[layer] if rotated and layer is not None else 0
 
 
-def _zero_mlps(small: SmallModel) -> Iterator[tuple[str, Tensor]]:
-    """What stands for MLPs that are skipped: neurons that add nothing."""
+def _tensors(small: SmallModel, arch: MODEL_ARCH) -> Iterator[tuple[str, Tensor]]:
+    """What the file holds, by its names there, in float32 on the CPU."""
+    rope = small.dense.rope_parameters
+    if rope["rope_type"] != "default":
+        # by what llama.cpp divides its frequencies to get those of the model, [head_dim / 2]
+        plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, small.head_dim, 2) / small.head_dim)
+        yield "rope_freqs.weight", plain / small.model.get_buffer("model.rotary_emb.inv_freq").float().cpu()
+    for own, theirs, heads in _names(small, arch):
+        weight = small.model.get_parameter(own).detach().float().cpu()
+        yield theirs, _interleaved(weight, heads) if heads else weight
     size = small.dense.hidden_size
     shapes = {"gate": (ZERO_NEURONS, size), "up": (ZERO_NEURONS, size), "down": (size, ZERO_NEURONS)}
     for layer, neurons in enumerate(small.neurons):
         if not neurons:
+            # for MLPs that are skipped, neurons that add nothing
             yield from ((f"blk.{layer}.ffn_{part}.weight", torch.zeros(shape)) for part, shape in shapes.items())
 
 
@@ -228,13 +226,3 @@ def _kind(weight: Tensor, stored: str) -> GGMLQuantizationType:
     if stored == "q8_0" and weight.shape[-1] % Q8_BLOCK:
         return GGMLQuantizationType.F16
     return TYPES[stored][0]
-
-
-def _rotation_factors(small: SmallModel) -> NDArray[np.float32] | None:
-    """By what llama.cpp divides its frequencies to get those of the model, [head_dim / 2]; None if by nothing."""
-    rope = small.dense.rope_parameters
-    if rope["rope_type"] == "default":
-        return None
-    exponents = torch.arange(0, small.head_dim, 2) / small.head_dim
-    plain = 1.0 / rope["rope_theta"] ** exponents
-    return (plain / small.model.get_buffer("model.rotary_emb.inv_freq").float().cpu()).numpy()

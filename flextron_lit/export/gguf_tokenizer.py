@@ -9,8 +9,6 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
-MODEL = "gpt2"
-"""What GGUF calls byte-level BPE."""
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
 WORDS = BYTE_LEVEL | {"use_regex": True}
 PIECES = BYTE_LEVEL | {"use_regex": False}
@@ -60,7 +58,8 @@ class BytePairs:
 
     def write(self, writer: GGUFWriter) -> None:
         """Add it to a file."""
-        writer.add_tokenizer_model(MODEL)
+        # what GGUF calls byte-level BPE
+        writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
         writer.add_token_types(self.types)
@@ -113,7 +112,7 @@ def _pre_tokenizer(described: dict[str, Any]) -> str:
         ValueError: if there is none.
     """
     model = described["model"]
-    found = _without_offsets(described["pre_tokenizer"])
+    found = json.loads(json.dumps(described["pre_tokenizer"]), object_hook=_without_offsets)
     name = next((name for name, known in KNOWN.items() if found == known), None)
     if model["type"] != "BPE" or model.get("byte_fallback") or name is None:
         raise ValueError(
@@ -125,10 +124,6 @@ def _pre_tokenizer(described: dict[str, Any]) -> str:
     return name
 
 
-def _without_offsets(pre_tokenizer: Any) -> Any:
+def _without_offsets(described: dict[str, Any]) -> dict[str, Any]:
     """Without `trim_offsets`, which changes no token."""
-    if isinstance(pre_tokenizer, dict):
-        return {name: _without_offsets(value) for name, value in pre_tokenizer.items() if name != "trim_offsets"}
-    if isinstance(pre_tokenizer, list):
-        return [_without_offsets(value) for value in pre_tokenizer]
-    return pre_tokenizer
+    return {name: value for name, value in described.items() if name != "trim_offsets"}

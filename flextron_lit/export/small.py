@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flextron_lit.elastic import ElasticBackbone, extract
+from flextron_lit.elastic.extraction import stock_fields
 from flextron_lit.space import BlockKind, SubNetwork
 
 
@@ -29,8 +29,10 @@ class SmallModel:
     """Rows of a head."""
     paths: dict[BlockKind, str]
     """Attribute of a layer that holds its attention, and its MLP."""
-    stock_fields: dict[str, Any] | None
-    """Config fields by which the class of the full network holds it; None if it cannot."""
+    full_parameters: int
+    """Weights of the full network, tied ones counted once."""
+    in_stock_class: bool
+    """Whether the class of the full network holds it."""
 
     @property
     def family(self) -> str:
@@ -50,7 +52,7 @@ class SmallModel:
     @property
     def parameters(self) -> int:
         """Weights, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return self.model.num_parameters()
 
 
 def cut_out(backbone: ElasticBackbone, sub_network: SubNetwork) -> SmallModel:
@@ -59,21 +61,17 @@ def cut_out(backbone: ElasticBackbone, sub_network: SubNetwork) -> SmallModel:
     Raises:
         ValueError: if it belongs to another space.
     """
-    model = extract(backbone, sub_network)
-    chosen = list(zip(backbone.space.blocks, backbone.space.widths(sub_network), strict=True))
-    widths = {kind: tuple(w for block, w in chosen if block.kind == kind) for kind in backbone.family.blocks}
-    attention = next(elastic for elastic in backbone.blocks if elastic.block.kind == "attention")
-    small = SmallModel(
-        model=model,
+    widths = backbone.space.widths(sub_network)
+    attention = backbone.blocks[0]
+    return SmallModel(
+        model=extract(backbone, sub_network),
         dense=backbone.model.config,
-        groups=widths["attention"],
-        neurons=widths["mlp"],
+        # blocks alternate
+        groups=widths[::2],
+        neurons=widths[1::2],
         heads_per_group=attention.heads_per_unit,
         head_dim=attention.head_dim,
         paths={kind: each.path for kind, each in backbone.family.blocks.items()},
-        stock_fields=None,
+        full_parameters=backbone.model.num_parameters(),
+        in_stock_class=stock_fields(backbone, widths) is not None,
     )
-    if not small.uniform:
-        return small
-    fields = backbone.family.uniform_config(small.dense, small.groups[0], small.neurons[0])
-    return replace(small, stock_fields=fields)

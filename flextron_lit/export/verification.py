@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.losses.cross_entropy import cross_entropy
-from flextron_lit.losses.on_text import INPUTS, Batch
 from flextron_lit.space import SubNetwork
 
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit: two orders of summation in float32."""
-PROMPT = (2, 32)
 
 
 @dataclass(frozen=True)
@@ -33,23 +29,19 @@ class Verified:
     """Of the sub-network in the elastic network, in float32, on the same text."""
 
 
-def prompt(vocab_size: int, device: torch.device) -> Tensor:
-    """The same token ids every time, int64 [2, 32]."""
-    return torch.randint(vocab_size, PROMPT, generator=torch.Generator().manual_seed(0)).to(device)
-
-
 @torch.no_grad()
 def elastic_logits(backbone: ElasticBackbone, sub_network: SubNetwork) -> Tensor:
-    """What the elastic network says to the prompt, [2, 32, V]."""
+    """What the elastic network says to random tokens, [2, 32, V] float32."""
     with backbone.use(sub_network):
         return logits(backbone.model)
 
 
 @torch.no_grad()
 def logits(model: PreTrainedModel) -> Tensor:
-    """What a model says to the prompt, [2, 32, V] float32."""
-    ids = prompt(model.config.vocab_size, model.device)
-    found: Tensor = model(ids, use_cache=False).logits
+    """What a model says to random tokens, [2, 32, V] float32."""
+    # the same token ids every time
+    ids = torch.randint(model.config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
+    found: Tensor = model(ids.to(model.device), use_cache=False).logits
     return found.float()
 
 
@@ -76,14 +68,3 @@ def demand_equal(found: Tensor, expected: Tensor) -> None:
             f"the written model does not compute what the elastic network does: logits differ by {worst:.1e} of the "
             f"largest, more than {TOLERANCE:.0e}; nothing was kept. Please report this with your command"
         )
-
-
-@torch.no_grad()
-def mean_loss(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
-    """Nats per token of a model that is not elastic."""
-    total, count = 0.0, 0
-    for batch in batches:
-        inputs = {name: batch[name].to(model.device) for name in INPUTS if name in batch}
-        loss, tokens = cross_entropy(model(**inputs, use_cache=False).logits, batch["labels"].to(model.device))
-        total, count = total + loss.item(), count + int(tokens)
-    return total / count

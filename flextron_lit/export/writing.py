@@ -10,13 +10,13 @@ import torch
 from flextron_lit.checkpoint.in_memory import Loaded
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.export import verification
-from flextron_lit.export.card import Origin, Written, card
-from flextron_lit.export.forms import Form, WrittenForm, in_form
-from flextron_lit.export.small import SmallModel, cut_out
+from flextron_lit.export.card import Origin, card
+from flextron_lit.export.forms import Form, in_form
+from flextron_lit.export.small import cut_out
 from flextron_lit.export.verification import Verified
 from flextron_lit.files.whole_file import write_json
 from flextron_lit.files.whole_folder import write_whole
-from flextron_lit.losses.on_text import Batch, MeasuredLoss
+from flextron_lit.losses.on_text import Batch, MeasuredLoss, mean_loss
 from flextron_lit.routers.decision import to_json
 
 CARD = "README.md"
@@ -71,10 +71,11 @@ def export(loaded: Loaded, folder: Path, form: Form, origin: Origin, batches: Se
         verified = Verified(
             difference=verification.difference(found, in_full),
             agreement=verification.agreement(found, in_full),
-            loss=verification.mean_loss(model, batches) if batches else None,
+            loss=mean_loss(model, batches) if batches else None,
             elastic_loss=elastic_loss,
         )
-        _describe(partial, folder.name, origin, small, written, form, verified, backbone)
+        (partial / CARD).write_text(card(origin, small, folder.name, written, verified), encoding="utf-8")
+        write_json(partial / RECORD, to_json(origin.selection, backbone.space, origin.tables))
     return verified
 
 
@@ -86,21 +87,3 @@ def round_weights(backbone: ElasticBackbone, dtype: torch.dtype) -> None:
     with torch.no_grad():
         for parameter in backbone.model.parameters():
             parameter.copy_(parameter.to(dtype))
-
-
-def _describe(
-    partial: Path,
-    name: str,
-    origin: Origin,
-    small: SmallModel,
-    written: WrittenForm,
-    form: Form,
-    verified: Verified,
-    backbone: ElasticBackbone,
-) -> None:
-    """The model card, and the sub-network for scripts."""
-    full = sum(parameter.numel() for parameter in backbone.model.parameters())
-    on_disk = Written(name, written.what, written.library, form.numbers, written.loading(name), verified)
-    (partial / CARD).write_text(card(origin, small, full, on_disk), encoding="utf-8")
-    record = to_json(origin.selection, backbone.space, origin.tables)
-    write_json(partial / RECORD, record)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.cache import cache_root
@@ -85,6 +86,17 @@ def loss_file(backbone: ElasticBackbone, batches: Sequence[Batch], precision: st
     return LossFile(cache_root() / "losses" / f"{digest.hexdigest()}.jsonl")
 
 
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
+    """Nats per token of a model as it is, token-weighted over batches as for `MeasuredLoss`."""
+    total, count = 0.0, 0
+    for batch in batches:
+        inputs = {name: batch[name].to(model.device) for name in INPUTS if name in batch}
+        loss, tokens = cross_entropy(model(**inputs, use_cache=False).logits, batch["labels"].to(model.device))
+        total, count = total + loss.item(), count + int(tokens)
+    return total / count
+
+
 class MeasuredLoss:
     """Loss of a sub-network in nats per token, token-weighted over some batches.
 
@@ -130,12 +142,6 @@ class MeasuredLoss:
             return [self(sub_network) for sub_network in sub_networks]
         return [self(sub_network) for sub_network in progress(sub_networks, description)]
 
-    @torch.no_grad()
     def _measure(self, sub_network: SubNetwork) -> float:
-        total, count = 0.0, 0
         with self.backbone.use(sub_network), self.forward_context():
-            for batch in self.batches:
-                inputs = {name: batch[name] for name in INPUTS if name in batch}
-                loss, tokens = cross_entropy(self.backbone.model(**inputs, use_cache=False).logits, batch["labels"])
-                total, count = total + loss.item(), count + int(tokens)
-        return total / count
+            return mean_loss(self.backbone.model, self.batches)
