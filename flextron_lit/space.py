@@ -6,14 +6,16 @@ L layers, N choices, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+from math import prod
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 BlockKind = Literal["attention", "mlp"]
 KINDS: tuple[BlockKind, ...] = get_args(BlockKind)
@@ -102,10 +104,7 @@ class ElasticSpace:
     @property
     def num_sub_networks(self) -> int:
         """How many sub-networks the space holds."""
-        total = 1
-        for block in self.blocks:
-            total *= len(block.widths)
-        return total
+        return prod(len(block.widths) for block in self.blocks)
 
     def full(self) -> SubNetwork:
         """The dense model: every block at its largest choice."""
@@ -180,8 +179,8 @@ class ElasticSpace:
 
 def width_ratios(space: ElasticSpace) -> Tensor:
     """Width of every choice as a share of its block's full width, [2L, N]; 0 where a block has no such choice."""
-    rows = [[width / block.full for width in block.widths] for block in space.blocks]
-    return torch.tensor([[*row, *[0.0] * (space.num_choices - len(row))] for row in rows])
+    rows = [torch.tensor([width / block.full for width in block.widths]) for block in space.blocks]
+    return pad_sequence(rows, batch_first=True)
 
 
 def resolve(
@@ -203,12 +202,7 @@ def resolve(
     unknown = sorted(set(config.layers) - set(range(num_layers)))
     if unknown:
         raise ValueError(f"space.layers names layer {unknown[0]}, but the model has layers 0 to {num_layers - 1}")
-    return ElasticSpace(tuple(_resolve_layers(config, num_layers, neurons, kv_groups, cache_layers)))
-
-
-def _resolve_layers(
-    config: SpaceConfig, num_layers: int, neurons: int, kv_groups: int, cache_layers: Container[int]
-) -> Iterator[Block]:
+    blocks: list[Block] = []
     for layer in range(num_layers):
         own = config.layers.get(layer, LayerWidths())
         mlp = config.mlp if own.mlp is None else own.mlp
@@ -218,8 +212,9 @@ def _resolve_layers(
             if layer in cache_layers and attention[:1] == [0]:
                 # a list common to all layers means: skip wherever skipping works
                 attention = attention[1:]
-        yield _block(layer, "attention", attention, full=kv_groups, cache_layers=cache_layers)
-        yield _block(layer, "mlp", mlp, full=neurons)
+        blocks.append(_block(layer, "attention", attention, full=kv_groups, cache_layers=cache_layers))
+        blocks.append(_block(layer, "mlp", mlp, full=neurons))
+    return ElasticSpace(tuple(blocks))
 
 
 def _block(

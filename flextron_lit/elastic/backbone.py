@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -93,6 +93,16 @@ class ElasticBackbone:
         """Make a sub-network (or a policy that chooses one) active; see `ActiveSelection.use`."""
         return self.selection.use(selection)
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Turn dropout off inside; afterwards the model trains again if it did before."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
     def enable_activation_checkpointing(self) -> None:
         """Recompute activations in backward; the non-reentrant kind, which notices a width that changed meanwhile.
 
@@ -112,10 +122,8 @@ class ElasticBackbone:
         """What was converted, for the log."""
         kinds = Counter((e.block.kind, e.block.widths) for e in self.blocks)
         rows = [f"{count} x {kind}: widths {list(widths)}" for (kind, widths), count in kinds.items()]
-        name = type(self.model).__name__
-        return f"{name} is elastic: {len(self.blocks)} blocks, {self.space.num_sub_networks:.1e} sub-networks\n  " + (
-            "\n  ".join(rows)
-        )
+        found = f"{len(self.blocks)} blocks, {self.space.num_sub_networks:.1e} sub-networks"
+        return "\n  ".join([f"{type(self.model).__name__} is elastic: {found}", *rows])
 
 
 def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrainedModel) -> ElasticSpace:
@@ -143,7 +151,10 @@ def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrai
 
 
 def _cache_layers(config: PreTrainedConfig) -> set[int]:
-    """Where the KV cache reads its length: the first layer of each type, with a sliding window or without."""
+    """Where the KV cache reads its length: the first layer of each type, with a sliding window or without.
+
+    A skipped attention writes nothing into the cache, so there the length would stay 0.
+    """
     types = getattr(config, "layer_types", None) or ["full_attention"]
     return {types.index(each) for each in types}
 

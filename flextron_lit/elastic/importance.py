@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
@@ -84,9 +84,7 @@ def measure(backbone: ElasticBackbone, batches: Iterable[Batch], importance: Imp
     """
     totals = [torch.zeros(e.block.full, dtype=torch.float64) for e in backbone.blocks]
     seen = 0
-    with ExitStack() as stack:
-        stack.enter_context(backbone.use(backbone.space.full()))
-        stack.enter_context(_evaluating(backbone.model))
+    with backbone.use(backbone.space.full()), backbone.evaluating(), ExitStack() as stack:
         for elastic, total in zip(backbone.blocks, totals, strict=True):
             stack.callback(_listen(elastic, total, SCORES[importance](elastic)).remove)
         for batch in batches:
@@ -103,16 +101,6 @@ def _listen(elastic: ElasticBlock, total: Tensor, score: Score) -> torch.utils.h
         total.add_(score(inputs[0]).cpu())
 
     return elastic.output.register_forward_pre_hook(add)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def balanced(measured: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
 from flextron_lit.elastic.grouping import TokenGroups, group
@@ -52,8 +53,7 @@ class CountingPolicy(Policy, Protocol):
 
     def take(self) -> Tensor:
         """How many tokens took each choice since the last call, [2L, N] float64."""
-        width = max(len(row) for row in self.tally)
-        counts = torch.tensor([[*row, *[0] * (width - len(row))] for row in self.tally], dtype=torch.float64)
+        counts = pad_sequence([torch.tensor(row, dtype=torch.float64) for row in self.tally], batch_first=True)
         self.tally = [[0] * len(row) for row in self.tally]
         return counts
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
 from flextron_lit.space import Block
@@ -53,15 +54,14 @@ def gated(backbone: ElasticBackbone, choose: Choose) -> Iterator[None]:
 
     Keys and values are those of the full width for every token, as grouped execution has them.
     """
-    with ExitStack() as stack:
-        stack.enter_context(backbone.use(backbone.space.full()))
+    with backbone.use(backbone.space.full()), ExitStack() as stack:
         for index, elastic in enumerate(backbone.blocks):
-            stack.enter_context(_gate(elastic, index, choose))
+            for hook in _gate(elastic, index, choose):
+                stack.callback(hook.remove)
         yield
 
 
-@contextmanager
-def _gate(elastic: ElasticBlock, index: int, choose: Choose) -> Iterator[None]:
+def _gate(elastic: ElasticBlock, index: int, choose: Choose) -> list[RemovableHandle]:
     gates: Tensor | None = None
 
     def on_input(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -84,8 +84,4 @@ def _gate(elastic: ElasticBlock, index: int, choose: Choose) -> Iterator[None]:
     hooks.append(elastic.output.register_forward_pre_hook(on_units))
     if elastic.block.widths[0] == 0:
         hooks.append(elastic.output.register_forward_hook(on_output))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return hooks

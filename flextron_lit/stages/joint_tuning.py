@@ -209,11 +209,9 @@ class JointTuning(MeasuringStage, BackboneTraining):
             self._remeasure()
 
     def _remeasure(self) -> None:
-        training = self.model.training
-        self.model.eval()
-        for tuned in self.tuned:
-            tuned.remeasure(self, self.options.remeasuring)
-        self.model.train(training)
+        with self.backbone.evaluating():
+            for tuned in self.tuned:
+                tuned.remeasure(self, self.options.remeasuring)
         self._measured_at = self.trainer.global_step
         self._watch()
 

@@ -73,7 +73,7 @@ class ElasticAttention(ElasticModule):
         """
         cache = kwargs.pop(self.cache, None)
         if width == 0:
-            # a skipped layer puts nothing into the cache: so none may be skipped where the cache reads its length
+            # no keys and values either: what is skipped costs no memory of the KV cache (see `check_skips`)
             return torch.zeros_like(hidden_states), None
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (each.view(heads).transpose(1, 2) for each in self._heads(hidden_states, width))
