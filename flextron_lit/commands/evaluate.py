@@ -34,7 +34,7 @@ from flextron_lit.latency.device import device_description
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.model import FlextronModel
 from flextron_lit.report.assembly import report_evaluation
-from flextron_lit.report.subject import Source
+from flextron_lit.report.reported_folder import Source
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import UNIFORM
 from flextron_lit.terminal.console import show

@@ -16,7 +16,7 @@ from flextron_lit.files.whole_file import write_page
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.report.spending.page import page
 from flextron_lit.report.spending.routed_text import Batch, route_text
-from flextron_lit.report.spending.texts import TOKENS, texts_of
+from flextron_lit.report.spending.shown_texts import TOKENS, texts_of
 from flextron_lit.report.spending.token_groups import ALL, Group, groups_of, summary
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.terminal.console import show

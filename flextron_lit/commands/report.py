@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from flextron_lit.commands.options import add_device, add_latency
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.report.assembly import write_report
-from flextron_lit.report.subject import find
+from flextron_lit.report.reported_folder import find
 
 
 def command(args: Sequence[str]) -> None:

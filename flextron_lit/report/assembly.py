@@ -18,13 +18,13 @@ from flextron_lit.files.whole_file import write_page
 from flextron_lit.generation.prompt import Inputs
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.model import FlextronModel
+from flextron_lit.report.evaluated_networks import noted
 from flextron_lit.report.findings import Findings, gather
+from flextron_lit.report.generated_texts import Written, beginning, prompt_inputs, write_texts
 from flextron_lit.report.origin import data_rows, invocations, stage_rows
 from flextron_lit.report.page import Content, page
-from flextron_lit.report.scores import noted
-from flextron_lit.report.subject import Source
+from flextron_lit.report.reported_folder import Source
 from flextron_lit.report.summary import SUMMARY, written_since
-from flextron_lit.report.texts import Written, beginning, prompt_inputs, write_texts
 from flextron_lit.terminal.console import short, show
 
 

@@ -14,7 +14,7 @@ from flextron_lit.latency.latency_table import LatencyTable, origin_of, read_all
 from flextron_lit.report.charts import noun
 from flextron_lit.report.last_losses import validated
 from flextron_lit.report.points import LOSS, Measure, Point, named, priced
-from flextron_lit.report.subject import Source
+from flextron_lit.report.reported_folder import Source
 from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import TrainedRouter, read_routers

@@ -10,11 +10,11 @@ from typing import Any
 
 from flextron_lit.evaluation.results import Results
 from flextron_lit.report import charts
-from flextron_lit.report import scores as evaluated
-from flextron_lit.report.data import embedded, shown, to_json
+from flextron_lit.report import evaluated_networks as evaluated
 from flextron_lit.report.findings import Findings
+from flextron_lit.report.generated_texts import Written
+from flextron_lit.report.page_data import embedded, shown, to_json
 from flextron_lit.report.points import Measure
-from flextron_lit.report.texts import Written
 from flextron_lit.space import KINDS
 from flextron_lit.terminal.console import duration, settings
 

@@ -18,8 +18,8 @@ from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.evaluation import loss_rows as measured
 from flextron_lit.evaluation.results import HTML, JSON
 from flextron_lit.model import FlextronModel
-from flextron_lit.report import data, findings, origin, points, texts
-from flextron_lit.report import subject as source
+from flextron_lit.report import assembly, findings, generated_texts, origin, page_data, points
+from flextron_lit.report import reported_folder as source
 from flextron_lit.report.last_losses import POINT_KINDS, validated
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.stages.validation import ValidationSet, mean_widths
@@ -174,8 +174,10 @@ def test_a_text_cannot_end_the_script_that_holds_it(run, html, page):
     assert PROMPT in page.text
     assert "<b>the" not in html
     assert set(page.points()["full"]["losses"]) == set(DOMAINS)
-    assert "</script>" not in data.embedded({"x": "</script>"})
-    assert json.loads(data.embedded({"x": ["</script>", float("nan"), (1.5,)]})) == {"x": ["</script>", None, [1.5]]}
+    assert "</script>" not in page_data.embedded({"x": "</script>"})
+    assert json.loads(page_data.embedded({"x": ["</script>", float("nan"), (1.5,)]})) == {
+        "x": ["</script>", None, [1.5]]
+    }
 
 
 def test_its_data_are_those_of_the_summary_and_every_budget_is_there(run, page):
@@ -239,7 +241,7 @@ def test_texts_are_those_that_the_network_generates(run, page):
     model = FlextronModel.from_pretrained(folder / "a_routers")
     inputs = model.tokenizer(PROMPT, return_tensors="pt")
     for budget in (1.0, 0.8):
-        made = model.generate(**inputs, budget=budget, max_new_tokens=texts.NEW_TOKENS, do_sample=False)
+        made = model.generate(**inputs, budget=budget, max_new_tokens=generated_texts.NEW_TOKENS, do_sample=False)
         expected = model.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert expected in page.text
     # the dynamic router counts FLOPs, the static one parameters
@@ -290,17 +292,17 @@ def test_what_stands_in_the_way_of_a_page_fails_no_pipeline(tmp_path, capsys):
     # nothing says what texts could go on from
     write_run(tmp_path / "only", "ElasticTraining", data=None)
     stages = [RunFolder(tmp_path / "only")]
-    reporting.report_pipeline(tmp_path, stages)
+    assembly.report_pipeline(tmp_path, stages)
     printed = capsys.readouterr().out
     assert "note: there is no report: the checkpoint does not say what it was trained on" in printed
     assert f"python main.py report {tmp_path}" in printed
     assert not (tmp_path / "report.html").exists()
     # one that is there stays, until there is another checkpoint
     (tmp_path / "report.html").write_text("kept")
-    reporting.report_pipeline(tmp_path, stages)
+    assembly.report_pipeline(tmp_path, stages)
     assert capsys.readouterr().out.startswith("the report is")
     os.utime(tmp_path / "report.html", (0, 0))
-    reporting.report_pipeline(tmp_path, stages)
+    assembly.report_pipeline(tmp_path, stages)
     assert "note: there is no report" in capsys.readouterr().out
 
 

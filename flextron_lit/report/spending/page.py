@@ -8,10 +8,10 @@ from html import escape
 
 from torch import Tensor
 
-from flextron_lit.report.spending.pieces import Piece
 from flextron_lit.report.spending.routed_text import RoutedText
 from flextron_lit.report.spending.shades import DARK, INK_ON_DARK, INK_ON_LIGHT, LEVELS, LIGHT, Scale
 from flextron_lit.report.spending.token_groups import ALL, Group
+from flextron_lit.report.spending.token_pieces import Piece
 
 
 def page(texts: Mapping[str, RoutedText], groups: Sequence[Group], router: str, cost: str) -> str:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from flextron_lit.report.spending.pieces import Piece
+from flextron_lit.report.spending.token_pieces import Piece
 
 TokenClass = Literal["word start", "word continuation", "number", "punctuation", "whitespace", "other"]
 TOKEN_CLASSES: tuple[TokenClass, ...] = get_args(TokenClass)

@@ -1,6 +1,6 @@
 import pytest
 
-from flextron_lit.report.spending.pieces import pieces_of
+from flextron_lit.report.spending.token_pieces import pieces_of
 from tests.report.spending.texts import HARD, byte_tokenizer, spaced_tokenizer
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from flextron_lit.report.spending.pieces import Piece
 from flextron_lit.report.spending.token_classes import token_class, token_classes
+from flextron_lit.report.spending.token_pieces import Piece
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from flextron_lit.report.spending.pieces import pieces_of
 from flextron_lit.report.spending.routed_text import RoutedText
 from flextron_lit.report.spending.token_classes import token_classes
+from flextron_lit.report.spending.token_pieces import pieces_of
 from flextron_lit.sources import load_tokenizer
 from tests.stages.training import TINY
 

@@ -13,7 +13,7 @@ from flextron_lit.generation.call import Chosen, decoding, ending, generate
 from flextron_lit.generation.prompt import Inputs, encoded, room
 from flextron_lit.model import FlextronModel
 from flextron_lit.report.findings import Findings
-from flextron_lit.report.spending.texts import texts_of
+from flextron_lit.report.spending.shown_texts import texts_of
 from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 
