@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,10 +40,7 @@ def shown(groups: Sequence[Group], cost: str) -> Table:
         table.add_column(column, justify="left" if column == "tokens" else "right", no_wrap=True)
     for group in groups:
         if group.domain == ALL:
-            means = group.means
-            widths = (f"{means[name]:.0%}" for name in ("mlp_width", "attention_width"))
-            loss = "" if math.isnan(means["loss"]) else f"{means['loss']:.2f}"
-            table.add_row(group.name, str(group.tokens), f"{means['cost']:.3f}", *widths, loss)
+            table.add_row(*group.cells()[:-1])
     return table
 
 

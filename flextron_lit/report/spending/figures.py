@@ -148,7 +148,7 @@ def _runs(text: RoutedText, scale: Scale) -> Iterator[_Run]:
     for piece in text.pieces:
         if piece.cut and column:
             row, column = row + 1, 0
-        level = scale.level(float(text.cost[piece.start : piece.stop].mean()))
+        level = scale.level(text.means(piece)["cost"])
         for line in piece.text.expandtabs(4).splitlines(keepends=True):
             shown = line.rstrip("\r\n") + ("↵" if line.endswith(("\r", "\n")) else "")
             while shown:

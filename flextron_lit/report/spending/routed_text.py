@@ -87,6 +87,10 @@ class RoutedText:
         """What tokens are compared by."""
         return {name: getattr(self, name) for name in VALUES}
 
+    def means(self, piece: Piece) -> dict[str, float]:
+        """Of `VALUES` over the tokens of a piece; nan where none of them has one."""
+        return means_of(self.values, slice(piece.start, piece.stop))
+
     def excerpt(self, tokens: int) -> RoutedText:
         """About so many tokens, from the first beginning of a document that has as many behind it in its stretch.
 
@@ -110,6 +114,11 @@ class RoutedText:
 
 VALUES = ("cost", "mlp_width", "attention_width", "loss", "full_loss")
 """Tensors of a `RoutedText` by name."""
+
+
+def means_of(values: Mapping[str, Tensor], tokens: slice | Tensor) -> dict[str, float]:
+    """Means over some of the tokens, by name; nan where none of them has a value."""
+    return {name: float(value[tokens].nanmean()) for name, value in values.items()}
 
 
 @torch.no_grad()
@@ -144,16 +153,8 @@ def route_text(
         positions = batch.get("position_ids", torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"]))
         begins.append(positions.flatten() == 0)
     got = given(torch.cat(choices), backbone.space, policy.table)
-    return RoutedText(
-        pieces,
-        token_classes(pieces),
-        torch.cat(begins).cpu(),
-        got["cost"],
-        got["mlp_width"],
-        got["attention_width"],
-        torch.cat(losses),
-        torch.cat(full_losses),
-    )
+    measured = {"loss": torch.cat(losses), "full_loss": torch.cat(full_losses)}
+    return RoutedText(pieces, token_classes(pieces), torch.cat(begins).cpu(), **got, **measured)
 
 
 def _losses(

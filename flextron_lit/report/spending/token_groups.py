@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flextron_lit.report.spending.routed_text import VALUES, RoutedText
+from flextron_lit.report.spending.routed_text import VALUES, RoutedText, means_of
 from flextron_lit.report.spending.token_classes import TOKEN_CLASSES
 
 QUARTERS = ("easiest quarter", "second quarter", "third quarter", "hardest quarter")
@@ -36,6 +37,12 @@ class Group:
     def row(self) -> dict[str, str | int | float]:
         """For files."""
         return {"domain": self.domain, "group": self.name, "tokens": self.tokens, **self.means}
+
+    def cells(self) -> list[str]:
+        """For people: name, tokens, cost, widths of MLP and attention, the router's loss and the full network's."""
+        shares = [f"{self.means[name]:.0%}" for name in ("mlp_width", "attention_width")]
+        losses = ["" if math.isnan(self.means[name]) else f"{self.means[name]:.2f}" for name in ("loss", "full_loss")]
+        return [self.name, str(self.tokens), f"{self.means['cost']:.3f}", *shares, *losses]
 
 
 def groups_of(texts: Mapping[str, RoutedText]) -> list[Group]:
@@ -73,12 +80,11 @@ def _grouped(
     groups = {ALL: [True] * len(classes)}
     groups |= {name: [label == name for label in classes] for name in TOKEN_CLASSES}
     groups |= {name: [label == name for label in quarters] for name in QUARTERS}
-    return [_group(domain, name, torch.tensor(members), values) for name, members in groups.items() if any(members)]
-
-
-def _group(domain: str, name: str, members: Tensor, values: Mapping[str, Tensor]) -> Group:
-    means = {value: float(values[value][members].nanmean()) for value in VALUES}
-    return Group(domain, name, int(members.sum()), means)
+    return [
+        Group(domain, name, sum(members), means_of(values, torch.tensor(members)))
+        for name, members in groups.items()
+        if any(members)
+    ]
 
 
 def summary(groups: Sequence[Group], router: str, cost: str) -> str:
