@@ -5,8 +5,10 @@ Vega draws SVG, says what it shows to screen readers, and is small enough (0.9 M
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import vl_convert
@@ -68,23 +70,6 @@ def trade_off(table: CostTable, kinds: Sequence[str]) -> Spec:
     x = {**cost, "title": axis_title(table), "scale": scale, "axis": axis}
     y = {"type": "quantitative", "scale": scale, "axis": {"tickCount": 8}}
     place, rung = ({"x": x, "y": {**y, "field": field}} for field in ("value", "loss"))
-    said = [
-        {"field": "name", "title": "sub-network"},
-        {"field": f"shown.{table.name}", "title": noun(table.name)},
-        {"field": "said", "title": "value"},
-        {"field": "about", "title": "losses"},
-        {"field": "widths", "title": "widths"},
-        {"field": "source", "title": "measured by"},
-    ]
-    domain = list(kinds)
-    look: Spec = {
-        "color": {"field": "kind", "scale": {"domain": domain, "range": [f"var(--{kind})" for kind in domain]}},
-        "shape": {"field": "kind", "scale": {"domain": domain, "range": [SHAPES[kind] for kind in domain]}},
-        "opacity": {"field": "opacity", "type": "quantitative", "scale": None},
-    }
-    legend = {"columns": {"expr": "width < 420 ? 3 : 5"}, "symbolOpacity": 1}
-    for channel in ("color", "shape"):
-        look[channel] |= {"type": "nominal", "title": None, "legend": legend}
     ring = {"type": "point", "size": 420, "stroke": "var(--ink)", "strokeWidth": 2, "filled": False, "opacity": 1}
     return {
         "description": f"Quality against {noun(table.name)}. The tables below have the same numbers.",
@@ -107,12 +92,34 @@ def trade_off(table: CostTable, kinds: Sequence[str]) -> Spec:
                 "name": "points",
                 "data": {"name": "points"},
                 "mark": {"type": "point", "filled": True, "size": 110},
-                "encoding": {**place, **look, "tooltip": said},
+                "encoding": {**place, **_by_kind(kinds), "tooltip": _said_of_points(table)},
             },
             {"name": "ring", "data": {"name": "chosen"}, "mark": ring, "encoding": rung},
         ],
-        "config": _config(),
+        "config": _read("look"),
     }
+
+
+def _by_kind(kinds: Sequence[str]) -> Spec:
+    """What tells kinds of point apart, and points of earlier weights from the others."""
+    legend = {"columns": {"expr": "width < 420 ? 3 : 5"}, "symbolOpacity": 1}
+    shared = {"field": "kind", "type": "nominal", "title": None, "legend": legend}
+    ranges = {"color": [f"var(--{kind})" for kind in kinds], "shape": [SHAPES[kind] for kind in kinds]}
+    channels = {name: {**shared, "scale": {"domain": list(kinds), "range": each}} for name, each in ranges.items()}
+    return {**channels, "opacity": {"field": "opacity", "type": "quantitative", "scale": None}}
+
+
+def _said_of_points(table: CostTable) -> list[dict[str, str]]:
+    """Rows of the box beside the pointer."""
+    titles = {
+        "name": "sub-network",
+        f"shown.{table.name}": noun(table.name),
+        "said": "value",
+        "about": "losses",
+        "widths": "widths",
+        "source": "measured by",
+    }
+    return [{"field": field, "title": title} for field, title in titles.items()]
 
 
 def width_map() -> Spec:
@@ -120,38 +127,14 @@ def width_map() -> Spec:
 
     Data set: `widths`.
     """
-    said = [{"field": "kind"}, {"field": "layer"}, {"field": "about", "title": "width"}]
-    legend = {"title": "share of the full width", "format": ".0%", "orient": "bottom", "gradientLength": 160}
-    return {
-        "description": "Width of every layer at the chosen budget, as a share of the full width.",
-        "width": "container",
-        "height": 72,
-        "data": {"name": "widths"},
-        # a gap between the cells, not a rule: the colours are the data
-        "mark": {"type": "rect", "stroke": "var(--page)", "strokeWidth": 1},
-        "encoding": {
-            "x": {"field": "layer", "type": "ordinal", "axis": {"labelAngle": 0, "labelOverlap": True}},
-            "y": {"field": "kind", "type": "nominal", "title": None, "sort": None},
-            "color": {
-                "field": "share",
-                "type": "quantitative",
-                "scale": {"domain": [0, 1], "scheme": "viridis"},
-                "legend": legend,
-            },
-            "tooltip": said,
-        },
-        "config": _config(),
-    }
+    # between the cells a gap as wide as a stroke in the page's colour, not a rule: the colours are the data
+    return {**_read("widths"), "config": _read("look")}
 
 
-def _config() -> Spec:
-    """Colours by name, so that a page goes from light to dark without drawing anew."""
-    text = {"labelColor": "var(--ink)", "titleColor": "var(--ink)", "labelFontSize": 12, "titleFontSize": 13}
-    lines = {"domainColor": "var(--faint)", "tickColor": "var(--faint)", "gridColor": "var(--rule)"}
-    return {
-        "background": "transparent",
-        "font": "system-ui, sans-serif",
-        "view": {"stroke": None},
-        "axis": {**text, **lines, "titleFontWeight": "normal"},
-        "legend": {**text, "titleFontWeight": "normal", "orient": "bottom", "symbolSize": 110},
-    }
+def _read(name: str) -> Spec:
+    """A part that nothing changes, as a file in Vega-Lite's own language.
+
+    `look` has colours by name, so that a page goes from light to dark without drawing anew.
+    """
+    spec: Spec = json.loads((Path(__file__).parent / f"{name}.vl.json").read_text(encoding="utf-8"))
+    return spec
