@@ -1,4 +1,4 @@
-"""A report from its parts: findings, texts, evaluations and origin of one network, written as one page."""
+"""A report from its parts: what was found, generated and evaluated of one network, written as one page."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import torch
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import shape_of
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.evaluation.results import Results
 from flextron_lit.evaluation.texts import Texts
-from flextron_lit.files.damage import read_rows
 from flextron_lit.files.whole_file import write_page
 from flextron_lit.generation.prompt import Inputs
 from flextron_lit.latency.device_choice import device_of
@@ -21,11 +19,10 @@ from flextron_lit.model import FlextronModel
 from flextron_lit.report.evaluated_networks import noted
 from flextron_lit.report.findings import Findings, gather
 from flextron_lit.report.generated_texts import Written, beginning, prompt_inputs, write_texts
-from flextron_lit.report.origin import data_rows, invocations, stage_rows
-from flextron_lit.report.page import Content, page
+from flextron_lit.report.page import page
 from flextron_lit.report.reported_folder import Source
-from flextron_lit.report.summary import SUMMARY, written_since
-from flextron_lit.terminal.console import short, show
+from flextron_lit.report.summary import written_since
+from flextron_lit.terminal.console import show
 
 
 def write_report(
@@ -57,7 +54,7 @@ def write_report(
     written = ("", []) if model is None else _written(model, findings, prompt_inputs(model.flextron, prompt))
     evaluations = noted(source.checkpoint, findings.notes)
     path = output or source.page
-    write_page(path, page(_content(source, shape, findings, written, evaluations, evaluated_first=False)))
+    write_page(path, page(source, shape, findings, written, evaluations, evaluated_first=False))
     show(f"wrote {path}")
     return path
 
@@ -80,35 +77,7 @@ def report_evaluation(
     """
     findings = gather(source, model.backbone, latency)
     written = _written(model, findings, beginning(model.flextron, texts)) if texts else ("", [])
-    write_page(output, page(_content(source, model.backbone, findings, written, [results], evaluated_first=True)))
-
-
-def _content(
-    source: Source,
-    backbone: ElasticBackbone,
-    findings: Findings,
-    written: tuple[str, list[Written]],
-    evaluations: Sequence[Results],
-    *,
-    evaluated_first: bool,
-) -> Content:
-    """All that a page says; `written` is what texts go on from, and the texts."""
-    history = checkpoint.read(source.checkpoint).history
-    return Content(
-        title=f"Flextron: {source.folder.resolve().name}",
-        lead=_lead(backbone, findings),
-        findings=findings,
-        summary=read_rows(source.folder / SUMMARY),
-        prompt=written[0],
-        texts=written[1],
-        evaluations=evaluations,
-        evaluated_first=evaluated_first,
-        compute=_compute(source),
-        invocations=invocations(source.folder),
-        stages=list(stage_rows(history, source.stages)),
-        domains=list(data_rows(history)),
-        history=history,
-    )
+    write_page(output, page(source, model.backbone, findings, written, [results], evaluated_first=True))
 
 
 def report_pipeline(folder: Path, stages: Sequence[RunFolder]) -> None:
@@ -133,15 +102,3 @@ def _written(model: FlextronModel, findings: Findings, prompt: tuple[Inputs, str
     inputs, words = prompt
     on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
     return words, list(write_texts(model, findings, on_device))
-
-
-def _lead(backbone: ElasticBackbone, findings: Findings) -> str:
-    parameters = short(sum(parameter.numel() for parameter in backbone.model.parameters()))
-    layers = len({block.layer for block in findings.space.blocks})
-    return f"{type(backbone.model).__name__}, {parameters} parameters, {layers} layers"
-
-
-def _compute(source: Source) -> str | None:
-    """What the last stage with a dynamic router wrote of it."""
-    pages = [stage.path / "compute.html" for stage in source.stages]
-    return next((path.read_text(encoding="utf-8") for path in reversed(pages) if path.is_file()), None)

@@ -11,14 +11,19 @@ from flextron_lit.costs import CostTable
 from flextron_lit.evaluation.loss_rows import ALL, costs_of, half, name_of, signed
 from flextron_lit.evaluation.results import Results, metrics
 from flextron_lit.evaluation.task_rows import ERROR, error_of
-from flextron_lit.report.points import LOSS, Measure, Point, of_dynamic
+from flextron_lit.report.point_costs import of_dynamic
+from flextron_lit.report.points import LOSS, Measure, Point
+from flextron_lit.report.rendering import Section, Table
 from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.stages.validation import mean_widths
 
 EVALUATE = "evaluate"
 NORMAL = 1.96
 """Standard errors to either side that make a 95 % interval."""
-Rows = Sequence[Mapping[str, Any]]
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+Metric = tuple[str, str]
+"""A task, and one of its metrics."""
 
 
 def noted(folder: Path, notes: list[str]) -> list[Results]:
@@ -52,43 +57,64 @@ def measures(results: Sequence[Results], space: ElasticSpace, tables: Mapping[st
         tables: the costs to show.
     """
     for each in results:
-        where = f", {name_of_folder(each)}" * (len(results) > 1)
+        where = f", {_name(each)}" * (len(results) > 1)
         if each.losses is not None:
-            points = [_loss_point(rows, space, tables) for rows in by_network(each.losses["rows"])]
+            points = [_loss_point(rows, space, tables) for rows in _by_network(each.losses["rows"])]
             yield Measure(f"loss, evaluated{where}", LOSS, points)
-        for limit, rows in by_limit(each.tasks).items():
+        for limit, rows in _by_limit(each.tasks).items():
             asked = f", {limit} questions" if limit else ""
-            for task, metric in columns(rows):
-                found = [_score_point(row, task, metric, space, tables) for row in rows if has(row, task, metric)]
+            for task, metric in _metrics(rows):
+                found = [_score_point(r, (task, metric), space, tables) for r in rows if (task, metric) in _scores(r)]
                 said = f"{metric} of {task}"
                 yield Measure(f"{said}{asked}{where}", said, found, is_loss=False)
 
 
-def name_of_folder(results: Results) -> str:
-    """What to call an evaluation."""
+def sections(results: Sequence[Results]) -> Iterator[Section]:
+    """Tables of every evaluation: its losses, then its scores."""
+    for each in results:
+        losses = [] if each.losses is None else [_loss_table(each.losses["rows"])]
+        scores = [_score_table(rows) for rows in _by_limit(each.tasks).values()]
+        yield f"Evaluated: {_name(each)}", [*losses, *scores]
+
+
+def commands(results: Sequence[Results]) -> list[tuple[str, str, str]]:
+    """Command, date and machine of how evaluations were made, each once."""
+    made = [row["made"] for each in results for row in ([each.losses] if each.losses else []) + each.tasks]
+    rows = ((m["command"], m.get("date", ""), f"{m['device']['name']}; {m['dtype']}") for m in made)
+    return list(dict.fromkeys(rows))
+
+
+def _name(results: Results) -> str:
     return results.folder.resolve().name
 
 
-def by_limit(rows: Rows) -> dict[int | None, Rows]:
+def _by_limit(rows: Rows) -> dict[int | None, Rows]:
     """Rows of tasks by how many questions were asked of each: with others they do not compare."""
     return {limit: [r for r in rows if r["limit"] == limit] for limit in dict.fromkeys(row["limit"] for row in rows)}
 
 
-def by_network(rows: Rows) -> list[Rows]:
-    """Rows of each network, a row a text."""
+def _by_network(rows: Rows) -> list[Rows]:
+    """Rows of each network, a row a text or task."""
     names = dict.fromkeys(name_of(row) for row in rows)
     return [[row for row in rows if name_of(row) == name] for name in names]
 
 
-def columns(rows: Rows) -> list[tuple[str, str]]:
-    """Tasks and their metrics, each once; standard errors stand beside them."""
-    found = ((task, metric) for row in rows for task, of in row["scores"].items() for metric in metrics(of))
-    return [each for each in dict.fromkeys(found) if ERROR not in each[1]]
+def _scores(row: Row) -> dict[Metric, tuple[float, float | None]]:
+    """Value and standard error of every metric."""
+    return {
+        (task, metric): (value, error_of(of, metric))
+        for task, of in row["scores"].items()
+        for metric, value in metrics(of).items()
+        if ERROR not in metric
+    }
 
 
-def has(row: Mapping[str, Any], task: str, metric: str) -> bool:
-    """Whether a row is of a task and has a metric."""
-    return metric in row["scores"].get(task, {})
+def _metrics(rows: Rows) -> list[Metric]:
+    """Of all rows, each once."""
+    return list(dict.fromkeys(each for row in rows for each in _scores(row)))
+
+
+# --- points -----------------------------------------------------------------------------------------------------
 
 
 def _loss_point(rows: Rows, space: ElasticSpace, tables: Mapping[str, CostTable]) -> Point:
@@ -98,16 +124,13 @@ def _loss_point(rows: Rows, space: ElasticSpace, tables: Mapping[str, CostTable]
     return Point(value=total["loss"], losses=losses, interval=interval, **_network(total, space, tables))
 
 
-def _score_point(
-    row: Mapping[str, Any], task: str, metric: str, space: ElasticSpace, tables: Mapping[str, CostTable]
-) -> Point:
-    of = row["scores"][task]
-    value, error = of[metric], error_of(of, metric)
+def _score_point(row: Row, of: Metric, space: ElasticSpace, tables: Mapping[str, CostTable]) -> Point:
+    value, error = _scores(row)[of]
     interval = None if error is None else (value - NORMAL * error, value + NORMAL * error)
     return Point(value=value, losses={}, interval=interval, **_network(row, space, tables))
 
 
-def _network(row: Mapping[str, Any], space: ElasticSpace, tables: Mapping[str, CostTable]) -> dict[str, Any]:
+def _network(row: Row, space: ElasticSpace, tables: Mapping[str, CostTable]) -> dict[str, Any]:
     """What a point says of the network itself."""
     known = {"name": name_of(row), "kind": row["network"], "budget": row["budget"], "source": EVALUATE}
     if row["sub_network"] is None:
@@ -120,47 +143,33 @@ def _network(row: Mapping[str, Any], space: ElasticSpace, tables: Mapping[str, C
 # --- tables -----------------------------------------------------------------------------------------------------
 
 
-def loss_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: losses of every network on every text, and differences over all of them."""
+def _loss_table(rows: Rows) -> Table:
+    """Losses of every network on every text, and differences over all of them."""
     texts = list(dict.fromkeys(row["text"] for row in rows))
     cells = []
-    for of_network in by_network(rows):
+    for of_network in _by_network(rows):
         last = of_network[-1]
         losses = {row["text"]: f"{row['loss']:.3f}{half(row['interval'])}" for row in of_network}
         differences = [signed(last[over]) for over in ("over_full", "over_static")]
         cells.append([name_of(last), costs_of(last, ", "), *(losses.get(text, "") for text in texts), *differences])
-    return ["network", "cost", *texts, "over full", "over static"], cells
+    caption = "Losses in nats per token ± half of the 95 % interval; differences over all texts."
+    return Table(["network", "cost", *texts, "over full", "over static"], cells, caption)
 
 
-def score_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: every score of every network."""
-    asked = columns(rows)
+def _score_table(rows: Rows) -> Table:
+    """Every score of every network."""
+    asked = _metrics(rows)
     cells = []
-    for of_network in by_network(rows):
-        found = {each: _score(row, *each) for row in of_network for each in asked if has(row, *each)}
+    for of_network in _by_network(rows):
+        found = {
+            each: f"{value:.3f}" + ("" if error is None else f" ±{error:.3f}")
+            for row in of_network
+            for each, (value, error) in _scores(row).items()
+        }
         # what a dynamic router costs depends on the task
         costs = " / ".join(dict.fromkeys(costs_of(row, ", ") for row in of_network))
         cells.append([name_of(of_network[0]), costs, *(found.get(each, "") for each in asked)])
-    return ["network", "cost", *(f"{task} {metric}" for task, metric in asked)], cells
-
-
-def _score(row: Mapping[str, Any], task: str, metric: str) -> str:
-    of = row["scores"][task]
-    error = error_of(of, metric)
-    return f"{of[metric]:.3f}" + ("" if error is None else f" ±{error:.3f}")
-
-
-def questions(rows: Rows) -> str:
-    """How many questions tasks had, for a caption."""
     counts = {task: of["questions"] for row in rows for task, of in row["scores"].items() if of["questions"]}
-    return ", ".join(f"{task} {count}" for task, count in counts.items())
-
-
-def commands(results: Sequence[Results]) -> list[dict[str, str]]:
-    """How evaluations were made, each command once, as rows of the page's provenance."""
-    made = [row["made"] for each in results for row in ([each.losses] if each.losses else []) + each.tasks]
-    rows = [
-        {"command": m["command"], "date": m.get("date", ""), "machine": f"{m['device']['name']}; {m['dtype']}"}
-        for m in made
-    ]
-    return list({tuple(row.values()): row for row in rows}.values())
+    questions = ", ".join(f"{task} {count}" for task, count in counts.items())
+    caption = f"Scores ± the harness's standard error. Questions: {questions or 'not said'}."
+    return Table(["network", "cost", *(f"{task} {metric}" for task, metric in asked)], cells, caption)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,8 +12,8 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import LatencyTable, origin_of, read_all
 from flextron_lit.report.charts import noun
-from flextron_lit.report.last_losses import validated
-from flextron_lit.report.points import LOSS, Measure, Point, named, priced
+from flextron_lit.report.point_costs import named, priced
+from flextron_lit.report.points import LOSS, Measure, Point, validated
 from flextron_lit.report.reported_folder import Source
 from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.staleness import stale_note
@@ -51,6 +51,10 @@ class Findings:
         """The losses of the points; nothing, where nothing was validated."""
         return [Measure("loss, validation", LOSS, self.points)] if self.points else []
 
+    def shown(self, costs: Mapping[str, float]) -> dict[str, str]:
+        """Costs at a glance, by name."""
+        return {name: self.tables[name].short(cost) for name, cost in costs.items()}
+
 
 def gather(source: Source, backbone: ElasticBackbone, latency: str | None = None) -> Findings:
     """Read it.
@@ -78,7 +82,7 @@ def gather(source: Source, backbone: ElasticBackbone, latency: str | None = None
     found = validated(source.stages)
     sub_networks = named(source.stages, backbone)
     if static is not None:
-        budgets = [each.budget for each in found if each.kind == STATIC and each.budget is not None]
+        budgets = [each.budget for each in found if each.kind == STATIC and isinstance(each.budget, float)]
         sub_networks |= ladder_answers(static.ladder, static.table, budgets)
     points = list(priced(found, space, tables, sub_networks, dynamic.table if dynamic else None))
     if any(point.earlier for point in points):

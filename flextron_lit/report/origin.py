@@ -18,6 +18,7 @@ from flextron_lit.files.damage import read_rows
 from flextron_lit.files.provenance import date, now
 from flextron_lit.files.whole_file import write_json
 from flextron_lit.latency.device import device_description
+from flextron_lit.terminal.console import duration
 
 INVOCATIONS = "pipeline.json"
 """In the folder of a pipeline: one row for each time that it was started with something left to do."""
@@ -43,16 +44,16 @@ def machine() -> str:
     return f"{device_description(device)['name']}; {platform.system()} {platform.machine()}"
 
 
-def invocations(folder: Path) -> list[dict[str, str]]:
+def invocations(folder: Path) -> list[dict[str, Any]]:
     """Command, date and machine of each start of a pipeline; none where there was no pipeline."""
     return read_rows(folder / INVOCATIONS)
 
 
-def stage_rows(history: Sequence[Mapping[str, Any]], stages: Sequence[RunFolder]) -> Iterator[dict[str, Any]]:
-    """A row for every stage of a history: what it did, and when, as far as its run folder is there.
+def stage_cells(history: Sequence[Mapping[str, Any]], stages: Sequence[RunFolder]) -> Iterator[list[str]]:
+    """Stage, run folder, steps, tokens, seed, start, duration and git commit of every stage of a history.
 
-    Start and end are the dates of two files that a run writes then; the time between has the pauses of a resumed run
-    in it.
+    When it ran is known where its run folder is there: start and end are the dates of two files that a run writes then,
+    so the time between has the pauses of a resumed run in it.
 
     Args:
         history: of the last checkpoint.
@@ -61,29 +62,26 @@ def stage_rows(history: Sequence[Mapping[str, Any]], stages: Sequence[RunFolder]
     runs = {len(checkpoint.read(run.checkpoint).history) - 1: run for run in stages}
     for index, record in enumerate(history):
         run = runs.get(index)
-        yield {
-            "stage": record.get("stage", "unknown"),
-            "folder": "" if run is None else run.path.name,
-            **{name: record.get(name) for name in ("steps", "tokens", "seed", "git_commit")},
-            **({} if run is None else _dates(run)),
-        }
+        folder, times = ("", ["", ""]) if run is None else (run.path.name, _times(run))
+        counts = ["" if record.get(name) is None else f"{record[name]:,}" for name in ("steps", "tokens")]
+        seed = "" if record.get("seed") is None else str(record["seed"])
+        commit = record.get("git_commit") or ""
+        short = commit[:10] + "-dirty" * commit.endswith("-dirty")
+        yield [record.get("stage", "unknown"), folder, *counts, seed, *times, short]
 
 
-def _dates(run: RunFolder) -> dict[str, Any]:
-    """None where the files say nothing of the run, as in a copy: no run is over in an instant."""
+def _times(run: RunFolder) -> list[str]:
+    """Start and duration; empty where the files say nothing of the run, as in a copy: no run is over in an instant."""
     begun, ended = ((run.path / name).stat().st_mtime for name in ("config.yaml", "status.json"))
     if ended - begun < INSTANT:
-        return {}
-    return {"started": date(datetime.fromtimestamp(begun)), "seconds": ended - begun}
+        return ["", ""]
+    return [date(datetime.fromtimestamp(begun)), duration(ended - begun)]
 
 
-def data_rows(history: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A row for every text domain of the last stage that says what it read."""
+def domain_cells(history: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Name, source, weight and tokens of every text domain of the last stage that says what it read."""
     data: Mapping[str, Any] = next((record["data"] for record in reversed(history) if record.get("data")), {})
     for name, domain in data.get("domains", {}).items():
-        yield {
-            "domain": name,
-            "source": domain.get("source", ""),
-            "weight": domain.get("weight"),
-            "tokens": domain.get("tokens", {}),
-        }
+        weight = "" if domain.get("weight") is None else f"{domain['weight']:g}"
+        tokens = ", ".join(f"{count:,} {split}" for split, count in domain.get("tokens", {}).items())
+        yield [name, domain.get("source", ""), weight, tokens]

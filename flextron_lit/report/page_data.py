@@ -9,8 +9,7 @@ from typing import Any
 
 from flextron_lit.report import charts
 from flextron_lit.report.findings import Findings
-from flextron_lit.report.last_losses import POINT_KINDS
-from flextron_lit.report.points import Measure, Point
+from flextron_lit.report.points import POINT_KINDS, Measure, Point
 from flextron_lit.routers.trained import TrainedRouter
 
 FADED_OPACITY = 0.35
@@ -66,17 +65,12 @@ def _point(point: Point, findings: Findings) -> dict[str, Any]:
         "said": f"{point.value:.3f}" + (f" ({low:.3f} to {high:.3f})" if point.interval else ""),
         "losses": point.losses,
         "costs": point.costs,
-        "shown": shown(point.costs, findings),
+        "shown": findings.shown(point.costs),
         "about": ", ".join(f"{domain} {loss:.3f}" for domain, loss in point.losses.items()),
         "widths": ", ".join(f"{kind} {width:.0%}" for kind, width in point.widths.items()),
         "source": point.source,
         "opacity": FADED_OPACITY if point.earlier else 1,
     }
-
-
-def shown(costs: Mapping[str, float], findings: Findings) -> dict[str, str]:
-    """Costs at a glance, by name."""
-    return {name: findings.tables[name].short(cost) for name, cost in costs.items()}
 
 
 def _ladder(router: TrainedRouter, findings: Findings) -> dict[str, Any]:
@@ -89,7 +83,7 @@ def _ladder(router: TrainedRouter, findings: Findings) -> dict[str, Any]:
                 "loss": rung.loss,
                 "choices": rung.sub_network.to_json(),
                 "costs": costs,
-                "shown": shown(costs, findings),
+                "shown": findings.shown(costs),
                 "ratios": {name: cost / findings.tables[name].full for name, cost in costs.items()},
             }
         )

@@ -1,21 +1,21 @@
-"""The points of a trade-off: what a run validated, or an evaluation measured, and what that costs."""
+"""The points of a trade-off, and those that the stages of a run validated last: the losses of summary and report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.costs import CostTable, parameter_table
-from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.report.last_losses import Validated
-from flextron_lit.space import KINDS, ElasticSpace, SubNetwork
-from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC, Uniform, ValidationSet, mean_widths, typical
+from flextron_lit.files.damage import read_rows
+from flextron_lit.space import KINDS
+from flextron_lit.stages import TRAIN_WEIGHTS
+from flextron_lit.stages.validation import DYNAMIC, FULL, RANDOM, ROUTED, STATIC, UNIFORM
 
-WIDTH_SLACK = 1e-6
-"""Two means of the same widths may differ by this much: they were summed in another order."""
+POINT_KINDS = (FULL, STATIC, DYNAMIC, UNIFORM, RANDOM)
 LOSS = "loss (nats per token)"
 
 
@@ -25,23 +25,30 @@ class Point:
 
     name: str
     kind: str
-    """One of `validated.POINT_KINDS`."""
+    """One of `POINT_KINDS`."""
     budget: float | str | None
     """The budget that it answers, as a ratio or as a user wrote it; None where there was none."""
     value: float
     """How good it is: a mean loss, or a score."""
     losses: Mapping[str, float]
-    """What the value is the mean of, by domain or text; empty for a score."""
+    """What the value is the mean of, by domain or text, in nats per token; empty for a score."""
     widths: Mapping[str, float]
     """Mean share of the full width, by kind of block; empty where it is not known."""
-    costs: Mapping[str, float]
-    """By the name of the cost, in its unit: those that are known; a dynamic router has its own cost alone."""
     source: str
     """The run folder, or `evaluate`."""
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """By the name of the cost, in its unit: those that are known; a dynamic router has its own cost alone."""
+    own_cost: float = math.nan
+    """What the stage's table says, nan without a stage; of a dynamic router the mean over domains, in its own unit."""
     interval: tuple[float, float] | None = None
     """95 % interval of the value, where there is one."""
     earlier: bool = False
     """Whether a later stage changed the weights."""
+
+    @property
+    def router(self) -> str:
+        """The kind of router that chose it, static or dynamic; "" for what no router chose."""
+        return self.kind if self.kind in (STATIC, DYNAMIC) else ""
 
 
 @dataclass(frozen=True)
@@ -57,79 +64,58 @@ class Measure:
     """Whether the losses of a ladder can stand beside it."""
 
 
-def named(stages: Sequence[RunFolder], backbone: ElasticBackbone) -> dict[str, SubNetwork]:
-    """The sub-networks that stages watch without a router, by name, as their configs say."""
-    space, table = backbone.space, parameter_table(backbone)
-    found: dict[str, SubNetwork] = {}
-    for stage in stages:
-        config = stage.config
-        assert config is not None, "a finished run has its config"
-        if checkpoint.read(stage.checkpoint).space != space:
-            # the same names meant others
-            continue
-        settings = config["model"]["init_args"].get("validation")
-        if settings is not None:
-            found |= _validation_set(settings).resolve(space, table)
-        else:
-            # what is watched beside a router's answers
-            found |= {each.name: space.uniform(each.mlp, each.attention) for each in typical(space)}
-    return {**found, FULL: space.full()}
-
-
-def _validation_set(settings: Mapping[str, Any]) -> ValidationSet:
-    uniform = settings["uniform"]
-    listed = None if uniform is None else [Uniform(**each) for each in uniform]
-    return ValidationSet(uniform=listed, random_costs=settings["random_costs"], seed=settings["seed"])
-
-
-def priced(
-    found: Sequence[Validated],
-    space: ElasticSpace,
-    tables: Mapping[str, CostTable],
-    sub_networks: Mapping[str, SubNetwork],
-    dynamic: CostTable | None,
-) -> Iterator[Point]:
-    """What was validated with its costs, without answers of routers that are no longer there.
+def validated(stages: Sequence[RunFolder]) -> list[Point]:
+    """What stages watched, each by the last one that did; what it costs, nothing says yet.
 
     Args:
-        found: what was validated.
-        space: the choices.
-        tables: the costs to show.
-        sub_networks: those whose names say what they are, answers of the static router among them.
-        dynamic: the dynamic router's table; None without one.
+        stages: run folders of finished stages, in order.
     """
-    for each in found:
-        if each.kind == DYNAMIC:
-            if dynamic is not None:
-                yield _point(each, of_dynamic({dynamic.name: each.own_cost / dynamic.full}, tables))
-            continue
-        sub_network = sub_networks.get(each.name)
-        if sub_network is not None and _has_widths(sub_network, each.widths, space):
-            yield _point(each, {name: table.cost(sub_network) for name, table in tables.items()})
-        elif each.kind != STATIC:
-            yield _point(each, {})
+    trained = [checkpoint.read(stage.checkpoint).history[-1].get("stage") in TRAIN_WEIGHTS for stage in stages]
+    found: dict[str, Point] = {}
+    for number, stage in enumerate(stages):
+        new = _last_table(stage, earlier=any(trained[number + 1 :]))
+        routers = {each.router for each in new} - {""}
+        # a stage that watches a kind of router says all there is to say of it
+        found = {name: each for name, each in found.items() if each.router not in routers}
+        found |= {each.name: each for each in new}
+    return list(found.values())
 
 
-def _point(each: Validated, costs: Mapping[str, float]) -> Point:
+def _last_table(stage: RunFolder, *, earlier: bool) -> list[Point]:
+    """Of a stage; empty where it watched no losses."""
+    rows = read_rows(stage.path / "training.json")
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["step"] == rows[-1]["step"]:
+            by_name.setdefault(row["sub_network"], []).append(row)
+    return [_point(each, stage.path.name, earlier=earlier) for each in by_name.values()]
+
+
+def _point(rows: Sequence[Mapping[str, Any]], stage: str, *, earlier: bool) -> Point:
+    """From a row a domain."""
+    name = rows[0]["sub_network"]
+    kind, budget = _kind_and_budget(name)
+    # the only other column is the cost, by the name of the cost that the stage shows
+    known = {"step", "sub_network", "domain", "loss", "perplexity", *(f"{kind}_width" for kind in KINDS)}
+    (column,) = rows[0].keys() - known
     return Point(
-        name=each.name,
-        kind=each.kind,
-        budget=each.budget,
-        value=each.loss,
-        losses=each.losses,
-        widths=each.widths,
-        costs=costs,
-        source=each.stage,
-        earlier=each.earlier,
+        name=name,
+        kind=kind,
+        budget=budget,
+        value=fmean(row["loss"] for row in rows),
+        losses={row["domain"]: row["loss"] for row in rows},
+        widths={kind: fmean(row[f"{kind}_width"] for row in rows) for kind in KINDS},
+        source=stage,
+        own_cost=fmean(row[column] for row in rows),
+        earlier=earlier,
     )
 
 
-def of_dynamic(ratios: Mapping[str, float], tables: Mapping[str, CostTable]) -> dict[str, float]:
-    """What a dynamic router costs: its ratio holds on every scale of the same cost, such as another latency table's."""
-    return {name: ratio * tables[name].full for name, ratio in ratios.items() if name in tables}
-
-
-def _has_widths(sub_network: SubNetwork, widths: Mapping[str, float], space: ElasticSpace) -> bool:
-    """Whether a name still means what was validated: the choices of a space may have changed since."""
-    found = mean_widths(space, space.one_hot(sub_network))
-    return all(abs(found[kind] - widths[kind]) < WIDTH_SLACK for kind in KINDS)
+def _kind_and_budget(name: str) -> tuple[str, float | None]:
+    """What the name of something watched says of it."""
+    for prefix, router in ((ROUTED, STATIC), (DYNAMIC, DYNAMIC)):
+        if name.startswith(prefix):
+            return router, float(name.removeprefix(prefix))
+    if name == FULL:
+        return FULL, None
+    return RANDOM if name.startswith(RANDOM) else UNIFORM, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -16,6 +16,18 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+class Table(NamedTuple):
+    """Of a page."""
+
+    head: list[str]
+    rows: list[list[str]]
+    caption: str
+
+
+Section = tuple[str, list[Table]]
+"""A heading, and what stands under it."""
 
 
 def render(template: str, **values: Any) -> str:

@@ -23,7 +23,7 @@ from flextron_lit.files.whole_file import write_csv, write_json
 from flextron_lit.latency.block_times import measure, phase_seconds
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.latency_table import origin_of
-from flextron_lit.report.last_losses import validated
+from flextron_lit.report.points import validated
 from flextron_lit.routers.trained import read_routers
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.space import SubNetwork

@@ -18,9 +18,9 @@ from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.evaluation import loss_rows as measured
 from flextron_lit.evaluation.results import HTML, JSON
 from flextron_lit.model import FlextronModel
-from flextron_lit.report import assembly, findings, generated_texts, origin, page_data, points
+from flextron_lit.report import assembly, findings, generated_texts, origin, page_data, point_costs
 from flextron_lit.report import reported_folder as source
-from flextron_lit.report.last_losses import POINT_KINDS, validated
+from flextron_lit.report.points import POINT_KINDS, validated
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.stages.validation import ValidationSet, mean_widths
 from tests import served
@@ -388,8 +388,8 @@ def test_names_of_a_stage_with_another_space_say_nothing(run, tmp_path):
     space = checkpoint.read(folder / "b_elastic/flextron").space
     backbone = shape_of(folder / "b_elastic/flextron", space)
     stages = [RunFolder(tmp_path / "narrower"), RunFolder(folder / "a_routers")]
-    assert set(points.named(stages[:1], backbone)) == {"full"}
-    assert points.named(stages[1:], backbone)["mlp25"] == sub_networks["mlp25"]
+    assert set(point_costs.named(stages[:1], backbone)) == {"full"}
+    assert point_costs.named(stages[1:], backbone)["mlp25"] == sub_networks["mlp25"]
 
 
 def test_a_name_that_means_something_else_now_has_no_costs(run):
@@ -400,9 +400,9 @@ def test_a_name_that_means_something_else_now_has_no_costs(run):
     backbone = shape_of(stages[0].checkpoint, space)
     tables = {"parameters": COUNTED["parameters"](backbone, Workload())}
     right, wrong = sub_networks, {"mlp25": sub_networks["mlp50"]}
-    (point,) = points.priced(found, space, tables, right, None)
+    (point,) = point_costs.priced(found, space, tables, right, None)
     assert point.costs == {"parameters": tables["parameters"].cost(sub_networks["mlp25"])}
-    (point,) = points.priced(found, space, tables, wrong, None)
+    (point,) = point_costs.priced(found, space, tables, wrong, None)
     assert point.costs == {}
 
 
