@@ -14,7 +14,9 @@ from flextron_lit.generation.prompt import Inputs, encoded, room
 from flextron_lit.model import FlextronModel
 from flextron_lit.report.findings import Findings
 from flextron_lit.report.spending.shown_texts import texts_of
-from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC
+from flextron_lit.routers.trained import TrainedRouter
+from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter
+from flextron_lit.stages.validation import FULL
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 
 BUDGETS = (0.8, 0.6)
@@ -80,36 +82,29 @@ def write_texts(model: FlextronModel, findings: Findings, inputs: Inputs) -> Ite
     """
     tokens = room(inputs["input_ids"].shape[1], model.config.max_position_embeddings, None)
     settings = {**decoding(None, None), **ending(model.tokenizer, min(tokens, NEW_TOKENS))}
-    full = Chosen(model.backbone.space.full(), "", {})
-    yield Written(FULL, 1.0, generate(model, inputs, full.selection, settings).text)
+    yield Written(FULL, 1.0, generate(model, inputs, model.backbone.space.full(), settings).text)
+    routers = [router for router in (findings.static, findings.dynamic) if router is not None]
     for budget in BUDGETS:
-        for kind in _routers(findings):
+        for router in routers:
             try:
-                chosen = _answer(kind, findings, model, budget)
+                chosen = _answer(router, model, budget)
             except ValueError as error:
                 # the report is of this network, whose range need not hold every budget
-                yield Written(kind, budget, "", missing=str(error))
+                yield Written(router.kind, budget, "", missing=str(error))
                 continue
             made = generate(model, inputs, chosen.selection, settings)
             ((name, ratio),) = chosen.spent().items()
-            yield Written(kind, budget, made.text, f"{ratio:.3f} of the full network's {name}")
+            yield Written(router.kind, budget, made.text, f"{ratio:.3f} of the full network's {name}")
 
 
-def _routers(findings: Findings) -> list[str]:
-    there = {STATIC: findings.static, DYNAMIC: findings.dynamic}
-    return [kind for kind, router in there.items() if router is not None]
-
-
-def _answer(kind: str, findings: Findings, model: FlextronModel, budget: float) -> Chosen:
+def _answer(router: TrainedRouter | TrainedDynamicRouter, model: FlextronModel, budget: float) -> Chosen:
     """What a router answers to a budget.
 
     Raises:
         ValueError: if it is below the lowest that can be met.
     """
-    static, dynamic = findings.static, findings.dynamic
-    if kind == STATIC and static is not None:
-        (sub_network,) = ladder_answers(static.ladder, static.table, [budget]).values()
-        return Chosen(sub_network, kind, {static.table.name: static.table.ratio(sub_network)})
-    assert dynamic is not None
-    (policy,) = dynamic_answers(dynamic, [budget], model.backbone.model).values()
-    return Chosen(policy, kind, {})
+    if isinstance(router, TrainedRouter):
+        (sub_network,) = ladder_answers(router.ladder, router.table, [budget]).values()
+        return Chosen(sub_network, router.kind, {router.table.name: router.table.ratio(sub_network)})
+    (policy,) = dynamic_answers(router, [budget], model.backbone.model).values()
+    return Chosen(policy, router.kind, {})

@@ -16,7 +16,6 @@ from flextron_lit.checkpoint import RECORD
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs import Workload, parameter_table
-from flextron_lit.data import TextDataModule
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.files.damage import read_rows
 from flextron_lit.files.whole_file import write_csv, write_json
@@ -24,6 +23,7 @@ from flextron_lit.latency.block_times import measure, phase_seconds
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.latency_table import origin_of
 from flextron_lit.report.points import validated
+from flextron_lit.report.spending.shown_texts import validation_text
 from flextron_lit.routers.trained import read_routers
 from flextron_lit.routers.trained_dynamic import read_dynamic_routers
 from flextron_lit.space import SubNetwork
@@ -51,8 +51,9 @@ def summarise(stages: Sequence[RunFolder], folder: Path) -> None:
     if written_since(written, checkpoint):
         rows = read_rows(written)
     else:
-        rows = with_costs(answered(stages), load_elastic(str(checkpoint), device=device_of(None, checkpoint)))
+        rows = answered(stages)
         if rows:
+            rows = with_costs(rows, load_elastic(str(checkpoint), device=device_of(None, checkpoint)))
             write(rows, folder)
     if rows:
         show(shown(rows), f"wrote {folder / 'summary.csv'}")
@@ -84,26 +85,23 @@ def answered(stages: Sequence[RunFolder]) -> list[Row]:
 
 def with_costs(rows: list[Row], loaded: Loaded) -> list[Row]:
     """Add parameters; and the latency, measured, where budgets are of one."""
-    if not rows:
-        return rows
     loaded.backbone.model.eval()
     space, folder = loaded.backbone.space, loaded.folder
     static = [router for router in read_routers(folder, space) if not router.stale]
     dynamic = [router for router in read_dynamic_routers(folder, space) if not router.stale]
     selections: dict[str, Selection] = {FULL: space.full()}
-    costs = {}
-    for trained in static[:1]:
-        selections |= ladder_answers(trained.ladder, trained.table, _budgets(rows, STATIC))
-        costs[STATIC] = trained.table.name
-    for routed in dynamic[:1]:
-        selections |= dynamic_answers(routed, _budgets(rows, DYNAMIC), loaded.backbone.model)
-        costs[DYNAMIC] = routed.table.name
+    if static:
+        selections |= ladder_answers(static[0].ladder, static[0].table, _budgets(rows, STATIC))
+    if dynamic:
+        selections |= dynamic_answers(dynamic[0], _budgets(rows, DYNAMIC), loaded.backbone.model)
+    costs = {router.kind: router.table.name for router in (*static[:1], *dynamic[:1])}
     # a router that a later stage made stale answers for a network that is no more
     rows = [row for row in rows if row["name"] in selections]
     parameters = parameter_table(loaded.backbone)
     for row in rows:
         row["cost"] = costs.get(row["router"], "")
         selection = selections[row["name"]]
+        # a dynamic router may give a token any width: it needs all parameters
         row["parameters"] = round(parameters.cost(selection if isinstance(selection, SubNetwork) else space.full()))
     timed = next((router.table for router in (*static, *dynamic) if router.table.unit == "ms"), None)
     if timed is not None:
@@ -132,11 +130,9 @@ def latencies(loaded: Loaded, chosen: Mapping[str, Selection], workload: Workloa
 
 def mixed_text(loaded: Loaded, workload: Workload) -> Tensor:
     """The beginnings of each domain's first validation block one after the other, [B, T]; repeated if too short."""
-    assert loaded.text is not None
-    block = loaded.text["block_size"]
-    data = TextDataModule.from_description(loaded.text, tokenizer=str(loaded.folder), validation_tokens=block)
-    data.prepare_data()
-    blocks = [next(iter(loader))["input_ids"][0] for loader in data.val_dataloader()]
+    assert loaded.text is not None, "the stages of a pipeline say what they read"
+    texts = validation_text(loaded, loaded.text, loaded.text["block_size"])
+    blocks = [batches[0]["input_ids"][0] for batches in texts.values()]
     each = ceil(workload.total_tokens / len(blocks))
     text = torch.cat([block[:each] for block in blocks])
     times = ceil(workload.total_tokens / len(text))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +42,18 @@ def texts_of(loaded: Loaded, text: Path | None, tokens: int | None) -> dict[str,
         return {text.name: [{"input_ids": block, "labels": block}]}
     if loaded.text is None:
         raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
-    whole = math.ceil(tokens / loaded.text["block_size"]) * loaded.text["block_size"]
-    data = TextDataModule.from_description(loaded.text, tokenizer=str(loaded.folder), validation_tokens=whole)
+    return validation_text(loaded, loaded.text, tokens)
+
+
+def validation_text(loaded: Loaded, described: Mapping[str, Any], tokens: int) -> dict[str, list[Batch]]:
+    """Validation documents of every training domain, by its name.
+
+    Args:
+        loaded: whose tokenizer.
+        described: the text, as `TextDataModule.describe` does.
+        tokens: of each domain, rounded up to whole blocks.
+    """
+    whole = math.ceil(tokens / described["block_size"]) * described["block_size"]
+    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder), validation_tokens=whole)
     data.prepare_data()
     return {name: list(loader) for name, loader in zip(data.domain_names, data.val_dataloader(), strict=True)}
