@@ -1,7 +1,5 @@
 """A report from its parts: what was found, generated and evaluated of one network, written as one page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

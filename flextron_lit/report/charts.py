@@ -3,8 +3,6 @@
 Vega draws SVG, says what it shows to screen readers, and is small enough (0.9 MB) to be part of every page (ours).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """What `evaluate` found, for the report: measures of the trade-off, and tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

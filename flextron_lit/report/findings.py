@@ -1,7 +1,5 @@
 """What a report shows of a network, from the files of its run: points, ladder, and the costs of both."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Texts that a network writes within several budgets, side by side in the report."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """How a network came about, for the report: commands, machines, stages with their dates, versions, data."""
 
-from __future__ import annotations
-
 import platform
 import shlex
 import sys

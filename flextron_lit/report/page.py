@@ -1,7 +1,5 @@
 """What the report says, and in which order: the values that `report.html` puts into one web page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The report's data, JSON-able: what its charts draw, and what scripts can read from the page."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What the points of a trade-off cost: which sub-networks they are, and what tables say of those."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

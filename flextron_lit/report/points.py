@@ -1,7 +1,5 @@
 """The points of a trade-off, and those that the stages of a run validated last: the losses of summary and report."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """HTML from the templates in this folder; whatever a text or a name says is escaped there, so nothing here has to."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """What a pipeline ends with: one table of what each budget gets, and what it costs and loses, static and dynamic."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where a dynamic router's compute goes, as figures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache

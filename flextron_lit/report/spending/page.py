@@ -1,7 +1,5 @@
 """A text coloured by what a dynamic router spends on each token, as one web page that needs nothing else."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Texts to look at: a file's beginning, or validation documents of every training domain."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

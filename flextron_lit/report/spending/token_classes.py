@@ -1,7 +1,5 @@
 """A few classes of tokens that any language and tokenizer has, told by the characters alone (ours)."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal, get_args

@@ -1,7 +1,5 @@
 """Means over groups of tokens: by class, and by how hard the next token is to predict."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
