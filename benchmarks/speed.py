@@ -26,7 +26,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from shapes import SMOLLM2_135M
 
-from flextron_lit.costs import Workload, prefill_flops_table
+from flextron_lit.costs import Workload
+from flextron_lit.costs.counted import prefill_flops_table
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.latency.device import device_description
 

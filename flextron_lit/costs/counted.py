@@ -8,7 +8,7 @@ from statistics import fmean
 import torch
 
 from flextron_lit.costs.table import CostTable, weighted_sum
-from flextron_lit.costs.workload import Workload
+from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
 
 
@@ -25,20 +25,17 @@ def prefill_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTa
     Two a multiplication, as torch's counter counts them: masked pairs count, the products that make the rotary
     positions (under 0.01 %) and everything elementwise do not.
     """
-    tokens = workload.prompt_tokens
-    # pairs outside a window are masked, too
-    return _flops_table(backbone, "prefill_flops", workload.batch_size, tokens, lambda _: float(tokens))
+    return _flops_table(backbone, workload, "prefill")
 
 
 def decode_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
     """Floating-point operations of one decode step, the mean over the steps; counted as for the prefill."""
-    return _flops_table(backbone, "decode_flops", workload.batch_size, 1, lambda e: decode_context(workload, e.window))
+    return _flops_table(backbone, workload, "decode")
 
 
 def flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
     """Floating-point operations of the whole request: one prefill and all decode steps."""
-    prefill, decode = prefill_flops_table(backbone, workload), decode_flops_table(backbone, workload)
-    return weighted_sum("flops", [(1, prefill), (workload.decode_steps, decode)])
+    return weighted_sum("flops", [(n, _flops_table(backbone, workload, phase)) for phase, n in workload.phases.items()])
 
 
 def kv_bytes_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
@@ -72,11 +69,14 @@ COUNTED: dict[str, Callable[[ElasticBackbone, Workload], CostTable]] = {
 """Every counted cost by the name of its table."""
 
 
-def decode_context(workload: Workload, window: int | None) -> float:
-    """Tokens that a decode step attends to, itself included, on average over the steps; no more than a window, if any.
+def attended(workload: Workload, phase: Phase, window: int | None) -> float:
+    """Tokens that each token of a pass attends to, itself included, on average over decode steps.
 
-    A window's cache holds no others, so that a step computes no more.
+    A prefill computes all pairs, those masked because they lie outside a window, too. A decode step attends to no more
+    than a window, if any, since the cache holds no others.
     """
+    if phase == "prefill":
+        return float(workload.prompt_tokens)
     if window is None or window >= workload.prompt_tokens + workload.decode_steps:
         return workload.decode_context
     steps = range(workload.prompt_tokens + 1, workload.prompt_tokens + workload.generated_tokens)
@@ -85,8 +85,7 @@ def decode_context(workload: Workload, window: int | None) -> float:
 
 def _bytes(workload: Workload) -> int:
     """Of one number."""
-    dtype: torch.dtype = getattr(torch, workload.dtype)
-    return dtype.itemsize
+    return getattr(torch, workload.dtype).itemsize
 
 
 def _per_choice(backbone: ElasticBackbone, cost: Callable[[ElasticBlock, int], float]) -> tuple[tuple[float, ...], ...]:
@@ -99,9 +98,9 @@ def _parameters(elastic: ElasticBlock, width: int) -> float:
     return float(sum(carried.values()) + shared)
 
 
-def _flops_table(
-    backbone: ElasticBackbone, name: str, batch: int, tokens: int, context: Callable[[ElasticBlock], float]
-) -> CostTable:
+def _flops_table(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> CostTable:
+    batch, tokens = workload.batch_size, workload.tokens(phase)
+
     def flops(elastic: ElasticBlock, width: int) -> float:
         matrices = [(axis, tensor) for axis, tensor in elastic.tensors if tensor.dim() == 2]
         weights = sum(axis.prefix_numel(tensor, width, elastic.block.full) for axis, tensor in matrices)
@@ -110,7 +109,8 @@ def _flops_table(
             return products
         # queries with keys, then their weights with the values
         head_rows = width * elastic.heads_per_unit * elastic.head_dim
-        return products + 2 * 2.0 * batch * tokens * context(elastic) * head_rows
+        return products + 2 * 2.0 * batch * tokens * attended(workload, phase, elastic.window) * head_rows
 
     head = backbone.model.get_output_embeddings().weight
-    return CostTable(name, "FLOPs", 2.0 * batch * head.numel(), _per_choice(backbone, flops))
+    # logits are computed at the last position alone
+    return CostTable(f"{phase}_flops", "FLOPs", 2.0 * batch * head.numel(), _per_choice(backbone, flops))

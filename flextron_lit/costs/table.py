@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -99,19 +99,15 @@ class CostTable:
         return sha256_of_json(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, JSON-able."""
-        blocks = [list(row) for row in self.blocks]
-        data = {"name": self.name, "unit": self.unit, "fixed": self.fixed, "blocks": blocks}
-        # a table without one has the digest that it always had
-        return data if self.reference is None else {**data, "reference": self.reference}
+        """All of it but what is None, JSON-able."""
+        # tables had no reference once: one without it keeps the digest that it always had
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CostTable:
         """Inverse of `to_json`."""
-        blocks = tuple(tuple(float(cost) for cost in row) for row in data["blocks"])
-        reference = data.get("reference")
-        reference = None if reference is None else float(reference)
-        return cls(str(data["name"]), str(data["unit"]), float(data["fixed"]), blocks, reference)
+        blocks = tuple(tuple(map(float, row)) for row in data["blocks"])
+        return cls(data["name"], data["unit"], float(data["fixed"]), blocks, data.get("reference"))
 
     def check(self, space: ElasticSpace) -> None:
         """Refuse a table of another space.

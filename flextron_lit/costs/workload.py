@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 Phase = Literal["prefill", "decode"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -50,6 +49,10 @@ class Workload:
     def total_tokens(self) -> int:
         """Tokens of a sequence that the KV cache holds at the end: the last one generated is never fed back."""
         return self.prompt_tokens + self.generated_tokens - 1
+
+    def tokens(self, phase: Phase) -> int:
+        """Of each sequence, that a pass of a kind takes in."""
+        return self.prompt_tokens if phase == "prefill" else 1
 
     @property
     def phases(self) -> dict[Phase, int]:

@@ -8,9 +8,9 @@ saves against the full one, divided by their number. So equal blocks are measure
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -102,15 +102,18 @@ def profile(
     Raises:
         ValueError: if the workload does not fit in memory, or takes more positions than the model has.
     """
-    phases = {}
-    with measuring(backbone, workload):
-        for phase in workload.phases:
-            time = phase_seconds(phase, budget_seconds)
-            measured = timed(backbone, workload, phase, probes(backbone.space), time, "measuring")
-            table = _table(backbone, phase, measured, time_shares(backbone, workload, phase))
-            spread = max((ratio.spread for ratio in measured.ratios.values()), default=0.0)
-            rows = _check(backbone, workload, phase, table, _held_out(backbone.space, table, held_out, seed), time)
-            phases[phase] = PhaseLatency(table, spread, rows)
+    space, phases = backbone.space, {}
+    counts = probe_counts(space)
+    for phase in workload.phases:
+        time = phase_seconds(phase, budget_seconds)
+        found = measure(backbone, workload, phase, probes(space), time)
+        saved = {probe: (1 - ratio.value) / counts[probe] for probe, ratio in found.ratios.items()}
+        table = table_of(space, phase, 1e3 * found.reference, saved, time_shares(backbone, workload, phase))
+        spread = max((ratio.spread for ratio in found.ratios.values()), default=0.0)
+        chosen = dict(enumerate(_held_out(space, table, held_out, seed)))
+        ratios = measure(backbone, workload, phase, chosen, time, title="checking").ratios if chosen else {}
+        rows = (HeldOut(each.choices, table.ratio(each), ratios[i].value) for i, each in chosen.items())
+        phases[phase] = PhaseLatency(table, spread, tuple(rows))
     return LatencyTable(conditions(backbone, workload), phases)
 
 
@@ -121,6 +124,7 @@ def measure(
     chosen: Mapping[Name, Selection],
     budget_seconds: float,
     text: Tensor | None = None,
+    title: str = "measuring",
 ) -> Interleaved[Name]:
     """Times of sub-networks or policies relative to the full network's, in one phase of a workload.
 
@@ -129,14 +133,30 @@ def measure(
         workload: the request to measure.
         phase: of the request.
         chosen: what to time, by name.
-        budget_seconds: time for it.
+        budget_seconds: time for it: as many rounds as fit.
         text: as in `Passes`.
+        title: what is being done, for the progress.
 
     Raises:
-        ValueError: if the workload does not fit in memory.
+        ValueError: if the workload does not fit in memory, or takes more positions than the model has.
     """
+
+    def passes(selection: Selection) -> Run:
+        return getattr(Passes(backbone, selection, workload, text), phase)
+
+    runs = {name: passes(each) for name, each in chosen.items()}
+    reference = passes(backbone.space.full())
+    clock = partial(seconds, device=backbone.model.device)
     with measuring(backbone, workload):
-        return timed(backbone, workload, phase, chosen, budget_seconds, "measuring", text)
+        # one round ahead: threads, caches and clocks of the processor settle; the next one tells how many fit
+        for run in (reference, *runs.values()):
+            run()
+        begun = timer()
+        interleaved(runs, reference, range(1), clock)
+        rounds = int(budget_seconds / max(timer() - begun, 1e-9))
+        rounds = min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)
+        description = f"{title} {phase}: {rounds} rounds of {len(runs)} networks against the full one"
+        return interleaved(runs, reference, progress(range(rounds), description), clock)
 
 
 def probes(space: ElasticSpace) -> dict[Probe, SubNetwork]:
@@ -154,49 +174,6 @@ def phase_seconds(phase: Phase, budget_seconds: float) -> float:
     return budget_seconds * (DECODE_SHARE if phase == "decode" else 1 - DECODE_SHARE)
 
 
-def timed(
-    backbone: ElasticBackbone,
-    workload: Workload,
-    phase: Phase,
-    chosen: Mapping[Name, Selection],
-    budget_seconds: float,
-    title: str,
-    text: Tensor | None = None,
-) -> Interleaved[Name]:
-    """Time one phase of some selections against the full network, in as many rounds as fit.
-
-    Args:
-        backbone: the elastic network, on the device to measure.
-        workload: the request to measure.
-        phase: of the request.
-        chosen: what to time, by name.
-        budget_seconds: time for the rounds.
-        title: what is being done, for the progress.
-        text: as in `Passes`.
-    """
-
-    def passes(selection: Selection) -> Run:
-        run: Run = getattr(Passes(backbone, selection, workload, text), phase)
-        return run
-
-    runs: dict[Name, Run] = {name: passes(each) for name, each in chosen.items()}
-    reference = passes(backbone.space.full())
-    device = backbone.model.device
-
-    def clock(run: Run) -> float:
-        return seconds(run, device)
-
-    # one round ahead: threads, caches and clocks of the processor settle, and its length tells how many fit
-    for run in (reference, *runs.values()):
-        run()
-    begun = timer()
-    interleaved(runs, reference, range(1), clock)
-    rounds = int(budget_seconds / max(timer() - begun, 1e-9))
-    rounds = min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)
-    description = f"{title} {phase}: {rounds} rounds of {len(runs)} networks against the full one"
-    return interleaved(runs, reference, progress(range(rounds), description), clock)
-
-
 def time_shares(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> dict[BlockKind, float]:
     """Share of the full network's time that is spent in one block of each kind.
 
@@ -204,41 +181,25 @@ def time_shares(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> 
     """
     run: Run = getattr(Passes(backbone, backbone.space.full(), workload), phase)
     inside = dict.fromkeys(KINDS, 0.0)
-    total = 0.0
     begun = 0.0
 
     def enter(*_: Any) -> None:
         nonlocal begun
         begun = timer()
 
-    def leave(kind: BlockKind) -> Callable[..., None]:
-        def add(*_: Any) -> None:
-            inside[kind] += timer() - begun
+    def leave(kind: BlockKind, *_: Any) -> None:
+        inside[kind] += timer() - begun
 
-        return add
-
-    handles = []
-    for elastic in backbone.blocks:
-        handles.append(elastic.module.register_forward_pre_hook(enter))
-        handles.append(elastic.module.register_forward_hook(leave(elastic.block.kind)))
-    try:
+    with measuring(backbone, workload), ExitStack() as hooks:
+        for elastic in backbone.blocks:
+            hooks.enter_context(elastic.module.register_forward_pre_hook(enter))
+            hooks.enter_context(elastic.module.register_forward_hook(partial(leave, elastic.block.kind)))
+        start = timer()
         for _ in range(SHARE_RUNS):
-            start = timer()
             run()
-            total += timer() - start
-    finally:
-        for handle in handles:
-            handle.remove()
-    counts = {kind: sum(block.kind == kind for block in backbone.space.blocks) for kind in KINDS}
+        total = timer() - start
+    counts = Counter(block.kind for block in backbone.space.blocks)
     return {kind: inside[kind] / total / counts[kind] for kind in KINDS}
-
-
-def _table(
-    backbone: ElasticBackbone, phase: Phase, measured: Interleaved[Probe], shares: Mapping[BlockKind, float]
-) -> CostTable:
-    counts = probe_counts(backbone.space)
-    saved = {probe: (1 - ratio.value) / counts[probe] for probe, ratio in measured.ratios.items()}
-    return table_of(backbone.space, phase, 1e3 * measured.reference, saved, shares)
 
 
 def probe_counts(space: ElasticSpace) -> Counter[Probe]:
@@ -295,20 +256,6 @@ def _held_out(space: ElasticSpace, table: CostTable, count: int, seed: int) -> l
     return [sampling.nearest_to_cost(space, table, ratio, generator) for ratio in ratios]
 
 
-def _check(
-    backbone: ElasticBackbone,
-    workload: Workload,
-    phase: Phase,
-    table: CostTable,
-    chosen: Sequence[SubNetwork],
-    budget_seconds: float,
-) -> tuple[HeldOut, ...]:
-    if not chosen:
-        return ()
-    measured = timed(backbone, workload, phase, dict(enumerate(chosen)), budget_seconds, "checking").ratios
-    return tuple(HeldOut(s.choices, table.ratio(s), measured[i].value) for i, s in enumerate(chosen))
-
-
 @contextmanager
 def measuring(backbone: ElasticBackbone, workload: Workload) -> Iterator[None]:
     """Set a model up for a workload's passes, and put it back.
@@ -328,18 +275,13 @@ def measuring(backbone: ElasticBackbone, workload: Workload) -> Iterator[None]:
     try:
         with set_torch_threads(workload.threads or torch.get_num_threads()):
             yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ValueError(_too_large(workload, error)) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        # torch has an exception of its own for accelerators alone
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
-        raise ValueError(_too_large(workload, error)) from error
+        raise ValueError(
+            f"the workload does not fit in memory ({workload.batch_size} x {workload.prompt_tokens} tokens: {error}); "
+            "lower batch_size or prompt_tokens"
+        ) from error
     finally:
         model.train(training)
-
-
-def _too_large(workload: Workload, error: Exception) -> str:
-    return (
-        f"the workload does not fit in memory ({workload.batch_size} x {workload.prompt_tokens} tokens: {error}); "
-        "lower batch_size or prompt_tokens"
-    )

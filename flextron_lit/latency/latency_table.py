@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
@@ -174,7 +174,7 @@ def origin_of(folder: Path, space: ElasticSpace, cost: CostTable) -> tuple[Path,
     Raises:
         ValueError: if a table is damaged, or was made for another space.
     """
-    for execution in get_args(Execution):
+    for execution in PREFIXES:
         for path, table in read_all(folder, space, execution).items():
             if any(each.sha256 == cost.sha256 for each in table.tables().values()):
                 return path, table
@@ -187,7 +187,7 @@ def measured_on(checkpoint: Path) -> set[str]:
     Raises:
         ValueError: if a table is damaged.
     """
-    paths = [path for execution in get_args(Execution) for path in _paths(checkpoint, execution)]
+    paths = [path for execution in PREFIXES for path in _paths(checkpoint, execution)]
     return {_read(path).conditions["device"]["type"] for path in paths}
 
 

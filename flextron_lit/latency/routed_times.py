@@ -9,28 +9,18 @@ cannot be had alone (ours). The table counts as many blocks to sort as a trained
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
 import torch
 from torch import Tensor
 
-from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
-from flextron_lit.latency.block_times import (
-    Probe,
-    measuring,
-    phase_seconds,
-    probe_counts,
-    table_of,
-    time_shares,
-    timed,
-)
+from flextron_lit.latency.block_times import Probe, measure, phase_seconds, probe_counts, table_of, time_shares
 from flextron_lit.latency.latency_table import HeldOut, LatencyTable, PhaseLatency, conditions
 from flextron_lit.latency.mixtures import DrawnChoices, like_trained, router_products, shares
-from flextron_lit.latency.timing import Ratio
 from flextron_lit.space import ElasticSpace
 
 MIXTURES_A_NUMBER = 3
@@ -62,21 +52,22 @@ def profile_dynamic(
     fitted_to = [2 * index for index in range(count)]
     numbers = filter(like_trained, itertools.count(HELD_OUT_FROM * (1 + seed)))
     checked = list(itertools.islice(numbers, held_out))
-    phases = {}
-    with measuring(backbone, workload):
-        for phase in workload.phases:
-            time = phase_seconds(phase, budget_seconds)
-            policies = _policies(backbone, workload, phase, fitted_to)
-            measured = timed(backbone, workload, phase, policies, time, "measuring")
-            law = fit(backbone.space, [Observed.of(policies[n], r.value) for n, r in measured.ratios.items()])
-            typical = mean(policy.mixed for number, policy in policies.items() if like_trained(number))
-            full_time, of_time = 1e3 * measured.reference, time_shares(backbone, workload, phase)
-            largest = law.largest + law.sorting * typical
-            table = table_of(backbone.space, phase, full_time, law.saved, of_time, largest)
-            spread = max(ratio.spread for ratio in measured.ratios.values())
-            policies = _policies(backbone, workload, phase, checked)
-            ratios = timed(backbone, workload, phase, policies, time, "checking").ratios if checked else {}
-            phases[phase] = PhaseLatency(table, spread, _rows(table, policies, ratios))
+    space, phases = backbone.space, {}
+    for phase in workload.phases:
+        time = phase_seconds(phase, budget_seconds)
+        policies = _policies(backbone, workload, phase, fitted_to)
+        found = measure(backbone, workload, phase, policies, time)
+        law = fit(space, [Observed(policies[n].shares, policies[n].mixed, r.value) for n, r in found.ratios.items()])
+        # random mixtures leave more blocks to sort than a trained router does
+        typical = mean(policy.mixed for number, policy in policies.items() if like_trained(number))
+        largest, of_time = law.largest + law.sorting * typical, time_shares(backbone, workload, phase)
+        table = table_of(space, phase, 1e3 * found.reference, law.saved, of_time, largest)
+        spread = max(ratio.spread for ratio in found.ratios.values())
+        policies = _policies(backbone, workload, phase, checked)
+        ratios = measure(backbone, workload, phase, policies, time, title="checking").ratios if policies else {}
+        predicted = {number: float(table.expected(policy.shares)) / table.full for number, policy in policies.items()}
+        rows = (HeldOut((), ratio, ratios[number].value, mixture=number) for number, ratio in predicted.items())
+        phases[phase] = PhaseLatency(table, spread, tuple(rows))
     return LatencyTable(conditions(backbone, workload, "dynamic"), phases)
 
 
@@ -89,11 +80,6 @@ class Observed:
     mixed: float
     """Share of the blocks whose tokens choose differently."""
     time: float
-
-    @classmethod
-    def of(cls, policy: DrawnChoices, time: float) -> Observed:
-        """Of a policy that ran."""
-        return cls(policy.shares, policy.mixed, time)
 
 
 @dataclass(frozen=True)
@@ -144,16 +130,10 @@ def _policies(
     backbone: ElasticBackbone, workload: Workload, phase: Phase, numbers: list[int]
 ) -> dict[int, DrawnChoices]:
     """A policy for each mixture, by its number."""
-    products = router_products(backbone)
-    tokens = workload.prompt_tokens if phase == "prefill" else 1
+    products, tokens = router_products(backbone), workload.tokens(phase)
 
     def policy(number: int) -> DrawnChoices:
         generator = torch.Generator().manual_seed(number)
         return DrawnChoices(products, shares(backbone.space, number), workload.batch_size, tokens, generator)
 
     return {number: policy(number) for number in numbers}
-
-
-def _rows(table: CostTable, policies: Mapping[int, DrawnChoices], measured: Mapping[int, Ratio]) -> tuple[HeldOut, ...]:
-    ratios = {number: float(table.expected(policy.shares)) / table.full for number, policy in policies.items()}
-    return tuple(HeldOut((), ratio, measured[number].value, mixture=number) for number, ratio in ratios.items())

@@ -61,6 +61,10 @@ def interleaved(
 ) -> Interleaved[Name]:
     """Time every run once a round, each between two runs of the reference, in an order that turns from round to round.
 
+    A machine warms up, throttles and serves others meanwhile, so times of different minutes do not compare. The mean of
+    the reference just before and just after a run has the speed that the run had, as far as that changes evenly. And
+    since the order turns, a speed that rises and falls within a round favours no run.
+
     Args:
         runs: what to time, by name.
         reference: what to relate it to.

@@ -123,9 +123,8 @@ class MeasuredLoss:
 
     def __call__(self, sub_network: SubNetwork) -> float:
         """Measure one, unless it is known."""
-        known = None if self.file is None else self.file.losses.get(sub_network)
-        if known is not None:
-            return known
+        if self.file is not None and sub_network in self.file.losses:
+            return self.file.losses[sub_network]
         loss = self._measure(sub_network)
         if self.file is not None:
             self.file.add(sub_network, loss)
@@ -133,14 +132,12 @@ class MeasuredLoss:
 
     def all(self, sub_networks: Sequence[SubNetwork], description: str | None = None) -> list[float]:
         """Measure several, and show how far it is, if there is something to call it."""
-        if description is None:
-            return [self(sub_network) for sub_network in sub_networks]
-        missing = len(sub_networks) if self.file is None else len(set(sub_networks) - set(self.file.losses))
-        if missing < len(sub_networks):
-            rank_zero_info(f"{description}: {len(sub_networks) - missing} of {len(sub_networks)} are known already")
-        if not missing:
-            return [self(sub_network) for sub_network in sub_networks]
-        return [self(sub_network) for sub_network in progress(sub_networks, description)]
+        known = len(sub_networks) - len(set(sub_networks) - set(self.file.losses if self.file else ()))
+        if known and description:
+            rank_zero_info(f"{description}: {known} of {len(sub_networks)} are known already")
+        if description and known < len(sub_networks):
+            return [self(sub_network) for sub_network in progress(sub_networks, description)]
+        return [self(sub_network) for sub_network in sub_networks]
 
     def _measure(self, sub_network: SubNetwork) -> float:
         with self.backbone.use(sub_network), self.forward_context():

@@ -8,16 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from flextron_lit.costs import (
-    COUNTED,
-    Workload,
+from flextron_lit.costs import COUNTED, Workload, parameter_table, sampling
+from flextron_lit.costs.counted import (
     decode_flops_table,
     flops_table,
     kv_bytes_table,
     memory_table,
-    parameter_table,
     prefill_flops_table,
-    sampling,
 )
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.space import SpaceConfig, SubNetwork

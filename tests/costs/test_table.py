@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flextron_lit.costs import CostTable, weighted_sum
+from flextron_lit.costs.table import CostTable, weighted_sum
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.space import SpaceConfig
 from tests.conftest import make_llama

@@ -8,7 +8,8 @@ import torch
 from transformers import DynamicCache, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from flextron_lit.costs import Workload, decode_flops_table, dynamic_table, kv_bytes_table
+from flextron_lit.costs import Workload, dynamic_table
+from flextron_lit.costs.counted import decode_flops_table, kv_bytes_table
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests.conftest import MODELS, elastic_pair, make_rotary, space_for
