@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from held_out_text import flextron_folders, prompts_of
 
 from flextron_lit.checkpoint.in_memory import load_elastic
-from flextron_lit.routers.trained_dynamic import read_dynamic_routers
+from flextron_lit.routers.trained import TrainedDynamicRouter
 from flextron_lit.terminal.progress import progress
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     (folder,) = flextron_folders([options.checkpoint])
     loaded = load_elastic(str(folder))
     model = loaded.backbone.model.eval()
-    (router, *_) = read_dynamic_routers(folder, loaded.backbone.space)
+    (router, *_) = TrainedDynamicRouter.read_all(folder, loaded.backbone.space)
     policy = router.policy([options.budget])
     prompts = prompts_of(loaded, options.prompts, options.prompt_tokens)
     same, least = 0, float("inf")

@@ -31,7 +31,7 @@ from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.latency.routed_times import profile_dynamic
 from flextron_lit.latency.timing import interleaved, seconds
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
-from flextron_lit.routers.trained_dynamic import read_dynamic_routers
+from flextron_lit.routers.trained import TrainedDynamicRouter
 from flextron_lit.terminal.progress import progress
 
 LIMIT = 0.08
@@ -52,7 +52,7 @@ def rows(
 ) -> Iterator[tuple[float, float, float, float]]:
     """Budget, share of the blocks whose tokens choose alike, predicted and measured ratio."""
     costs: CostTable = table.phases[phase].table
-    (router, *_) = read_dynamic_routers(loaded.folder, loaded.backbone.space)
+    (router, *_) = TrainedDynamicRouter.read_all(loaded.folder, loaded.backbone.space)
     workload, device = table.workload, loaded.backbone.model.device
     sample = texts(loaded, workload.total_tokens, number)
     policies: dict[tuple[float, int], DynamicPolicy] = {

@@ -27,8 +27,7 @@ from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.evaluation.bootstrap import interval
 from flextron_lit.evaluation.document_losses import Batch, document_losses, pooled
 from flextron_lit.routers.dynamic import mean_ratio
-from flextron_lit.routers.trained import TrainedRouter, read_routers
-from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 
 losses_of = partial(document_losses, forward_context=partial(torch.autocast, "cpu", torch.bfloat16))
 
@@ -77,8 +76,8 @@ def main() -> None:
         loaded = load_elastic(str(folder))
         loaded.backbone.model.eval()
         space = loaded.backbone.space
-        dynamic = next(r for r in read_dynamic_routers(folder, space) if r.table.name == options.cost)
-        static = next(r for r in read_routers(folder, space) if r.table.name == options.cost)
+        dynamic = next(r for r in TrainedDynamicRouter.read_all(folder, space) if r.table.name == options.cost)
+        static = next(r for r in TrainedRouter.read_all(folder, space) if r.table.name == options.cost)
         texts = dict(test_text(loaded, options.tokens))
         if options.text:
             blocks = blocks_of(options.text, str(folder), tokens=options.tokens, block_size=512)

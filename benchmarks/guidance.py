@@ -30,7 +30,7 @@ from routers import uniform
 
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.files.cache import cache_root
-from flextron_lit.routers.trained import read_routers
+from flextron_lit.routers.trained import TrainedRouter
 from flextron_lit.space import SubNetwork
 
 COMMON = ("-c", "configs/data/embedded.yaml", "-c", "configs/trainer/cpu.yaml")
@@ -102,8 +102,8 @@ def main() -> None:
     folder = output / "guided/flextron"
     loaded = load_elastic(str(folder))
     space = loaded.backbone.space
-    (guided,) = read_routers(folder, space)
-    (unguided,) = read_routers(output / "backbone/flextron", space)
+    (guided,) = TrainedRouter.read_all(folder, space)
+    (unguided,) = TrainedRouter.read_all(output / "backbone/flextron", space)
     test, table = on_test_documents(loaded, options.tokens), guided.table
     budgets = [table.ratio(sub_network) for sub_network in uniform(space, table).values()]
     chosen = [SubNetwork(tuple(row)) for row in unguided.network(torch.tensor(budgets)).argmax(-1).tolist()]

@@ -26,7 +26,7 @@ from held_out_text import flextron_folders, measured_on, on_test_documents
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.data import TextDataModule
 from flextron_lit.routers.ladder import Ladder, candidates, measured_ladder, worth_measuring
-from flextron_lit.routers.trained import TrainedRouter, read_routers
+from flextron_lit.routers.trained import TrainedRouter
 from flextron_lit.stages.tuned_router import Remeasuring
 
 FULL_LIMIT = 0.02
@@ -46,7 +46,7 @@ class Row:
 
 
 def router_of(loaded: Loaded) -> TrainedRouter:
-    (router,) = read_routers(loaded.folder, loaded.backbone.space)
+    (router,) = TrainedRouter.read_all(loaded.folder, loaded.backbone.space)
     return router
 
 

@@ -33,7 +33,7 @@ from flextron_lit.costs.budget import Limit
 from flextron_lit.routers.decoding import Bound, decode
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.search import evolution, uniform_pairs
-from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
+from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 WINS, MARGIN, GAP = 9, 0.05, 0.03
@@ -41,7 +41,7 @@ WINS, MARGIN, GAP = 9, 0.05, 0.03
 
 def routers_of(folders: list[Path], space: ElasticSpace) -> list[TrainedRouter]:
     """One of each checkpoint, all for the same cost table."""
-    found = [read_routers(folder, space)[0] for folder in folders]
+    found = [TrainedRouter.read_all(folder, space)[0] for folder in folders]
     assert len({router.table.sha256 for router in found}) == 1, "the routers are for different cost tables"
     assert found[0].table.name in COUNTED, "equal costs need a counted cost"
     return found

@@ -34,8 +34,7 @@ from flextron_lit.elastic.selection import Selection
 from flextron_lit.generation.speculative import Speculated, speculate
 from flextron_lit.latency.device import device_description
 from flextron_lit.latency.timing import interleaved, seconds
-from flextron_lit.routers.trained import read_routers
-from flextron_lit.routers.trained_dynamic import read_dynamic_routers
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.terminal.progress import progress
 
@@ -100,9 +99,9 @@ def drafts_of(loaded: Loaded, uniform: Sequence[str], budgets: Sequence[float]) 
     found: dict[str, Selection] = {
         f"uniform {text}": space.uniform(mlp=mlp, attention=attention) for text, (mlp, attention) in ratios.items()
     }
-    if read_routers(loaded.folder, space):
+    if TrainedRouter.read_all(loaded.folder, space):
         found |= {f"routed {budget:g}": loaded.answer(budget).sub_network for budget in budgets}
-    if read_dynamic_routers(loaded.folder, space):
+    if TrainedDynamicRouter.read_all(loaded.folder, space):
         found |= {f"dynamic {budget:g}": loaded.dynamic_routing.answer(budget, loaded.backbone) for budget in budgets}
     return found
 

@@ -19,10 +19,9 @@ from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.latency.latency_table import FOLDER as COSTS
-from flextron_lit.routers.dynamic_answers import Budget
-from flextron_lit.routers.kept import FOLDER as ROUTERS
+from flextron_lit.routers.from_budget import Answer, Budget
 from flextron_lit.routers.staleness import stale_files
-from flextron_lit.routers.static_answers import Answer
+from flextron_lit.routers.trained import FOLDER as ROUTERS
 from flextron_lit.routers.trained import SURROGATE
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from flextron_lit.routers.dynamic import DynamicRouter
 from flextron_lit.routers.ladder import Ladder, Rung
 from flextron_lit.routers.pricing import Priced, Prices
 from flextron_lit.routers.static import StaticRouter
-from flextron_lit.routers.trained import TrainedRouter
-from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.sources import load_dense, load_tokenizer
 from flextron_lit.space import SpaceConfig
 from tests.conftest import randomised
@@ -30,9 +29,7 @@ def static_router(backbone):
     space, table = backbone.space, COUNTED["parameters"](backbone, Workload())
     answers = [space.smallest(), space.uniform(mlp=0.25, attention=0.5), space.uniform(mlp=0.5), space.full()]
     rungs = [Rung(table.cost(sub), loss, sub) for loss, sub in zip((4.0, 3.0, 2.5, 2.0), answers, strict=True)]
-    return TrainedRouter(
-        StaticRouter(space, 4, torch.Generator().manual_seed(seed(0))), table, Ladder(tuple(rungs)), {}
-    )
+    return TrainedRouter(StaticRouter(space, 4, torch.Generator().manual_seed(seed(0))), table, Ladder(tuple(rungs)))
 
 
 def dynamic_router(backbone):
@@ -42,7 +39,7 @@ def dynamic_router(backbone):
     with torch.no_grad():
         router.weight.normal_(generator=torch.Generator().manual_seed(seed(4)))
     prices = Prices((Priced(0.75, 3.0, 0.75, 3.0), Priced(0.95, -3.0, 0.95, 2.0)))
-    return TrainedDynamicRouter(router, table, prices, {})
+    return TrainedDynamicRouter(router, table, prices)
 
 
 def latency_table(backbone, prompt_tokens):

@@ -21,7 +21,7 @@ from flextron_lit.export.writing import RECORD, export, refuse_existing
 from flextron_lit.files.damage import damage, read_json
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
-from flextron_lit.routers.decision import Selection
+from flextron_lit.routers.from_budget import Selection
 from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.terminal.console import show
 

@@ -17,9 +17,8 @@ from flextron_lit.costs import COUNTED, CostTable
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.routers.from_surrogate import train_router
-from flextron_lit.routers.kept import FOLDER, name_of
 from flextron_lit.routers.ladder import Ladder
-from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate
+from flextron_lit.routers.trained import FOLDER, TrainedRouter, TrainedSurrogate, name_of
 from flextron_lit.terminal.console import show
 
 SHOWN = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)

@@ -22,9 +22,8 @@ from flextron_lit.files.whole_file import json_text
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.losses.on_text import Batch, MeasuredLoss
-from flextron_lit.routers.decision import Selection, to_json
+from flextron_lit.routers.from_budget import Routing, Selection, to_json
 from flextron_lit.routers.search import SEARCHES, Found, Score, best_random, best_uniform, evolution
-from flextron_lit.routers.static_answers import Routing
 from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.terminal.console import show
 

@@ -14,7 +14,7 @@ from flextron_lit.elastic.selection import Selection
 from flextron_lit.generation.call import chosen
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.search import Score, best_uniform
-from flextron_lit.routers.trained_dynamic import read_dynamic_routers
+from flextron_lit.routers.trained import TrainedDynamicRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import FULL, UNIFORM
 
@@ -60,7 +60,7 @@ def ways_of(
     routing = loaded.routing(latency)
     can: dict[Way, bool] = {
         "static": bool(routing.routers) or routing.surrogate is not None,
-        "dynamic": bool(read_dynamic_routers(loaded.folder, loaded.backbone.space)),
+        "dynamic": bool(TrainedDynamicRouter.read_all(loaded.folder, loaded.backbone.space)),
         "uniform": True,
     }
     if wanted is None:

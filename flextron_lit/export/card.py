@@ -9,7 +9,7 @@ from flextron_lit.costs import CostTable, Workload
 from flextron_lit.export.forms import WrittenForm
 from flextron_lit.export.small import SmallModel
 from flextron_lit.export.verification import TOLERANCE, Verified
-from flextron_lit.routers.decision import Selection
+from flextron_lit.routers.from_budget import Selection
 from flextron_lit.terminal.console import short
 
 CITATION = """\

@@ -17,7 +17,7 @@ from flextron_lit.export.verification import Verified
 from flextron_lit.files.whole_file import write_json
 from flextron_lit.files.whole_folder import write_whole
 from flextron_lit.losses.on_text import Batch, MeasuredLoss, mean_loss
-from flextron_lit.routers.decision import to_json
+from flextron_lit.routers.from_budget import to_json
 
 CARD = "README.md"
 RECORD = "sub_network.json"

@@ -13,10 +13,8 @@ from flextron_lit.report.charts import noun
 from flextron_lit.report.point_costs import named, priced
 from flextron_lit.report.points import LOSS, Measure, Point, validated
 from flextron_lit.report.reported_folder import Source
-from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.staleness import stale_note
-from flextron_lit.routers.trained import TrainedRouter, read_routers
-from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
+from flextron_lit.routers.trained import KeptRouter, TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import ElasticSpace
 from flextron_lit.stages.validation import STATIC
 from flextron_lit.stages.watched import ladder_answers
@@ -66,8 +64,8 @@ def gather(source: Source, backbone: ElasticBackbone, latency: str | None = None
         ValueError: if a file is damaged, or there is no latency table of that name.
     """
     space, notes = backbone.space, list[str]()
-    static = _current(read_routers(source.checkpoint, space), "static router", notes)
-    dynamic = _current(read_dynamic_routers(source.checkpoint, space), "dynamic router", notes)
+    static = _current(TrainedRouter.read_all(source.checkpoint, space), "static router", notes)
+    dynamic = _current(TrainedDynamicRouter.read_all(source.checkpoint, space), "dynamic router", notes)
     name = latency or _latency_name(source.checkpoint, space, static, notes)
     known, measured = known_tables(source.checkpoint, backbone, Workload(), name)
     tables = {each: known[each] for each in AXES if each in known}

@@ -22,8 +22,7 @@ from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.latency_table import origin_of
 from flextron_lit.report.points import validated
 from flextron_lit.report.spending.shown_texts import validation_text
-from flextron_lit.routers.trained import read_routers
-from flextron_lit.routers.trained_dynamic import read_dynamic_routers
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
@@ -85,8 +84,8 @@ def with_costs(rows: list[Row], loaded: Loaded) -> list[Row]:
     """Add parameters; and the latency, measured, where budgets are of one."""
     loaded.backbone.model.eval()
     space, folder = loaded.backbone.space, loaded.folder
-    static = [router for router in read_routers(folder, space) if not router.stale]
-    dynamic = [router for router in read_dynamic_routers(folder, space) if not router.stale]
+    static = [router for router in TrainedRouter.read_all(folder, space) if not router.stale]
+    dynamic = [router for router in TrainedDynamicRouter.read_all(folder, space) if not router.stale]
     selections: dict[str, Selection] = {FULL: space.full()}
     if static:
         selections |= ladder_answers(static[0].ladder, static[0].table, _budgets(rows, STATIC))

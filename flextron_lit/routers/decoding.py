@@ -1,14 +1,17 @@
 """Feasible decoding: sub-networks that exceed no limit and leave nothing unused that a surrogate would spend (ours).
 
-The bare arg-max of a router exceeds some budgets and leaves part of others unused. Here blocks are narrowed where the
-surrogate says that it costs least, until every limit holds, then changed where it says that it helps most, one at a
-time or two against each other, while they do.
+The bare arg-max of a router exceeds some budgets and leaves part of others unused: training penalises what exceeds them
+but cannot forbid it, and every block chooses for itself. Here blocks are narrowed where the surrogate says that it
+costs least, until every limit holds, then changed where it says that it helps most, one at a time or two against each
+other, while they do. Greedily: there are too many sub-networks to try, but all changes of one block are predicted at
+once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -191,15 +194,13 @@ def _excess_after(choices: Tensor, bounds: Sequence[Bound]) -> Tensor:
 def _gains(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:
     """By how much every single change lowers what is predicted, [R, 2L, N]; choices that do not exist mean nothing."""
     at_once = max(1, ROWS_AT_ONCE // (choices.shape[1] * num_choices))
-    now = predict(F.one_hot(choices, num_choices).float()).double()
-    after = [_after_changes(part, num_choices, predict) for part in choices.split(at_once)]
-    return now[:, None, None] - torch.cat(after)
-
-
-def _after_changes(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:
     if isinstance(predict, Surrogate | Additive):
-        return predict.after_changes(choices).double()
-    return _changed(choices, num_choices, predict)
+        after_changes = predict.after_changes
+    else:
+        after_changes = partial(_changed, num_choices=num_choices, predict=predict)
+    now = predict(F.one_hot(choices, num_choices).float()).double()
+    after = [after_changes(part).double() for part in choices.split(at_once)]
+    return now[:, None, None] - torch.cat(after)
 
 
 def _changed(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:
@@ -209,4 +210,4 @@ def _changed(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:
     every = now[:, None, None].repeat(1, blocks, num_choices, 1, 1)  # [R, changed block, its choice, 2L, N]
     block = torch.arange(blocks)
     every[:, block, :, block] = torch.eye(num_choices)
-    return predict(every).double()
+    return predict(every)

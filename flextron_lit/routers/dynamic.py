@@ -93,6 +93,29 @@ class DynamicRouter(nn.Module):
         return weight, bias.masked_fill(~self.exists, -torch.inf)
 
 
+class InputScale(Policy):
+    """A policy that runs the full network and keeps the moments of every block's input.
+
+    Args:
+        space: the choices.
+    """
+
+    def __init__(self, space: ElasticSpace) -> None:
+        self.full = space.full()
+        self.moments: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def choose(self, block: int, hidden_states: Tensor) -> Tensor:
+        """The full width for every token, [B, T]."""
+        flat = hidden_states.float().flatten(0, -2)
+        self.moments[block] = flat.mean(0), flat.std(0)
+        return torch.full(hidden_states.shape[:-1], self.full.choices[block], device=hidden_states.device)
+
+    def mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """Of every feature of each block's input, [2L, D] each."""
+        means, stds = zip(*(self.moments[block] for block in sorted(self.moments)), strict=True)
+        return torch.stack(means), torch.stack(stds)
+
+
 class RoutedPass(Policy):
     """The policy of one training pass: random hard choices for every token, and what they were.
 

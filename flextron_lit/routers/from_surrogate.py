@@ -21,14 +21,7 @@ HIDDEN = 128
 
 
 def train_router(
-    space: ElasticSpace,
-    table: CostTable,
-    surrogate: TrainedSurrogate,
-    *,
-    steps: int,
-    seed: int,
-    temperature: Temperature = Temperature(),
-    penalty: CostPenalty = CostPenalty(),
+    space: ElasticSpace, table: CostTable, surrogate: TrainedSurrogate, *, steps: int, seed: int
 ) -> TrainedRouter:
     """Train a static router through a frozen surrogate, and build its ladder.
 
@@ -38,22 +31,20 @@ def train_router(
         surrogate: what predicts losses; it does not change.
         steps: updates.
         seed: of first weights, noise and budgets.
-        temperature: of the Gumbel-softmax.
-        penalty: on the cost.
 
     Raises:
         ValueError: if all sub-networks cost the same.
     """
     generator = torch.Generator().manual_seed(seed)
     router = StaticRouter(space, HIDDEN, generator)
-    smallest = table.smallest_ratio
+    temperature, penalty = Temperature(), CostPenalty()
     router.scale_to(table)
     network = surrogate.network.requires_grad_(False)
     optimizer = torch.optim.Adam(router.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     def loss(step: int) -> Tensor:
-        budgets = torch.tensor(sampling.budgets(smallest, BUDGETS_A_STEP, generator))
+        budgets = torch.tensor(sampling.budgets(table.smallest_ratio, BUDGETS_A_STEP, generator))
         routed = route(router, budgets, generator, temperature.at(step / steps))
         predicted = (network(routed.probabilities) - network.centre) / network.scale
         return predicted.mean() + penalty.of(routed.ratios(table), routed.budgets)
@@ -63,6 +54,6 @@ def train_router(
         loss(step).backward()
         optimizer.step()
         schedule.step()
-    to_nats, full_loss = surrogate.to_nats, surrogate.full_loss
-    ladder = build_ladder(router, space, table, network, to_nats=to_nats, full_loss=full_loss)
-    return TrainedRouter(router, table, ladder, {"steps": steps, "seed": seed, "from": "the kept surrogate"})
+    ladder = build_ladder(router, space, table, network, to_nats=surrogate.to_nats, full_loss=surrogate.full_loss)
+    settings = {"steps": steps, "seed": seed, "from": "the kept surrogate"}
+    return TrainedRouter(router, table, ladder, settings=settings)

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -49,19 +49,14 @@ class Ladder:
         Raises:
             ValueError: if the limit is below the first rung's cost.
         """
-        index = bisect_right(self._costs, limit)
+        index = bisect_right(self.rungs, limit, key=attrgetter("cost"))
         if not index:
-            raise ValueError(f"no sub-network costs {limit:g} or less: the smallest costs {self._costs[0]:g}")
+            raise ValueError(f"no sub-network costs {limit:g} or less: the smallest costs {self.rungs[0].cost:g}")
         return self.rungs[index - 1]
-
-    @cached_property
-    def _costs(self) -> list[float]:
-        return [rung.cost for rung in self.rungs]
 
     def to_json(self) -> list[dict[str, Any]]:
         """A row a rung, best first."""
-        rows = [{"cost": r.cost, "loss": r.loss, "sub_network": r.sub_network.to_json()} for r in self.rungs]
-        return rows[::-1]
+        return [{**vars(rung), "sub_network": rung.sub_network.to_json()} for rung in reversed(self.rungs)]
 
     @classmethod
     def from_json(cls, rows: Sequence[dict[str, Any]], *, measured: bool = False) -> Ladder:

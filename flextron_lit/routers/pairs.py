@@ -1,4 +1,4 @@
-"""Pairs of a sub-network and its measured loss: what a surrogate learns from."""
+"""What surrogates learn from: measured pairs of a sub-network and its loss, and what a run has seen last."""
 
 from __future__ import annotations
 
@@ -56,6 +56,33 @@ class Pairs:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Pairs:
         """Inverse of `tensors`."""
         return cls(tensors["choices"].long(), tensors["losses"], tensors["held_out"])
+
+
+class Memory:
+    """What a surrogate that learns during a run has seen last: rows of several tensors, the oldest forgotten first.
+
+    Args:
+        capacity: rows.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.columns: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()))) if self.columns else 0
+
+    def add(self, columns: Mapping[str, Tensor]) -> None:
+        """Put rows in: [n, ...] each."""
+        for name, rows in columns.items():
+            # a resumed run reads its memory back onto the processor
+            known = self.columns.get(name, rows[:0]).to(rows.device)
+            self.columns[name] = torch.cat([known, rows])[-self.capacity :]
+
+    def sample(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Random rows, [count, ...] each; a row may come twice."""
+        chosen = torch.randint(len(self), (count,), generator=generator)
+        return {name: rows[chosen.to(rows.device)] for name, rows in self.columns.items()}
 
 
 def draw(

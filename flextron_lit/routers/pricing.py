@@ -1,15 +1,19 @@
 """What a unit of cost is worth at a budget, so that a dynamic router's mean cost meets it (ours; method 6).
 
-At inference a token takes the arg-max of `logits - price * cost`. The price of a budget is found by bisection on a
-calibration mix and stored; between stored budgets it is interpolated.
+Training asks a router to keep to its budget, by a penalty, but does not make it. So at inference a token takes the
+arg-max of `logits - price * cost`: one number for all tokens moves their mean cost, and which of them get more is still
+for the logits to say. The price of a budget is found by bisection on a calibration mix and stored; between stored
+budgets it is interpolated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
+
+import numpy as np
 
 from flextron_lit.costs.table import CostTable
 
@@ -35,10 +39,6 @@ class Priced:
     loss: float
     """Nats per token on the calibration mix."""
 
-    def to_json(self) -> dict[str, float]:
-        """All of it."""
-        return {"budget": self.budget, "price": self.price, "ratio": self.ratio, "loss": self.loss}
-
 
 @dataclass(frozen=True)
 class Prices:
@@ -52,24 +52,19 @@ class Prices:
         Raises:
             ValueError: if the budget is below the lowest.
         """
-        low, high = self.rows[0], self.rows[-1]
-        if budget < low.budget:
+        if budget < self.rows[0].budget:
             # rounded up, so that what it names is met
-            lowest = ceil(1000 * low.budget) / 1000
+            lowest = ceil(1000 * self.rows[0].budget) / 1000
             raise ValueError(
                 f"the dynamic router meets budgets of {lowest:.3f} and more, not {budget:g}: every token needs the "
                 "keys and values of all others; take a static router for less"
             )
-        if budget >= high.budget:
-            return high.price
-        upper = next(index for index, row in enumerate(self.rows) if row.budget > budget)
-        below, above = self.rows[upper - 1], self.rows[upper]
-        share = (budget - below.budget) / (above.budget - below.budget)
-        return (1 - share) * below.price + share * above.price
+        budgets, prices = zip(*((row.budget, row.price) for row in self.rows), strict=True)
+        return float(np.interp(budget, budgets, prices))
 
     def to_json(self) -> list[dict[str, float]]:
         """A row a budget."""
-        return [row.to_json() for row in self.rows]
+        return [asdict(row) for row in self.rows]
 
     @classmethod
     def from_json(cls, rows: Sequence[dict[str, Any]]) -> Prices:

@@ -5,8 +5,8 @@ Every search works on one interface: limits that no answer exceeds, and a score 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Literal, get_args
 
@@ -31,31 +31,6 @@ class Found:
     """How many sub-networks were scored."""
 
 
-@dataclass
-class Scores:
-    """Scores, each worked out once."""
-
-    score: Score
-    known: dict[SubNetwork, float] = field(default_factory=dict)
-
-    def of(self, sub_network: SubNetwork) -> float:
-        """Score of one sub-network."""
-        if sub_network not in self.known:
-            self.known[sub_network] = self.score(sub_network)
-        return self.known[sub_network]
-
-    def best(self) -> Found:
-        """The best so far.
-
-        Raises:
-            ValueError: if nothing was scored: then no sub-network that was tried meets the budget.
-        """
-        if not self.known:
-            raise ValueError("no sub-network that was tried meets all limits of the budget at once; loosen one")
-        best = min(self.known, key=self.known.__getitem__)
-        return Found(best, self.known[best], len(self.known))
-
-
 def best_uniform(space: ElasticSpace, limits: Limits, score: Score) -> Found:
     """The best of the sub-networks that are alike in all layers: all pairs of an MLP and an attention width.
 
@@ -65,12 +40,11 @@ def best_uniform(space: ElasticSpace, limits: Limits, score: Score) -> Found:
         ValueError: if none is feasible.
     """
     pairs = [pair for pair in uniform_pairs(space) if meets(pair[1], limits)]
-    scores = Scores(score)
-    for ratios, sub_network in pairs:
-        contained = any(other != ratios and _contains(other, ratios) for other, _ in pairs)
-        if not contained:
-            scores.of(sub_network)
-    return scores.best()
+
+    def contained(ratios: tuple[float, float]) -> bool:
+        return any(o != ratios and o[0] >= ratios[0] and o[1] >= ratios[1] for o, _ in pairs)
+
+    return _best(_scored((each for ratios, each in pairs if not contained(ratios)), score))
 
 
 def uniform_pairs(space: ElasticSpace) -> Iterator[tuple[tuple[float, float], SubNetwork]]:
@@ -84,22 +58,14 @@ def uniform_pairs(space: ElasticSpace) -> Iterator[tuple[tuple[float, float], Su
             yield (mlp, attention), space.uniform(mlp, attention)
 
 
-def _contains(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one[0] >= other[0] and one[1] >= other[1]
-
-
 def best_random(space: ElasticSpace, limits: Limits, score: Score, *, count: int, generator: torch.Generator) -> Found:
     """The best of `count` random sub-networks that use the budget up.
 
     Raises:
         ValueError: if no feasible one was found.
     """
-    scores = Scores(score)
-    for _ in range(count):
-        fitted = fit(space, space.random(generator), limits, generator)
-        if fitted is not None:
-            scores.of(fitted)
-    return scores.best()
+    drawn = (fit(space, space.random(generator), limits, generator) for _ in range(count))
+    return _best(_scored(drawn, score))
 
 
 def evolution(
@@ -129,27 +95,37 @@ def evolution(
     Raises:
         ValueError: if no feasible sub-network was found.
     """
-    scores = Scores(score)
-    uniform = [sub for _, sub in uniform_pairs(space) if meets(sub, limits)]
-    starts = [*(fit(space, sub, limits, generator) for sub in uniform[-population // 2 :])]
+    uniform = [each for _, each in uniform_pairs(space) if meets(each, limits)]
+    starts = [fit(space, each, limits, generator) for each in uniform[-population // 2 :]]
     starts += [fit(space, space.random(generator), limits, generator) for _ in range(population - len(starts))]
     alive = [start for start in starts if start is not None][: max(1, count)]
-    for sub_network in alive:
-        scores.of(sub_network)
+    scores = _scored(alive, score)
     stale = 0
-    while alive and len(scores.known) < count and stale < 10 * population:
+    while alive and len(scores) < count and stale < 10 * population:
         mother, father = (_winner(alive, scores, generator) for _ in range(2))
         child = fit(space, _child(space, mother, father, mutation, generator), limits, generator)
-        stale = stale + 1 if child is None or child in scores.known else 0
+        stale = stale + 1 if child is None or child in scores else 0
         if child is not None and not stale:
-            scores.of(child)
-            alive = sorted([*alive, child], key=scores.of)[:population]
-    return scores.best()
+            scores[child] = score(child)
+            alive = sorted([*alive, child], key=scores.__getitem__)[:population]
+    return _best(scores)
 
 
-def _winner(alive: list[SubNetwork], scores: Scores, generator: torch.Generator) -> SubNetwork:
+def _scored(candidates: Iterable[SubNetwork | None], score: Score) -> dict[SubNetwork, float]:
+    """Scores, each worked out once; None is a draw that could not be fitted."""
+    return {each: score(each) for each in dict.fromkeys(candidates) if each is not None}
+
+
+def _best(scores: Mapping[SubNetwork, float]) -> Found:
+    if not scores:
+        raise ValueError("no sub-network that was tried meets all limits of the budget at once; loosen one")
+    best = min(scores, key=scores.__getitem__)
+    return Found(best, scores[best], len(scores))
+
+
+def _winner(alive: list[SubNetwork], scores: Mapping[SubNetwork, float], generator: torch.Generator) -> SubNetwork:
     drawn = torch.randint(len(alive), (TOURNAMENT,), generator=generator).tolist()
-    return min((alive[i] for i in drawn), key=scores.of)
+    return min((alive[i] for i in drawn), key=scores.__getitem__)
 
 
 def _child(

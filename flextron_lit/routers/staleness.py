@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flextron_lit.routers.trained import SURROGATE, TrainedRouter, TrainedSurrogate, read_routers
-from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
+from flextron_lit.routers.trained import SURROGATE, TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
 from flextron_lit.space import ElasticSpace
 
 AnyRouter = TrainedRouter | TrainedDynamicRouter
@@ -17,7 +16,7 @@ def all_routers(folder: Path, space: ElasticSpace) -> list[AnyRouter]:
     Raises:
         ValueError: if a file is damaged, or belongs to another space.
     """
-    return [*read_routers(folder, space), *read_dynamic_routers(folder, space)]
+    return [*TrainedRouter.read_all(folder, space), *TrainedDynamicRouter.read_all(folder, space)]
 
 
 def stale_note(what: str, stage: str) -> str:

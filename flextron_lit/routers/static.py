@@ -28,10 +28,15 @@ class StaticRouter(nn.Module):
         super().__init__()
         self.shape = (len(space), space.num_choices)
         widths = (1, hidden, hidden, self.shape[0] * self.shape[1])
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
+        # by a generator of its own, not torch's global one: two routers of one seed start alike wherever they are made
+        for layer in layers:
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.uniform_(layer.bias, -1.0, 1.0, generator=generator)
+        nn.init.zeros_(layers[-1].bias)
+        self.layers = nn.ModuleList(layers)
         self.register_buffer("smallest", torch.tensor(0.0))
         self.register_buffer("exists", space.exists)
-        initialise(self.layers, generator)
 
     def scale_to(self, table: CostTable) -> None:
         """Take the range of budgets from a cost table.
@@ -54,14 +59,3 @@ class StaticRouter(nn.Module):
                 hidden = nn.functional.silu(layer(hidden))
             logits = self.layers[-1](hidden).unflatten(-1, self.shape)
         return logits.masked_fill(~self.exists, -torch.inf)
-
-
-def initialise(layers: nn.ModuleList, generator: torch.Generator) -> None:
-    """First weights from a generator of their own: two routers of one seed start alike wherever they are made."""
-    for layer in layers:
-        assert isinstance(layer, nn.Linear)
-        nn.init.xavier_uniform_(layer.weight, generator=generator)
-        nn.init.uniform_(layer.bias, -1.0, 1.0, generator=generator)
-    last = layers[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.bias)

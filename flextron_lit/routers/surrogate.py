@@ -1,7 +1,8 @@
-"""The surrogate: predicts a sub-network's language loss from its choices alone (paper, surrogate model)."""
+"""Surrogates: predict language losses from choices, so that a router learns without running the network."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
@@ -35,7 +36,9 @@ def decode(target: Target, predicted: Tensor, full: float) -> Tensor:
 
 
 class Surrogate(nn.Module):
-    """Linear main effects of every choice plus the residual of a small MLP (ours; the paper has an MLP alone).
+    """Predicts a sub-network's language loss from its choices alone (paper, surrogate model).
+
+    Linear main effects of every choice plus the residual of a small MLP (ours; the paper has an MLP alone).
 
     Sums of single effects explain most of a loss, and a few hundred pairs determine them; the MLP adds what blocks do
     together. `start` gives the main effects the closed-form ridge solution, so training starts from that baseline.
@@ -59,12 +62,9 @@ class Surrogate(nn.Module):
         self.register_buffer("centre", torch.tensor(0.0))
         self.register_buffer("scale", torch.tensor(1.0))
         layers = [layer for layer in self.residual if isinstance(layer, nn.Linear)]
-        for layer in layers:
-            nn.init.xavier_uniform_(layer.weight, generator=generator)
-            nn.init.zeros_(layer.bias)
-        nn.init.zeros_(layers[-1].weight)
-        nn.init.zeros_(self.main.weight)
-        nn.init.zeros_(self.main.bias)
+        _initialise(layers, generator)
+        # nothing but main effects at first: training starts from the ridge solution that `start` gives them
+        _zero(layers[-1], self.main)
 
     def forward(self, probabilities: Tensor) -> Tensor:
         """Choice probabilities [..., 2L, N] to the predicted target [...]."""
@@ -114,6 +114,49 @@ class Surrogate(nn.Module):
         self.main.bias.copy_(bias)
 
 
+class TokenSurrogate(nn.Module):
+    """The surrogate of a dynamic router: a token's excess loss from its own choices and its hidden state (ours).
+
+    Main effects of every choice, their products with what the hidden state says, and the residual of a small MLP. The
+    paper's surrogate sees a sequence's mean choices, so every token gets the same gradient, and a router that learns
+    from it cannot tell tokens apart.
+
+    Args:
+        space: the choices.
+        hidden_size: D.
+        rank: directions of the hidden state that change what a choice costs.
+        hidden: width of the MLP.
+        generator: source of the first weights.
+    """
+
+    scale: Tensor
+    """Standard deviation of the targets."""
+
+    def __init__(
+        self, space: ElasticSpace, hidden_size: int, rank: int, hidden: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        inputs = len(space) * space.num_choices
+        self.main = nn.Linear(inputs, 1)
+        self.directions = nn.Linear(hidden_size, rank)
+        self.effects = nn.Linear(inputs, rank)
+        self.of_choices = nn.Linear(inputs, hidden)
+        self.of_state = nn.Linear(hidden_size, hidden)
+        self.residual = nn.Linear(hidden, 1)
+        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
+        self.register_buffer("scale", torch.tensor(1.0))
+        _initialise((self.directions, self.of_choices, self.of_state), generator)
+        _zero(self.main, self.effects, self.residual)
+
+    def forward(self, probabilities: Tensor, states: Tensor) -> Tensor:
+        """Choices [..., 2L, N] and the full network's last hidden states [..., D] to excess losses [...] in nats."""
+        choices, state = probabilities.float().flatten(-2), self.norm(states.float())
+        with torch.autocast(choices.device.type, enabled=False):
+            mixed = (self.directions(state) * self.effects(choices)).sum(-1)
+            hidden = nn.functional.silu(self.of_choices(choices) + self.of_state(state))
+            return self.scale * (self.main(choices) + self.residual(hidden)).squeeze(-1) + self.scale * mixed
+
+
 def ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Linear least squares with an L2 penalty chosen by generalised cross-validation (Golub, Heath, Wahba 1979).
 
@@ -130,14 +173,24 @@ def ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     x_mean, y_mean = x.mean(0), y.mean()
     u, s, vh = torch.linalg.svd(x - x_mean, full_matrices=False)
     projected = u.T @ (y - y_mean)
-    best: tuple[float, Tensor] | None = None
-    for penalty in PENALTIES:
+
+    def score(penalty: float) -> float:
         shrink = s.square() / (s.square() + penalty)
         residual = (y - y_mean) - u @ (shrink * projected)
         # the mean costs one degree of freedom too
-        score = float(residual.square().mean() / (1 - (shrink.sum() + 1) / len(y)).clamp(min=1e-3).square())
-        if best is None or score < best[0]:
-            best = score, vh.T @ (s / (s.square() + penalty) * projected)
-    assert best is not None
-    weights = best[1]
+        return float(residual.square().mean() / (1 - (shrink.sum() + 1) / len(y)).clamp(min=1e-3).square())
+
+    weights = vh.T @ (s / (s.square() + min(PENALTIES, key=score)) * projected)
     return weights.to(targets.dtype), (y_mean - x_mean @ weights).to(targets.dtype)
+
+
+def _initialise(layers: Iterable[nn.Linear], generator: torch.Generator) -> None:
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+        nn.init.zeros_(layer.bias)
+
+
+def _zero(*layers: nn.Linear) -> None:
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)

@@ -1,35 +1,58 @@
-"""A trained surrogate and trained static routers, as a Flextron checkpoint holds them.
+"""A trained surrogate and trained routers, static and dynamic, as a Flextron checkpoint holds them.
 
 ```
 surrogate.safetensors     what predicts losses, the pairs it learned from, and the text they were measured on
-routers/static-...        a router and its ladder
+routers/<kind>-<cost>-<hash of its cost table>.json             the cost table, its answers, how it was trained
+routers/<kind>-<cost>-<hash of its cost table>.safetensors      weights
 ```
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from flextron_lit.costs.table import CostTable
-from flextron_lit.files.damage import damage
-from flextron_lit.routers.kept import Kept, KeptRouter
+from flextron_lit.files.damage import damage, read_json
+from flextron_lit.files.whole_file import json_text
+from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.pairs import Pairs
+from flextron_lit.routers.pricing import Prices
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate, Target, decode, encode
 from flextron_lit.space import ElasticSpace
 
-SURROGATE = "surrogate.safetensors"
+FOLDER, SURROGATE = "routers", "surrogate.safetensors"
 META = "flextron"
+STALE = "stale_since"
+"""In the settings: the first stage that changed the network after losses of it were measured or predicted."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Something that a checkpoint keeps, and that knows the network's weights as they were."""
+
+    settings: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    """How it was trained, and how well it does; JSON-able."""
+
+    @property
+    def stale(self) -> str | None:
+        """The stage that changed the network since; None if none did."""
+        return self.settings.get(STALE)
+
+    def stale_since(self, stage: str) -> Self:
+        """The same, marked."""
+        return replace(self, settings={STALE: stage, **self.settings})
 
 
 @dataclass(frozen=True)
@@ -43,8 +66,6 @@ class TrainedSurrogate(Kept):
     pairs: Pairs
     text: dict[str, Tensor]
     """`input_ids`, `position_ids`, `labels` of all blocks that losses were measured on, [blocks, T]."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """How it was trained, and how well it predicts; JSON-able."""
 
     @torch.no_grad()
     def predict(self, one_hot: Tensor) -> Tensor:
@@ -73,11 +94,12 @@ class TrainedSurrogate(Kept):
 
     def to_bytes(self) -> bytes:
         """A safetensors file."""
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= {f"pairs.{name}": tensor for name, tensor in self.pairs.tensors().items()}
-        tensors |= {f"text.{name}": tensor.to(torch.int32) for name, tensor in self.text.items()}
+        parts = {"network": self.network.state_dict(), "pairs": self.pairs.tensors()}
+        # token ids of half the size: vocabularies are far below 2^31
+        parts["text"] = {name: tensor.to(torch.int32) for name, tensor in self.text.items()}
+        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         about = {"target": self.target, "full_loss": self.full_loss, "settings": self.settings}
-        return save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, {META: json.dumps(about)})
+        return save(_on_processor(tensors), {META: json.dumps(about)})
 
     @classmethod
     def read(cls, folder: Path, space: ElasticSpace) -> TrainedSurrogate | None:
@@ -90,13 +112,81 @@ class TrainedSurrogate(Kept):
         if not path.is_file():
             return None
         with damage(path, "train the surrogate again", what="is damaged, or of another space"):
-            parts, about = _parts(path)
-            hidden = parts["network"]["residual.0.weight"].shape[0]
-            network = Surrogate(space, hidden, torch.Generator())
+            with safe_open(path, framework="pt") as file:
+                about = json.loads(file.metadata()[META])
+            parts: dict[str, dict[str, Tensor]] = {"network": {}, "pairs": {}, "text": {}}
+            for name, tensor in load_file(path).items():
+                part, _, rest = name.partition(".")
+                parts[part][rest] = tensor
+            network = Surrogate(space, len(parts["network"]["residual.0.weight"]), torch.Generator())
             network.load_state_dict(parts["network"])
             text = {name: tensor.long() for name, tensor in parts["text"].items()}
             pairs = Pairs.from_tensors(parts["pairs"])
-            return cls(network, about["target"], about["full_loss"], pairs, text, about["settings"])
+            return cls(network, about["target"], about["full_loss"], pairs, text, settings=about["settings"])
+
+
+@dataclass(frozen=True)
+class KeptRouter(Kept, ABC):
+    """A router, the cost table it belongs to, and its answers."""
+
+    kind: ClassVar[str]
+    """How the names of its files begin."""
+    network: nn.Module
+    table: CostTable
+
+    @abstractmethod
+    def answers(self) -> dict[str, Any]:
+        """What it answers to budgets, JSON-able."""
+
+    @classmethod
+    @abstractmethod
+    def made(
+        cls, about: Mapping[str, Any], table: CostTable, weights: Mapping[str, Tensor], space: ElasticSpace
+    ) -> Self:
+        """From what its files hold."""
+
+    @property
+    def name(self) -> str:
+        """Stem of its files: a checkpoint may hold routers for several devices."""
+        return name_of(self.kind, self.table)
+
+    def files(self) -> dict[str, bytes]:
+        """Its files by their path in a Flextron checkpoint."""
+        about = {
+            "kind": self.kind,
+            "table_sha256": self.table.sha256,
+            "settings": self.settings,
+            "table": self.table.to_json(),
+            **self.answers(),
+        }
+        return {
+            f"{FOLDER}/{self.name}.json": json_text(about).encode(),
+            f"{FOLDER}/{self.name}.safetensors": save(_on_processor(self.network.state_dict())),
+        }
+
+    @classmethod
+    def read(cls, path: Path, space: ElasticSpace) -> Self:
+        """Read its JSON file, and the weights beside it.
+
+        Raises:
+            ValueError: if a file is damaged, or belongs to another space.
+        """
+        with damage(path, "train the router again", what="is damaged, or of another space"):
+            about = read_json(path)
+            table = CostTable.from_json(about["table"])
+            table.check(space)
+            if table.sha256 != about["table_sha256"]:
+                raise ValueError("its cost table is not the one that it was trained on")
+            return cls.made(about, table, load_file(path.with_suffix(".safetensors")), space)
+
+    @classmethod
+    def read_all(cls, folder: Path, space: ElasticSpace) -> list[Self]:
+        """Those of a Flextron checkpoint, each for a cost table of its own.
+
+        Raises:
+            ValueError: if a file is damaged, or belongs to another space.
+        """
+        return [cls.read(path, space) for path in sorted((folder / FOLDER).glob(f"{cls.kind}-*.json"))]
 
 
 @dataclass(frozen=True)
@@ -105,10 +195,7 @@ class TrainedRouter(KeptRouter):
 
     kind: ClassVar[str] = "static"
     network: StaticRouter
-    table: CostTable
     ladder: Ladder
-    settings: dict[str, Any] = field(default_factory=dict)
-    """How it was trained; JSON-able."""
 
     def answers(self) -> dict[str, Any]:
         """The ladder, and where its losses come from."""
@@ -122,24 +209,48 @@ class TrainedRouter(KeptRouter):
         ladder = Ladder.from_json(about["ladder"], measured=about.get("losses") == "measured")
         for rung in ladder.rungs:
             space.check(rung.sub_network)
-        network = StaticRouter(space, weights["layers.0.weight"].shape[0], torch.Generator())
+        network = StaticRouter(space, len(weights["layers.0.weight"]), torch.Generator())
         network.load_state_dict(weights)
-        return cls(network, table, ladder, about["settings"])
+        return cls(network, table, ladder, settings=about["settings"])
 
 
-def read_routers(folder: Path, space: ElasticSpace) -> list[TrainedRouter]:
-    """The static routers of a Flextron checkpoint, each for a cost table of its own.
+@dataclass(frozen=True)
+class TrainedDynamicRouter(KeptRouter):
+    """A dynamic router, the cost table it belongs to, and the prices of its budgets."""
 
-    Raises:
-        ValueError: if a file is damaged, or belongs to another space.
-    """
-    return TrainedRouter.read_all(folder, space)
+    kind: ClassVar[str] = "dynamic"
+    network: DynamicRouter
+    prices: Prices
+
+    def policy(
+        self, budgets: Sequence[float], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> DynamicPolicy:
+        """What chooses for some budgets: one for all sequences, or one for each.
+
+        Raises:
+            ValueError: if a budget is below the lowest that can be met.
+        """
+        prices = [self.prices.at(budget) for budget in budgets]
+        return DynamicPolicy(self.network, self.table, budgets, prices, device=device, dtype=dtype)
+
+    def answers(self) -> dict[str, Any]:
+        """The prices."""
+        return {"prices": self.prices.to_json()}
+
+    @classmethod
+    def made(
+        cls, about: Mapping[str, Any], table: CostTable, weights: Mapping[str, Tensor], space: ElasticSpace
+    ) -> TrainedDynamicRouter:
+        """From what its files hold."""
+        network = DynamicRouter(space, weights["weight"].shape[-1], weights["budgets"])
+        network.load_state_dict(weights)
+        return cls(network, table, Prices.from_json(about["prices"]), settings=about["settings"])
 
 
-def _parts(path: Path) -> tuple[dict[str, dict[str, Tensor]], Mapping[str, Any]]:
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in load_file(path).items():
-        part, _, rest = name.partition(".")
-        parts.setdefault(part, {})[rest] = tensor
-    with safe_open(path, framework="pt") as file:
-        return parts, json.loads(file.metadata()[META])
+def name_of(kind: str, table: CostTable) -> str:
+    """Stem of the files of a router for a cost table."""
+    return f"{kind}-{table.name}-{table.sha256[:8]}"
+
+
+def _on_processor(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -12,13 +12,11 @@ from torch import Tensor
 from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.elastic.unit_gates import gated
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
-from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass
+from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, InputScale, RoutedPass
 from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.pricing import Prices, evenly_spaced
-from flextron_lit.routers.scale import InputScale
-from flextron_lit.routers.token_surrogate import TokenSurrogate
-from flextron_lit.routers.trained import TrainedRouter, read_routers
-from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
+from flextron_lit.routers.surrogate import TokenSurrogate
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch
 from flextron_lit.stages.guides import SequenceGuide, SurrogateGuide, TokenGuide, run_both
@@ -156,7 +154,7 @@ class DynamicRouterTraining(RouterTraining):
         if self.guide is not None:
             self.surrogate = self.guide.surrogate
         if self.trainer.state.fn != "fit":
-            found = self.trained_one(read_dynamic_routers(folder, space), "dynamic router")
+            found = self.trained_one(TrainedDynamicRouter.read_all(folder, space), "dynamic router")
             self.router, self.table, self.prices = found.network, found.table, found.prices
             self._watch()
 
@@ -173,7 +171,7 @@ class DynamicRouterTraining(RouterTraining):
 
     def _static(self, folder: Path) -> TrainedRouter:
         """The static router for the same cost, else any."""
-        routers = read_routers(folder, self.backbone.space)
+        routers = TrainedRouter.read_all(folder, self.backbone.space)
         if not routers:
             raise ValueError(
                 f"{folder} holds no static router, from whose answers a dynamic one starts: run the static router "
@@ -308,7 +306,7 @@ class DynamicRouterTraining(RouterTraining):
 
     def trained_router(self) -> TrainedDynamicRouter:
         """The router as it is now, with its prices."""
-        return TrainedDynamicRouter(on_processor(self.router), self.table, self.prices, self.settings())
+        return TrainedDynamicRouter(on_processor(self.router), self.table, self.prices, settings=self.settings())
 
     def files(self) -> dict[str, bytes]:
         """The router."""

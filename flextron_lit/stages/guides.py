@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flextron_lit.files.ranks import gather
 from flextron_lit.losses.cross_entropy import token_cross_entropy
 from flextron_lit.routers.dynamic import RoutedPass
-from flextron_lit.routers.memory import Memory
+from flextron_lit.routers.pairs import Memory
 from flextron_lit.routers.surrogate import Surrogate, Target, encode
 from flextron_lit.stages.base import Batch, Stage
 from flextron_lit.stages.router_training import functional

@@ -13,9 +13,9 @@ from transformers import get_cosine_schedule_with_warmup
 from flextron_lit.costs import CostTable
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.routers.dynamic import DynamicPolicy
-from flextron_lit.routers.kept import KeptRouter
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
+from flextron_lit.routers.trained import KeptRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch, LossParts, zero_of
 from flextron_lit.stages.frozen import FrozenSettings, FrozenStage

@@ -17,7 +17,7 @@ from flextron_lit.routers.objective import Routed, route
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate
-from flextron_lit.routers.trained import SURROGATE, TrainedRouter, read_routers
+from flextron_lit.routers.trained import SURROGATE, TrainedRouter
 from flextron_lit.stages.base import Batch
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, functional, on_processor
 from flextron_lit.stages.watched import ladder_answers
@@ -108,7 +108,7 @@ class StaticRouterTraining(RouterTraining):
         generator = torch.Generator().manual_seed(self.options.seed)
         self.router = StaticRouter(self.backbone.space, self.options.hidden, generator)
         if self.trainer.state.fn != "fit":
-            found = self.trained_one(read_routers(folder, self.backbone.space), "router")
+            found = self.trained_one(TrainedRouter.read_all(folder, self.backbone.space), "router")
             self.router, self.table, self.ladder = found.network, found.table, found.ladder
             self._watch()
 
@@ -194,7 +194,7 @@ class StaticRouterTraining(RouterTraining):
 
     def files(self) -> dict[str, bytes]:
         """The router with its ladder, and the surrogate with what it learned from."""
-        router = TrainedRouter(on_processor(self.router), self.table, self.ladder, self.settings())
+        router = TrainedRouter(on_processor(self.router), self.table, self.ladder, settings=self.settings())
         return {SURROGATE: replace(self.trained, pairs=self.pairs).to_bytes(), **router.files()}
 
     def settings(self) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from flextron_lit.routers.dynamic import DynamicPolicy, RoutedPass
 from flextron_lit.routers.ladder import Ladder, candidates, measured_ladder, worth_measuring
 from flextron_lit.routers.objective import Routed, route
 from flextron_lit.routers.pricing import Prices
-from flextron_lit.routers.trained import TrainedRouter, read_routers
-from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import ElasticSpace, SubNetwork
 from flextron_lit.stages.measuring import MeasuringStage
 from flextron_lit.stages.router_training import on_processor
@@ -205,11 +204,11 @@ def tuned_routers(which: Tuned, cost: str | None, folder: Path, space: ElasticSp
             `both`, if they are for different costs.
     """
     found: list[TunedRouter] = []
-    static = read_routers(folder, space)
+    static = TrainedRouter.read_all(folder, space)
     if which != "dynamic":
         found.append(TunedStaticRouter(_chosen("static", static, cost, folder), space))
     if which != "static":
-        router = _chosen("dynamic", read_dynamic_routers(folder, space), cost, folder)
+        router = _chosen("dynamic", TrainedDynamicRouter.read_all(folder, space), cost, folder)
         costs = next((other.table for other in static if other.table.name == router.table.name), router.table)
         found.append(TunedDynamicRouter(router, costs))
     names = [tuned.table.name for tuned in found]

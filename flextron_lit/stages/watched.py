@@ -10,7 +10,7 @@ from flextron_lit.costs import CostTable
 from flextron_lit.losses.cross_entropy import cross_entropy, token_cross_entropy
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
-from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter
+from flextron_lit.routers.trained import TrainedDynamicRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch, Stage
 from flextron_lit.stages.validation import DYNAMIC, FULL, ROUTED, LossTable, ValidationResult, Watched, typical

@@ -11,8 +11,7 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.weights import part_of
 from flextron_lit.commands.info import describe, tables
-from flextron_lit.routers.kept import STALE
-from flextron_lit.routers.trained import META, SURROGATE
+from flextron_lit.routers.trained import META, STALE, SURROGATE
 from flextron_lit.space import LayerWidths, SpaceConfig
 from flextron_lit.terminal.console import huge, ranges, settings, short, show
 from tests.checkpoint.conftest import RECORD, write_checkpoint

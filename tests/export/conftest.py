@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from flextron_lit.commands.export import command
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.routers.decision import Selection, to_json
+from flextron_lit.routers.from_budget import Selection, to_json
 from flextron_lit.space import SubNetwork
 from tests.export.families import MAKE, SPACE, VOCABULARY, write_checkpoint
 from tests.options import seed, threads

@@ -18,7 +18,7 @@ from flextron_lit.export.gguf_tokenizer import byte_pairs
 from flextron_lit.export.small import cut_out
 from flextron_lit.export.verification import TOLERANCE
 from flextron_lit.export.writing import export, round_weights
-from flextron_lit.routers.decision import Selection
+from flextron_lit.routers.from_budget import Selection
 from flextron_lit.space import SubNetwork
 from tests.export.families import MAKE, SPACE, VOCABULARY, make_tokenizer
 from tests.options import seed

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flextron_lit.routers.token_surrogate import TokenSurrogate
+from flextron_lit.routers.surrogate import TokenSurrogate
 from flextron_lit.space import SpaceConfig, resolve
 from tests import options
 

@@ -19,10 +19,8 @@ from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass
 from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.routers.pricing import TOLERANCE
-from flextron_lit.routers.surrogate import Surrogate
-from flextron_lit.routers.token_surrogate import TokenSurrogate
-from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
-from flextron_lit.routers.trained_dynamic import read_dynamic_routers
+from flextron_lit.routers.surrogate import Surrogate, TokenSurrogate
+from flextron_lit.routers.trained import SURROGATE, TrainedDynamicRouter, TrainedSurrogate
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
 from flextron_lit.stages import DynamicRouterTraining, SurrogateTraining
 from flextron_lit.stages.guides import Observed, SequenceGuide, TokenGuide
@@ -386,7 +384,7 @@ def validated(stage, folder, what, *callbacks):
 def test_the_checkpoint_holds_router_and_prices_and_what_was_there(trained, static):
     stage, folder = trained
     assert checkpoint.verify(folder)
-    (router,) = read_dynamic_routers(folder, stage.backbone.space)
+    (router,) = TrainedDynamicRouter.read_all(folder, stage.backbone.space)
     assert router.prices == stage.prices
     assert router.table == stage.table
     assert router.settings["guidance"] == "token"

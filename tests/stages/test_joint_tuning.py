@@ -18,14 +18,13 @@ from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.losses.on_text import MeasuredLoss, batches_of
 from flextron_lit.routers.dynamic import DynamicRouter
+from flextron_lit.routers.from_budget import Routing
 from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.routers.ladder import candidates, worth_measuring
 from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.objective import CostPenalty, route
 from flextron_lit.routers.pricing import TOLERANCE, Priced, Prices
-from flextron_lit.routers.static_answers import Routing
-from flextron_lit.routers.trained import TrainedSurrogate, read_routers
-from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
 from flextron_lit.stages import ElasticTraining, JointTuning, Remeasuring, StaticRouterTraining, SurrogateTraining
 from tests import options
 from tests.front_door import in_own_process
@@ -127,7 +126,7 @@ def tuned(routed, tmp_path_factory):
 
 
 def router_for(folder, cost, space):
-    return next(router for router in read_routers(folder, space) if router.table.name == cost)
+    return next(router for router in TrainedRouter.read_all(folder, space) if router.table.name == cost)
 
 
 # --- gradients --------------------------------------------------------------------------------------------------
@@ -274,13 +273,13 @@ def routed_by_token(routed, tmp_path_factory):
     space, table = backbone.space, dynamic_table(backbone, "flops", Workload())
     knots = torch.linspace(table.smallest_ratio, 1.0, 3)
     router = DynamicRouter(space, backbone.model.config.hidden_size, knots)
-    features = torch.ones(len(space), router.hidden_size)
+    features = torch.ones(len(space), router.weight.shape[-1])
     router.start([space.smallest(), space.uniform(0.5, 0.5), space.full()], space, 0 * features, features)
     with torch.no_grad():
         router.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(options.seed(0)))
     prices = Prices(tuple(Priced(budget, 0.0, budget, 9.0) for budget in (0.7, 0.8, 0.9)))
     folder = tmp_path_factory.mktemp("dynamic") / "flextron"
-    trained = TrainedDynamicRouter(router, table, prices, {"bias_learning_rate": 5.0})
+    trained = TrainedDynamicRouter(router, table, prices, settings={"bias_learning_rate": 5.0})
     checkpoint.extend(routed, folder, files=trained.files())
     return folder
 
@@ -315,8 +314,8 @@ def test_a_dynamic_router_gets_new_prices(routed_by_token, tmp_path):
     assert [row["step"] for row in table(tmp_path) if row["sub_network"] == "dynamic0.90"] == [0, 6]
     folder = tmp_path / "flextron"
     space = module.backbone.space
-    (before,), (after,) = (read_dynamic_routers(each, space) for each in (routed_by_token, folder))
-    assert (after.stale, {router.stale for router in read_routers(folder, space)}) == (None, {"JointTuning"})
+    (before,), (after,) = (TrainedDynamicRouter.read_all(each, space) for each in (routed_by_token, folder))
+    assert (after.stale, {router.stale for router in TrainedRouter.read_all(folder, space)}) == (None, {"JointTuning"})
     # so that the next stage lets the biases learn as fast
     assert after.settings["bias_learning_rate"] == 5.0
     batches = batches_of(module.text_to_measure_on(SMALL.tokens, SMALL.block_size), SMALL.batch_size)
@@ -340,8 +339,8 @@ def test_both_routers_are_tuned_at_once_and_neither_is_stale(routed_by_token, tm
         assert any(not torch.equal(p, kept.weights[n]) for n, p in module.routers[index].named_parameters())
     assert {"routed0.90", "dynamic0.90"} <= {row["sub_network"] for row in table(tmp_path)}
     folder, space = tmp_path / "flextron", module.backbone.space
-    assert [router.stale for router in read_dynamic_routers(folder, space)] == [None]
-    assert {router.table.name: router.stale for router in read_routers(folder, space)} == {
+    assert [router.stale for router in TrainedDynamicRouter.read_all(folder, space)] == [None]
+    assert {router.table.name: router.stale for router in TrainedRouter.read_all(folder, space)} == {
         "flops": None,
         "parameters": "JointTuning",
     }
@@ -353,7 +352,7 @@ def test_both_routers_are_tuned_at_once_and_neither_is_stale(routed_by_token, tm
 def test_what_was_not_tuned_is_stale_and_says_so(routed, tuned):
     space = checkpoint.read(tuned).space
     assert TrainedSurrogate.read(tuned, space).stale == "JointTuning"
-    assert {router.table.name: router.stale for router in read_routers(tuned, space)} == {
+    assert {router.table.name: router.stale for router in TrainedRouter.read_all(tuned, space)} == {
         "parameters": None,
         "flops": "JointTuning",
     }
@@ -394,7 +393,7 @@ def test_a_fresh_surrogate_leaves_the_tuned_router_and_drops_the_stale_one(tuned
     fit(module, tmp_path, callbacks.FlextronCheckpointWriter(), steps=2)
     space = checkpoint.read(tuned).space
     assert TrainedSurrogate.read(tmp_path / "flextron", space).stale is None
-    (kept,) = read_routers(tmp_path / "flextron", space)
+    (kept,) = TrainedRouter.read_all(tmp_path / "flextron", space)
     assert kept.ladder == router_for(tuned, "parameters", space).ladder
 
 
@@ -404,10 +403,10 @@ def test_elastic_training_makes_everything_stale_and_joint_tuning_mends_what_it_
     fit(module, tmp_path, callbacks.BudgetSampling(), callbacks.FlextronCheckpointWriter())
     folder = tmp_path / "flextron"
     assert TrainedSurrogate.read(folder, space).stale == "JointTuning"
-    stale = {router.table.name: router.stale for router in read_routers(folder, space)}
+    stale = {router.table.name: router.stale for router in TrainedRouter.read_all(folder, space)}
     assert stale == {"parameters": "ElasticTraining", "flops": "JointTuning"}
     again = tuned_folder(folder, tmp_path / "again", steps=1, cost="flops")
-    stale = {router.table.name: router.stale for router in read_routers(again, space)}
+    stale = {router.table.name: router.stale for router in TrainedRouter.read_all(again, space)}
     assert stale == {"parameters": "ElasticTraining", "flops": None}
 
 

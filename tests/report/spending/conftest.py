@@ -27,9 +27,7 @@ def static(tmp_path_factory):
     checkpoint.write(folder / "elastic", stage.backbone, stage.tokenizer, order=stage.order, history=[])
     space, table = stage.backbone.space, COUNTED["flops"](stage.backbone, Workload())
     rungs = [Rung(table.cost(sub), loss, sub) for sub, loss in ((space.smallest(), 6.0), (space.full(), 5.0))]
-    router = TrainedRouter(
-        StaticRouter(space, 4, torch.Generator().manual_seed(seed(0))), table, Ladder(tuple(rungs)), {}
-    )
+    router = TrainedRouter(StaticRouter(space, 4, torch.Generator().manual_seed(seed(0))), table, Ladder(tuple(rungs)))
     checkpoint.extend(folder / "elastic", folder / "flextron", files=router.files())
     return folder / "flextron"
 

@@ -1,7 +1,7 @@
 import torch
 
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.routers.scale import InputScale
+from flextron_lit.routers.dynamic import InputScale
 from tests.conftest import SPACE, make_llama
 
 

@@ -13,9 +13,8 @@ from flextron_lit.callbacks.tensorboard import LAYOUT
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.costs import COUNTED, CostTable, Workload
 from flextron_lit.costs.budget import Limit
-from flextron_lit.routers.static_answers import Routing
-from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
-from flextron_lit.routers.trained_dynamic import read_dynamic_routers
+from flextron_lit.routers.from_budget import Routing
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, in_own_process, run, succeed
 from tests.runs import compared_by, equal, logged, pictures, table, weights
@@ -145,11 +144,12 @@ def test_the_later_stages_add_a_dynamic_router_and_tune_the_network(piped):
     assert equal(weights(static), weights(dynamic))
     assert not equal(weights(dynamic), weights(joint))
     space = checkpoint.read(joint / "flextron").space
-    (router,), (later,) = (read_dynamic_routers(each / "flextron", space) for each in (dynamic, joint))
+    (router,), (later,) = (TrainedDynamicRouter.read_all(each / "flextron", space) for each in (dynamic, joint))
     assert router.stale is None
     # both were tuned with the network
     assert later.stale is None
-    assert all(router.ladder.measured and not router.stale for router in read_routers(joint / "flextron", space))
+    tuned = TrainedRouter.read_all(joint / "flextron", space)
+    assert all(router.ladder.measured and not router.stale for router in tuned)
     assert (dynamic / "compute.html").stat().st_size > 1000
     assert [row["stage"] for row in checkpoint.read(joint / "flextron").history[-2:]] == [
         "DynamicRouterTraining",
@@ -162,7 +162,7 @@ def test_select_looks_up_what_the_router_was_trained_for(routed, loaded):
     assert found["how"] == "a look-up in the ladder of the router for flops"
     assert found["costs"]["flops"]["ratio"] <= 0.5
     assert found["loss"] is None
-    rung = read_routers(routed / "flextron", loaded.backbone.space)[0].ladder.at(
+    rung = TrainedRouter.read_all(routed / "flextron", loaded.backbone.space)[0].ladder.at(
         0.5 * found["costs"]["flops"]["cost"] / found["costs"]["flops"]["ratio"]
     )
     assert (rung.loss, rung.sub_network.to_json()) == (found["predicted_loss"], found["sub_network"])
@@ -344,9 +344,9 @@ def test_two_ranks_share_the_measuring_and_end_like_one(piped, tmp_path):
     one, two = (TrainedSurrogate.read(tmp_path / name / "flextron", space).pairs for name in ("one", "two"))
     assert torch.equal(one.choices, two.choices)
     assert torch.allclose(one.losses, two.losses, atol=1e-5)
-    routers = [read_routers(tmp_path / name / "flextron", space)[0] for name in ("one", "two")]
+    routers = [TrainedRouter.read_all(tmp_path / name / "flextron", space)[0] for name in ("one", "two")]
     budgets = torch.linspace(0.2, 1, 9)
     logits = [router.network(budgets).nan_to_num(neginf=0) for router in routers]
     assert torch.allclose(*logits, atol=1e-3)
-    untrained = read_routers(reference / "flextron", space)[0].network(budgets).nan_to_num(neginf=0)
+    untrained = TrainedRouter.read_all(reference / "flextron", space)[0].network(budgets).nan_to_num(neginf=0)
     assert not torch.allclose(logits[0], untrained, atol=1e-1)

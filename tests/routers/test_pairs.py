@@ -1,6 +1,6 @@
 import torch
 
-from flextron_lit.routers.memory import Memory
+from flextron_lit.routers.pairs import Memory
 from tests.options import seed
 
 

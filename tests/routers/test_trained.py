@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from flextron_lit.routers.pricing import Priced, Prices
-from flextron_lit.routers.trained import read_routers
-from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter, read_dynamic_routers
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import SpaceConfig, resolve
 from tests.routers.test_dynamic import SPACE, TABLE, choices, hidden, random_router
 
@@ -13,7 +12,7 @@ PRICES = Prices((Priced(0.3, 0.5, 0.3, 4.0), Priced(0.9, -0.25, 0.9, 3.0)))
 
 
 def trained():
-    return TrainedDynamicRouter(random_router(), TABLE, PRICES, {"guidance": "token", "steps": 3})
+    return TrainedDynamicRouter(random_router(), TABLE, PRICES, settings={"guidance": "token", "steps": 3})
 
 
 def written(folder, router=None):
@@ -29,7 +28,7 @@ def test_what_is_stored_comes_back(tmp_path):
     router = trained()
     path = written(tmp_path, router)
     assert path.stem == router.name == f"dynamic-units-{TABLE.sha256[:8]}"
-    (again,) = read_dynamic_routers(tmp_path, SPACE)
+    (again,) = TrainedDynamicRouter.read_all(tmp_path, SPACE)
     assert (again.table, again.prices, again.settings) == (TABLE, PRICES, router.settings)
     for name, tensor in router.network.state_dict().items():
         assert torch.equal(again.network.state_dict()[name], tensor), name
@@ -40,9 +39,9 @@ def test_what_is_stored_comes_back(tmp_path):
 
 def test_a_static_router_beside_it_is_another(tmp_path):
     written(tmp_path)
-    assert read_routers(tmp_path, SPACE) == []
-    assert len(read_dynamic_routers(tmp_path, SPACE)) == 1
-    assert read_dynamic_routers(tmp_path / "elsewhere", SPACE) == []
+    assert TrainedRouter.read_all(tmp_path, SPACE) == []
+    assert len(TrainedDynamicRouter.read_all(tmp_path, SPACE)) == 1
+    assert TrainedDynamicRouter.read_all(tmp_path / "elsewhere", SPACE) == []
 
 
 def test_its_policy_has_the_price_of_its_budget():
@@ -60,7 +59,7 @@ def test_it_is_stale_since_the_first_stage_that_changed_the_network(tmp_path):
     marked = trained().stale_since("JointTuning").stale_since("ElasticTraining")
     assert marked.stale == "JointTuning"
     written(tmp_path, marked)
-    (again,) = read_dynamic_routers(tmp_path, SPACE)
+    (again,) = TrainedDynamicRouter.read_all(tmp_path, SPACE)
     assert again.stale == "JointTuning"
 
 
@@ -93,7 +92,7 @@ def test_damage_is_one_clear_error(damage, tmp_path):
     TrainedDynamicRouter.read(path, SPACE)
     spoil(path)
     with pytest.raises(ValueError, match=message) as error:
-        read_dynamic_routers(tmp_path, SPACE)
+        TrainedDynamicRouter.read_all(tmp_path, SPACE)
     assert str(path) in str(error.value)
 
 

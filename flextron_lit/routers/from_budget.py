@@ -1,21 +1,31 @@
-"""Answers to budgets from what a Flextron checkpoint holds, without measuring anything."""
+"""From a budget to an answer: by what a Flextron checkpoint holds, without measuring anything.
+
+Static routers and the surrogate answer with a sub-network for all tokens, dynamic routers with what chooses for every
+token.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flextron_lit.costs.budget import Limit, Limits, meets, parse_budget
+from flextron_lit.costs.dynamic import refuse_constant
 from flextron_lit.costs.table import CostTable
+from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.routers.decoding import Bound, decode
+from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.search import fit
 from flextron_lit.routers.staleness import stale_note
-from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate, read_routers
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
 from flextron_lit.space import ElasticSpace, SubNetwork
 
+Budget = str | float
 STARTS = 16
 
 
@@ -50,10 +60,10 @@ class Routing:
         Raises:
             ValueError: if a file is damaged, or belongs to another space.
         """
-        routers = {router.table.sha256: router for router in read_routers(folder, space)}
+        routers = {router.table.sha256: router for router in TrainedRouter.read_all(folder, space)}
         return cls(space, tables, routers, TrainedSurrogate.read(folder, space))
 
-    def parse(self, budget: str | float) -> list[Limit]:
+    def parse(self, budget: Budget) -> list[Limit]:
         """Read a budget; a ratio without a name is of the one cost that there is a router for.
 
         Raises:
@@ -122,3 +132,108 @@ def _look_up(router: TrainedRouter) -> str:
 
 def _warned(what: str, stale: str | None) -> str:
     return f"; {stale_note(f'this {what}', stale)}" if stale else ""
+
+
+@dataclass(frozen=True)
+class DynamicRouting:
+    """The dynamic routers of a checkpoint."""
+
+    routers: Mapping[str, TrainedDynamicRouter]
+    """By the name of the cost that each was trained for."""
+
+    @classmethod
+    def read(cls, folder: Path, space: ElasticSpace) -> DynamicRouting:
+        """What a Flextron checkpoint holds.
+
+        Raises:
+            ValueError: if it has no dynamic router, or several for one cost, or a file is damaged.
+        """
+        routers: dict[str, TrainedDynamicRouter] = {}
+        for router in TrainedDynamicRouter.read_all(folder, space):
+            if router.table.name in routers:
+                raise ValueError(
+                    f"{folder} holds several dynamic routers for {router.table.name}, of different cost tables "
+                    f"({routers[router.table.name].name}, {router.name}); delete the files of those not meant for here"
+                )
+            routers[router.table.name] = router
+        if not routers:
+            raise ValueError(
+                f"{folder} holds no dynamic router: train one (configs/stages/dynamic_router.yaml), or set a static "
+                "budget"
+            )
+        return cls(routers)
+
+    def answer(self, budgets: Budget | Sequence[Budget], backbone: ElasticBackbone) -> SubNetwork | DynamicPolicy:
+        """What to make active for a budget, or for one budget a sequence of the batch.
+
+        Args:
+            budgets: ratios of the full network's cost (0.7), or as on the command line, with one limit each:
+                `flops=0.7`, `prefill=300ms`.
+            backbone: where it will run.
+
+        Returns:
+            The full network if one budget is asked for and it meets it, else what chooses for every token.
+
+        Warns:
+            UserWarning: if the network has changed since the router was trained.
+
+        Raises:
+            ValueError: if a budget cannot be read or met, or is of a cost that no choice of a dynamic router changes.
+        """
+        each = isinstance(budgets, Sequence) and not isinstance(budgets, str)
+        asked: Sequence[Any] = budgets if each else [budgets]  # type: ignore[assignment]
+        limits = [self._limit(budget) for budget in asked]
+        names = {limit.table.name for limit in limits}
+        if len(names) > 1:
+            raise ValueError(f"the budgets of one batch must be of one cost, not of {', '.join(sorted(names))}")
+        if not each and limits[0].loose:
+            return backbone.space.full()
+        router = self.routers[names.pop()]
+        if router.stale:
+            warnings.warn(stale_note(f"the dynamic router for {router.table.name}", router.stale), stacklevel=2)
+        ratios = [limit.value / limit.table.full for limit in limits]
+        return router.policy(ratios, device=backbone.model.device, dtype=backbone.model.dtype)
+
+    def _limit(self, budget: Budget) -> Limit:
+        tables = {name: router.table for name, router in self.routers.items()}
+        name = str(budget).partition("=")[0].rstrip("< ")
+        refuse_constant(name)
+        limits = parse_budget(str(budget), tables, next(iter(tables)) if len(tables) == 1 else None)
+        if len(limits) > 1:
+            raise ValueError(f"a dynamic router keeps one limit, not {len(limits)}: {budget}")
+        return limits[0]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `select` answers."""
+
+    budget: str
+    sub_network: SubNetwork
+    how: str
+    """The search, and what it went by."""
+    loss: float | None
+    """Measured, in nats per token; None where nothing was measured."""
+    predicted: float | None = None
+    """Predicted by the surrogate, in nats per token; None where it was not asked."""
+    calibrated: float | None = None
+    """Measured when the router's ladder was made, in nats per token; None where its losses are predicted."""
+
+
+def to_json(selection: Selection, space: ElasticSpace, tables: Mapping[str, CostTable]) -> dict[str, Any]:
+    """An answer, for scripts."""
+    sub_network = selection.sub_network
+    widths = zip(space.blocks, space.widths(sub_network), strict=True)
+    return {
+        "budget": selection.budget,
+        "how": selection.how,
+        "loss": selection.loss,
+        "predicted_loss": selection.predicted,
+        "calibration_loss": selection.calibrated,
+        "sub_network": sub_network.to_json(),
+        "widths": {block.name: width for block, width in widths},
+        "costs": {
+            name: {"cost": table.cost(sub_network), "unit": table.unit, "ratio": table.ratio(sub_network)}
+            for name, table in tables.items()
+        },
+    }
