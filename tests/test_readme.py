@@ -22,7 +22,7 @@ from tests.stages.routers import fit
 
 README = (ROOT / "README.md").read_text()
 ELSEWHERE = {
-    "python main.py pipeline -c configs/debug_pipeline.yaml": "tests/routers/test_static_answers.py",
+    "python main.py pipeline -c configs/debug_pipeline.yaml": "tests/routers/test_from_budget.py",
     "python main.py pipeline -c configs/quickstart.yaml --checkpoint ./my-model --text my-text.txt "
     "--run_folder runs/mine": "tests/commands/test_pipeline.py",
     # what it resolves to is tested; it would fetch models and texts

@@ -81,8 +81,7 @@ class LatencyTable:
     @property
     def execution(self) -> Execution:
         """How the network ran."""
-        execution: Execution = self.conditions.get("execution", "static")
-        return execution
+        return self.conditions.get("execution", "static")
 
     @property
     def file_name(self) -> str:

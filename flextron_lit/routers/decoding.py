@@ -9,20 +9,17 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from flextron_lit.costs import CostTable
-from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.space import ElasticSpace
 
-Predict = Callable[[Tensor], Tensor]
-"""One-hot choices [..., 2L, N] to what is to be small, [...]; what knows single changes is asked for them directly."""
 ROWS_AT_ONCE = 2**14
 PAIRS_AT_ONCE = 2**22
 PROMISING = 256
@@ -30,6 +27,18 @@ PROMISING = 256
 LEAST_GAIN = 1e-4
 """Below it a predicted gain may be rounding, and two changes could take turns for ever."""
 ROUNDING = 1e-12
+
+
+class Predict(Protocol):
+    """What is to be small: a surrogate's prediction, for one."""
+
+    def __call__(self, one_hot: Tensor, /) -> Tensor:
+        """Choices [..., 2L, N] to what is to be small, [...]."""
+        ...
+
+    def after_changes(self, choices: Tensor) -> Tensor:
+        """The same after every change of a single block, [R, 2L] to [R, 2L, N]: cheaper than each by itself."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -194,20 +203,6 @@ def _excess_after(choices: Tensor, bounds: Sequence[Bound]) -> Tensor:
 def _gains(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:
     """By how much every single change lowers what is predicted, [R, 2L, N]; choices that do not exist mean nothing."""
     at_once = max(1, ROWS_AT_ONCE // (choices.shape[1] * num_choices))
-    if isinstance(predict, Surrogate | Additive):
-        after_changes = predict.after_changes
-    else:
-        after_changes = partial(_changed, num_choices=num_choices, predict=predict)
     now = predict(F.one_hot(choices, num_choices).float()).double()
-    after = [after_changes(part).double() for part in choices.split(at_once)]
+    after = [predict.after_changes(part).double() for part in choices.split(at_once)]
     return now[:, None, None] - torch.cat(after)
-
-
-def _changed(choices: Tensor, num_choices: int, predict: Predict) -> Tensor:
-    """Predictions for all single changes, [R, 2L, N]."""
-    blocks = choices.shape[1]
-    now = F.one_hot(choices, num_choices).float()
-    every = now[:, None, None].repeat(1, blocks, num_choices, 1, 1)  # [R, changed block, its choice, 2L, N]
-    block = torch.arange(blocks)
-    every[:, block, :, block] = torch.eye(num_choices)
-    return predict(every)

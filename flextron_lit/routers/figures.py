@@ -27,17 +27,14 @@ def predicted_against_observed(
 def widths_against_budget(ladder: Ladder, space: ElasticSpace, table: CostTable) -> Figure:
     """Heat maps of the width that every layer gets for each budget, a panel a kind of block."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    layers = sorted({block.layer for block in space.blocks})
+    widths = [space.widths(rung.sub_network) for rung in ladder.rungs]
     ratios = [rung.cost / table.full for rung in ladder.rungs]
     for kind, axes in zip(KINDS, figure.subplots(1, len(KINDS)), strict=True):
-        rows = [[0.0] * len(ladder.rungs) for _ in layers]
-        for column, rung in enumerate(ladder.rungs):
-            for block, width in zip(space.blocks, space.widths(rung.sub_network), strict=True):
-                if block.kind == kind:
-                    rows[layers.index(block.layer)][column] = width / block.full
+        of_kind = [(index, block) for index, block in enumerate(space.blocks) if block.kind == kind]
+        rows = [[chosen[index] / block.full for chosen in widths] for index, block in of_kind]
         # rungs are not evenly spaced in cost: each column ends where the next one begins
         edges = [*ratios, ratios[-1] + 0.01]
-        drawn = axes.pcolormesh(edges, [*layers, layers[-1] + 1], rows, vmin=0, vmax=1, cmap="viridis")
+        drawn = axes.pcolormesh(edges, range(len(rows) + 1), rows, vmin=0, vmax=1, cmap="viridis")
         axes.set(xlabel=f"budget (share of the full network's {table.name})", ylabel="layer", title=f"width of {kind}")
         axes.invert_yaxis()
     figure.colorbar(drawn, ax=figure.axes, label="share of the full width")

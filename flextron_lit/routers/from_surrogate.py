@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from flextron_lit.costs import sampling
 from flextron_lit.costs.table import CostTable
@@ -43,15 +42,13 @@ def train_router(
     optimizer = torch.optim.Adam(router.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    def loss(step: int) -> Tensor:
+    for step in progress(range(steps), f"training a router for {table.name} from the surrogate"):
         budgets = torch.tensor(sampling.budgets(table.smallest_ratio, BUDGETS_A_STEP, generator))
         routed = route(router, budgets, generator, temperature.at(step / steps))
         predicted = (network(routed.probabilities) - network.centre) / network.scale
-        return predicted.mean() + penalty.of(routed.ratios(table), routed.budgets)
-
-    for step in progress(range(steps), f"training a router for {table.name} from the surrogate"):
+        loss = predicted.mean() + penalty.of(routed.ratios(table), routed.budgets)
         optimizer.zero_grad()
-        loss(step).backward()
+        loss.backward()
         optimizer.step()
         schedule.step()
     ladder = build_ladder(router, space, table, network, to_nats=surrogate.to_nats, full_loss=surrogate.full_loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 
 class Gate:
@@ -56,14 +57,12 @@ class Gate:
         variance = sum((o - mean) ** 2 for o in observed)
         return sum((p - o) ** 2 for p, o in self.recent) / max(variance, 1e-12)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {"recent": [list(pair) for pair in self.recent], "open": self.open}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        recent = state["recent"]
-        assert isinstance(recent, list)
         self.recent.clear()
-        self.recent.extend((p, o) for p, o in recent)
-        self.open = bool(state["open"])
+        self.recent.extend(map(tuple, state["recent"]))
+        self.open = state["open"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -89,9 +89,8 @@ def build_ladder(
     table: CostTable,
     predict: Predict,
     *,
-    to_nats: Predict,
+    to_nats: Callable[[Tensor], Tensor],
     full_loss: float,
-    budgets: int = BUDGETS,
 ) -> Ladder:
     """Decode a router's answers to evenly spaced budgets.
 
@@ -102,9 +101,8 @@ def build_ladder(
         predict: the surrogate, on its own scale.
         to_nats: from that scale to a loss in nats per token.
         full_loss: the full network's, which needs no prediction.
-        budgets: how many.
     """
-    ratios = torch.linspace(table.smallest_ratio, 1.0, budgets, dtype=torch.float64)
+    ratios = torch.linspace(table.smallest_ratio, 1.0, BUDGETS, dtype=torch.float64)
     choices = router(ratios.float()).argmax(-1)
     choices, feasible = decode(space, choices, [Bound(table, ratios * table.full)], predict)
     assert feasible.all(), "one bound can always be met by narrowing"

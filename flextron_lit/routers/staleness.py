@@ -7,10 +7,8 @@ from pathlib import Path
 from flextron_lit.routers.trained import SURROGATE, TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
 from flextron_lit.space import ElasticSpace
 
-AnyRouter = TrainedRouter | TrainedDynamicRouter
 
-
-def all_routers(folder: Path, space: ElasticSpace) -> list[AnyRouter]:
+def all_routers(folder: Path, space: ElasticSpace) -> list[TrainedRouter | TrainedDynamicRouter]:
     """The static and dynamic routers of a Flextron checkpoint.
 
     Raises:

@@ -37,6 +37,8 @@ META = "flextron"
 STALE = "stale_since"
 """In the settings: the first stage that changed the network after losses of it were measured or predicted."""
 
+Weights = Mapping[str, Tensor]
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -140,9 +142,7 @@ class KeptRouter(Kept, ABC):
 
     @classmethod
     @abstractmethod
-    def made(
-        cls, about: Mapping[str, Any], table: CostTable, weights: Mapping[str, Tensor], space: ElasticSpace
-    ) -> Self:
+    def made(cls, about: Mapping[str, Any], table: CostTable, weights: Weights, space: ElasticSpace) -> Self:
         """From what its files hold."""
 
     @property
@@ -202,9 +202,7 @@ class TrainedRouter(KeptRouter):
         return {"losses": "measured" if self.ladder.measured else "predicted", "ladder": self.ladder.to_json()}
 
     @classmethod
-    def made(
-        cls, about: Mapping[str, Any], table: CostTable, weights: Mapping[str, Tensor], space: ElasticSpace
-    ) -> TrainedRouter:
+    def made(cls, about: Mapping[str, Any], table: CostTable, weights: Weights, space: ElasticSpace) -> Self:
         """From what its files hold."""
         ladder = Ladder.from_json(about["ladder"], measured=about.get("losses") == "measured")
         for rung in ladder.rungs:
@@ -238,9 +236,7 @@ class TrainedDynamicRouter(KeptRouter):
         return {"prices": self.prices.to_json()}
 
     @classmethod
-    def made(
-        cls, about: Mapping[str, Any], table: CostTable, weights: Mapping[str, Tensor], space: ElasticSpace
-    ) -> TrainedDynamicRouter:
+    def made(cls, about: Mapping[str, Any], table: CostTable, weights: Weights, space: ElasticSpace) -> Self:
         """From what its files hold."""
         network = DynamicRouter(space, weights["weight"].shape[-1], weights["budgets"])
         network.load_state_dict(weights)
@@ -252,5 +248,5 @@ def name_of(kind: str, table: CostTable) -> str:
     return f"{kind}-{table.name}-{table.sha256[:8]}"
 
 
-def _on_processor(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _on_processor(tensors: Weights) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
