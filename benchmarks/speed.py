@@ -26,8 +26,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from shapes import SMOLLM2_135M
 
-from flextron_lit.costs import Workload
-from flextron_lit.costs.counted import prefill_flops_table
+from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.latency.device import device_description
 
@@ -132,7 +131,7 @@ def variants(tokens: int) -> tuple[ElasticBackbone, dict[str, Variant]]:
 
 def flop_share(backbone: ElasticBackbone, tokens: int) -> float:
     """Work of a training pass of the half network relative to the full one: logits at every position."""
-    table = prefill_flops_table(backbone, Workload(prompt_tokens=tokens))
+    table = COUNTED["prefill_flops"](backbone, Workload(prompt_tokens=tokens))
     head = table.fixed * (tokens - 1)
     half = backbone.space.uniform(mlp=0.5, attention=0.67)
     return (table.cost(half) + head) / (table.full + head)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -19,23 +20,34 @@ def parameter_table(backbone: ElasticBackbone) -> CostTable:
     return CostTable("parameters", "parameters", total - sum(row[-1] for row in blocks), blocks)
 
 
-def prefill_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
-    """Floating-point operations of a prefill: matrix products with weights, and attention over all pairs of tokens.
+def pass_flops_table(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> CostTable:
+    """Floating-point operations of a prefill, or of a decode step, the mean over the steps.
 
-    Two a multiplication, as torch's counter counts them: masked pairs count, the products that make the rotary
-    positions (under 0.01 %) and everything elementwise do not.
+    Matrix products with weights, and attention over all pairs of tokens. Two a multiplication, as torch's counter
+    counts them: masked pairs count, the products that make the rotary positions (under 0.01 %) and everything
+    elementwise do not.
     """
-    return _flops_table(backbone, workload, "prefill")
+    batch, tokens = workload.batch_size, workload.tokens(phase)
 
+    def flops(elastic: ElasticBlock, width: int) -> float:
+        matrices = [(axis, tensor) for axis, tensor in elastic.tensors if tensor.dim() == 2]
+        weights = sum(axis.prefix_numel(tensor, width, elastic.block.full) for axis, tensor in matrices)
+        products = 2.0 * batch * tokens * weights
+        if elastic.block.kind == "mlp":
+            return products
+        # queries with keys, then their weights with the values
+        head_rows = width * elastic.heads_per_unit * elastic.head_dim
+        return products + 2 * 2.0 * batch * tokens * attended(workload, phase, elastic.window) * head_rows
 
-def decode_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
-    """Floating-point operations of one decode step, the mean over the steps; counted as for the prefill."""
-    return _flops_table(backbone, workload, "decode")
+    head = backbone.model.get_output_embeddings().weight
+    # logits are computed at the last position alone
+    return CostTable(f"{phase}_flops", "FLOPs", 2.0 * batch * head.numel(), _per_choice(backbone, flops))
 
 
 def flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
     """Floating-point operations of the whole request: one prefill and all decode steps."""
-    return weighted_sum("flops", [(n, _flops_table(backbone, workload, phase)) for phase, n in workload.phases.items()])
+    parts = [(count, pass_flops_table(backbone, workload, phase)) for phase, count in workload.phases.items()]
+    return weighted_sum("flops", parts)
 
 
 def kv_bytes_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
@@ -61,8 +73,8 @@ def memory_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
 COUNTED: dict[str, Callable[[ElasticBackbone, Workload], CostTable]] = {
     "parameters": lambda backbone, _: parameter_table(backbone),
     "flops": flops_table,
-    "prefill_flops": prefill_flops_table,
-    "decode_flops": decode_flops_table,
+    "prefill_flops": partial(pass_flops_table, phase="prefill"),
+    "decode_flops": partial(pass_flops_table, phase="decode"),
     "kv_bytes": kv_bytes_table,
     "memory": memory_table,
 }
@@ -96,21 +108,3 @@ def _parameters(elastic: ElasticBlock, width: int) -> float:
     carried = {axis.tensor: axis.prefix_numel(tensor, width, elastic.block.full) for axis, tensor in elastic.tensors}
     shared = sum(p.numel() for name, p in elastic.module.named_parameters() if name not in carried)
     return float(sum(carried.values()) + shared)
-
-
-def _flops_table(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> CostTable:
-    batch, tokens = workload.batch_size, workload.tokens(phase)
-
-    def flops(elastic: ElasticBlock, width: int) -> float:
-        matrices = [(axis, tensor) for axis, tensor in elastic.tensors if tensor.dim() == 2]
-        weights = sum(axis.prefix_numel(tensor, width, elastic.block.full) for axis, tensor in matrices)
-        products = 2.0 * batch * tokens * weights
-        if elastic.block.kind == "mlp":
-            return products
-        # queries with keys, then their weights with the values
-        head_rows = width * elastic.heads_per_unit * elastic.head_dim
-        return products + 2 * 2.0 * batch * tokens * attended(workload, phase, elastic.window) * head_rows
-
-    head = backbone.model.get_output_embeddings().weight
-    # logits are computed at the last position alone
-    return CostTable(f"{phase}_flops", "FLOPs", 2.0 * batch * head.numel(), _per_choice(backbone, flops))

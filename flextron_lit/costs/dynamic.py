@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from flextron_lit.costs.counted import COUNTED, attended
+from flextron_lit.costs.counted import COUNTED, attended, pass_flops_table
 from flextron_lit.costs.table import CostTable, weighted_sum
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
 
 
-def pass_flops_table(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> CostTable:
+def routed_pass_flops_table(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> CostTable:
     """Floating-point operations of a prefill or of a decode step, counted as for a sub-network.
 
     A token alone attends with its own width. Of several at once, attention over pairs runs over the groups of the
     widest: the full width, whatever most tokens take. It counts as fixed.
     """
-    static, tokens = COUNTED[f"{phase}_flops"](backbone, workload), workload.batch_size * workload.tokens(phase)
+    static, tokens = pass_flops_table(backbone, workload, phase), workload.batch_size * workload.tokens(phase)
     rows, fixed = [], static.fixed
     for elastic, row in zip(backbone.blocks, static.blocks, strict=True):
         widths = elastic.block.widths
@@ -45,16 +45,16 @@ def _for_all(elastic: ElasticBlock, width: int, tokens: int, context: float) -> 
     return products + 2 * 2.0 * tokens * context * key_rows * elastic.heads_per_unit
 
 
-def request_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
+def routed_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
     """Floating-point operations of the whole request: one prefill and all decode steps."""
-    parts = [(count, pass_flops_table(backbone, workload, phase)) for phase, count in workload.phases.items()]
+    parts = [(count, routed_pass_flops_table(backbone, workload, phase)) for phase, count in workload.phases.items()]
     return weighted_sum("flops", parts)
 
 
 DYNAMIC_COUNTED: dict[str, Callable[[ElasticBackbone, Workload], CostTable]] = {
-    "flops": request_flops_table,
-    "prefill_flops": partial(pass_flops_table, phase="prefill"),
-    "decode_flops": partial(pass_flops_table, phase="decode"),
+    "flops": routed_flops_table,
+    "prefill_flops": partial(routed_pass_flops_table, phase="prefill"),
+    "decode_flops": partial(routed_pass_flops_table, phase="decode"),
 }
 """Every counted cost that depends on what a dynamic router chooses, by the name of its table."""
 

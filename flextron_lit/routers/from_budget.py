@@ -85,8 +85,10 @@ class Routing:
             return Answer(self.space.full(), "the full network meets it", None)
         router = self.routers.get(limits[0].table.sha256) if len(limits) == 1 else None
         if router is not None:
-            rung = router.ladder.at(limits[0].value)
-            return Answer(rung.sub_network, _look_up(router), rung.loss, router.ladder.measured)
+            rung, measured = router.ladder.at(limits[0].value), router.ladder.measured
+            how = f"a look-up in the ladder of the router for {router.table.name}"
+            how += ", with losses that were measured" if measured else ""
+            return Answer(rung.sub_network, how + _warned("router", router.stale), rung.loss, measured)
         return None if self.surrogate is None else self._searched(limits, self.surrogate)
 
     def _searched(self, limits: Limits, surrogate: TrainedSurrogate) -> Answer:
@@ -122,12 +124,6 @@ class Routing:
                 f"the router for {name} was trained on another cost table; `python main.py reroute` trains one for this"
             )
         return f"no router was trained for {name}"
-
-
-def _look_up(router: TrainedRouter) -> str:
-    measured = ", with losses that were measured" if router.ladder.measured else ""
-    warned = _warned("router", router.stale)
-    return f"a look-up in the ladder of the router for {router.table.name}{measured}{warned}"
 
 
 def _warned(what: str, stale: str | None) -> str:

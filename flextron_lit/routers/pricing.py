@@ -106,32 +106,28 @@ def solve(mean_cost: Callable[[float], float], target: float, guess: float = 0.0
     Raises:
         ValueError: if no price reaches the target; the message names what was reached.
     """
-    found = mean_cost(guess)
-    if close(found, target):
-        return guess
-    ends = {found > target: (guess, found)}  # True: too dear, so the price has to rise
-    sign = 1 if found > target else -1
-    price = guess
-    while len(ends) < 2:
-        price += sign * step
+    ends: dict[bool, tuple[float, float]] = {}  # True: too dear, so the price has to rise
+
+    def meets(price: float) -> bool:
         found = mean_cost(price)
-        if close(found, target):
-            return price
         ends[found > target] = price, found
-        step *= 2
+        return abs(found - target) <= TOLERANCE * target
+
+    if meets(guess):
+        return guess
+    price, sign = guess, 1 if True in ends else -1
+    while len(ends) < 2:
         if step > LARGEST:
+            ((_, found),) = ends.values()
             raise ValueError(f"no price makes the dynamic router's mean cost {target:.3f}: the nearest is {found:.3f}")
+        price += sign * step
+        if meets(price):
+            return price
+        step *= 2
     for number in range(TRIES):
         (low, dear), (high, cheap) = ends[True], ends[False]
         share = 0.5 if number % 2 else min(max((dear - target) / (dear - cheap), EDGE), 1 - EDGE)
         price = low + share * (high - low)
-        found = mean_cost(price)
-        if close(found, target):
+        if meets(price):
             return price
-        ends[found > target] = price, found
     return ends[False][0]
-
-
-def close(found: float, target: float) -> bool:
-    """Whether a mean cost is near enough."""
-    return abs(found - target) <= TOLERANCE * target

@@ -149,10 +149,6 @@ def fit(space: ElasticSpace, sub_network: SubNetwork, limits: Limits, generator:
             return None
         block = wide[int(torch.randint(len(wide), (), generator=generator))]
         sub_network = sub_network.replace(block, sub_network.choices[block] - 1)
-    return _widened(space, sub_network, limits, generator)
-
-
-def _widened(space: ElasticSpace, sub_network: SubNetwork, limits: Limits, generator: torch.Generator) -> SubNetwork:
     grown = True
     while grown:
         grown = False

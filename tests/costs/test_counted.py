@@ -9,13 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from flextron_lit.costs import COUNTED, Workload, parameter_table, sampling
-from flextron_lit.costs.counted import (
-    decode_flops_table,
-    flops_table,
-    kv_bytes_table,
-    memory_table,
-    prefill_flops_table,
-)
+from flextron_lit.costs.counted import flops_table, kv_bytes_table, memory_table
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests.conftest import make_llama, space_for
@@ -67,7 +61,7 @@ def test_parameters_are_those_of_the_extracted_model(backbone, generator):
 
 
 def test_flops_are_those_that_torch_counts(backbone, generator):
-    prefill, decode = prefill_flops_table(backbone, WORKLOAD), decode_flops_table(backbone, WORKLOAD)
+    prefill, decode = COUNTED["prefill_flops"](backbone, WORKLOAD), COUNTED["decode_flops"](backbone, WORKLOAD)
     prompt = torch.ones(WORKLOAD.batch_size, WORKLOAD.prompt_tokens, dtype=torch.long)
     # the mean context is a whole number of tokens for an even number of generated ones
     before = int(WORKLOAD.decode_context) - 1
@@ -98,11 +92,11 @@ def test_kv_bytes_are_those_of_the_cache(backbone, generator):
 
 def test_a_request_is_a_prefill_and_its_decode_steps(backbone, generator):
     sub_network = backbone.space.random(generator)
-    prefill, decode = prefill_flops_table(backbone, WORKLOAD), decode_flops_table(backbone, WORKLOAD)
+    prefill, decode = COUNTED["prefill_flops"](backbone, WORKLOAD), COUNTED["decode_flops"](backbone, WORKLOAD)
     request = flops_table(backbone, WORKLOAD)
     assert request.cost(sub_network) == prefill.cost(sub_network) + 5 * decode.cost(sub_network)
     by_step = [
-        decode_flops_table(backbone, Workload(batch_size=2, prompt_tokens=context - 1, generated_tokens=2))
+        COUNTED["decode_flops"](backbone, Workload(batch_size=2, prompt_tokens=context - 1, generated_tokens=2))
         for context in range(18, 23)
     ]
     assert sum(step.cost(sub_network) for step in by_step) == pytest.approx(5 * decode.cost(sub_network))

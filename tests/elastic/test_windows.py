@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from flextron_lit.costs import Workload, dynamic_table
-from flextron_lit.costs.counted import decode_flops_table, kv_bytes_table
+from flextron_lit.costs import COUNTED, Workload, dynamic_table
+from flextron_lit.costs.counted import kv_bytes_table
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests.conftest import MODELS, elastic_pair, make_rotary, space_for
@@ -118,12 +118,12 @@ def test_a_long_request_costs_no_more_than_its_window(backbone):
     assert kv_bytes_table(backbone, short).blocks[2] == kv_bytes_table(backbone, short).blocks[0]
     # four steps that attend to 41 to 44 tokens, or to 8
     per_token = 2 * 2 * backbone.model.config.num_attention_heads * backbone.blocks[0].head_dim
-    decode = decode_flops_table(backbone, long)
+    decode = COUNTED["decode_flops"](backbone, long)
     assert decode.blocks[0][-1] - decode.blocks[2][-1] == pytest.approx(per_token * (42.5 - WINDOW))
-    assert decode_flops_table(backbone, short).blocks[0] != decode.blocks[0]
+    assert COUNTED["decode_flops"](backbone, short).blocks[0] != decode.blocks[0]
     assert dynamic_table(backbone, "decode_flops", long).full == decode.full
     # a window that fills up on the way: 4, 5, 6, 7, 8, 8 and 8 tokens
-    filling = decode_flops_table(backbone, Workload(prompt_tokens=3, generated_tokens=8))
+    filling = COUNTED["decode_flops"](backbone, Workload(prompt_tokens=3, generated_tokens=8))
     assert filling.blocks[0][-1] - filling.blocks[2][-1] == pytest.approx(per_token * (49 - 46) / 7)
     assert space.full().choices[2] == len(decode.blocks[2]) - 1
 
