@@ -102,18 +102,15 @@ def _limit(term: str, tables: Mapping[str, CostTable], ratio_of: str | None) -> 
     if not number:
         raise ValueError(f"the budget {term!r} must be above 0")
     meant, factor = UNITS[unit] if unit else (None, 1.0)
-    table = _table(term, ALIASES.get(name, name) or (None if meant else ratio_of), meant, tables)
+    if name is None:
+        name = MEANT[meant] if meant else ratio_of or ("latency" if "latency" in tables else "flops")
+    name = ALIASES.get(name, name)
+    if name not in tables:
+        hint = "; measure latencies with `python main.py profile`" if name in ("latency", "prefill", "decode") else ""
+        raise ValueError(f"the budget {term!r} is one of {name}, but known costs are {', '.join(tables)}{hint}")
+    table = tables[name]
     if meant is None:
         return Limit(table, number * table.full, term)
     if meant != table.unit:
         raise ValueError(f"the budget {term!r} is in {meant}, but {table.name} is counted in {table.unit}")
     return Limit(table, number * factor, term)
-
-
-def _table(term: str, name: str | None, unit: str | None, tables: Mapping[str, CostTable]) -> CostTable:
-    if name is None:
-        name = MEANT[unit] if unit else "latency" if "latency" in tables else "flops"
-    if name not in tables:
-        hint = "; measure latencies with `python main.py profile`" if name in ("latency", "prefill", "decode") else ""
-        raise ValueError(f"the budget {term!r} is one of {name}, but known costs are {', '.join(tables)}{hint}")
-    return tables[name]
