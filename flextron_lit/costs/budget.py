@@ -1,7 +1,5 @@
 """Budgets as people write them, and whether a sub-network meets one."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Costs that follow from the shapes alone: parameters, FLOPs, bytes of the KV cache (ours; the paper has latencies)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from statistics import fmean

@@ -4,8 +4,6 @@ A table is linear in the shares of the tokens that take each choice. Keys and va
 token, so they belong to the fixed part, with the routers' own products. Ratios are of the full network run statically.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """How sub-networks are drawn: small callables, each with its source."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 

@@ -1,11 +1,9 @@
 """The one form of every cost: a fixed part plus a number per block and choice."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -104,7 +102,7 @@ class CostTable:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CostTable:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
         blocks = tuple(tuple(map(float, row)) for row in data["blocks"])
         return cls(data["name"], data["unit"], float(data["fixed"]), blocks, data.get("reference"))

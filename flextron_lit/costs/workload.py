@@ -1,7 +1,5 @@
 """What a deployed model is asked to do: costs and latencies are those of one workload."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 

@@ -5,8 +5,6 @@ gives true ratios (ours). A width's cost follows from the network in which all b
 saves against the full one, divided by their number. So equal blocks are measured once, all of them together.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """What the device that runs is, in words."""
 
-from __future__ import annotations
-
 import os
 import platform
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where a command runs if nobody says."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

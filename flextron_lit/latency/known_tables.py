@@ -1,7 +1,5 @@
 """Every cost of a network by name: the counted ones, and the latencies that were measured."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

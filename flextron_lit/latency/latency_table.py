@@ -1,12 +1,10 @@
 """The latency table: what `costs/latency-*.json` holds, and whether it belongs to a device and a workload."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -128,7 +126,7 @@ class LatencyTable:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> LatencyTable:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
         phases: dict[Phase, PhaseLatency] = {}
         for name, phase in data["phases"].items():

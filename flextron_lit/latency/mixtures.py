@@ -1,7 +1,5 @@
 """Mixtures: which share of the tokens takes each choice of each block, and a policy that realises one (ours)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import ceil
 

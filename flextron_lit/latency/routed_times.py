@@ -6,8 +6,6 @@ sort the tokens of blocks that choose differently: a single block's time follows
 cannot be had alone (ours). The table counts as many blocks to sort as a trained router has.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

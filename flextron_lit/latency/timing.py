@@ -1,7 +1,5 @@
 """Times relative to a reference that is measured all along, so that the machine's drift cancels (ours)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, sqrt

@@ -1,7 +1,5 @@
 """Losses of a causal LM as pure functions; labels are in the Hugging Face convention (-100 is not predicted)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 

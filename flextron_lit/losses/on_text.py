@@ -1,7 +1,5 @@
 """The language loss of sub-networks on fixed text, measured forward only, and never twice."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

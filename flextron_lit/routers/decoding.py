@@ -7,8 +7,6 @@ other, while they do. Greedily: there are too many sub-networks to try, but all 
 once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """The dynamic router: from a token's hidden state and a budget to its width, block by block (paper)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

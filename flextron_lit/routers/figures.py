@@ -1,7 +1,5 @@
 """What surrogates and routers learned, as figures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure

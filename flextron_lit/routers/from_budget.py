@@ -4,13 +4,11 @@ Static routers and the surrogate answer with a sub-network for all tokens, dynam
 token.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -54,7 +52,7 @@ class Routing:
     surrogate: TrainedSurrogate | None
 
     @classmethod
-    def read(cls, folder: Path, space: ElasticSpace, tables: Mapping[str, CostTable]) -> Routing:
+    def read(cls, folder: Path, space: ElasticSpace, tables: Mapping[str, CostTable]) -> Self:
         """What a Flextron checkpoint holds.
 
         Raises:
@@ -138,7 +136,7 @@ class DynamicRouting:
     """By the name of the cost that each was trained for."""
 
     @classmethod
-    def read(cls, folder: Path, space: ElasticSpace) -> DynamicRouting:
+    def read(cls, folder: Path, space: ElasticSpace) -> Self:
         """What a Flextron checkpoint holds.
 
         Raises:

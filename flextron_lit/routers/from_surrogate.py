@@ -1,7 +1,5 @@
 """A router from a surrogate alone: seconds, and no LLM (ours; the stage does the same while it measures new pairs)."""
 
-from __future__ import annotations
-
 import torch
 
 from flextron_lit.costs import sampling

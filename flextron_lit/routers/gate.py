@@ -1,7 +1,5 @@
 """Whether a surrogate is good enough to train a router by (paper: routers move below an error threshold only)."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable
 from typing import Any

@@ -1,13 +1,11 @@
 """The ladder: what a router answers to about 200 budgets, kept, so that selecting is a look-up (ours)."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -59,7 +57,7 @@ class Ladder:
         return [{**vars(rung), "sub_network": rung.sub_network.to_json()} for rung in reversed(self.rungs)]
 
     @classmethod
-    def from_json(cls, rows: Sequence[dict[str, Any]], *, measured: bool = False) -> Ladder:
+    def from_json(cls, rows: Sequence[dict[str, Any]], *, measured: bool = False) -> Self:
         """Inverse of `to_json`."""
         rungs = [Rung(float(r["cost"]), float(r["loss"]), SubNetwork.from_json(r["sub_network"])) for r in rows]
         return cls(tuple(rungs[::-1]), measured)

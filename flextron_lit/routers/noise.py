@@ -1,7 +1,5 @@
 """Random hard choices with gradients: Gumbel-softmax, straight through (Jang et al. 2017; paper, router training)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """What a static router minimises: the loss that a guide predicts or measures, plus a penalty on the cost (paper)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

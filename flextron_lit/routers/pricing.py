@@ -6,12 +6,10 @@ for the logits to say. The price of a budget is found by bisection on a calibrat
 budgets it is interpolated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -67,7 +65,7 @@ class Prices:
         return [asdict(row) for row in self.rows]
 
     @classmethod
-    def from_json(cls, rows: Sequence[dict[str, Any]]) -> Prices:
+    def from_json(cls, rows: Sequence[dict[str, Any]]) -> Self:
         """Inverse of `to_json`."""
         return cls(tuple(Priced(**{name: float(value) for name, value in row.items()}) for row in rows))
 

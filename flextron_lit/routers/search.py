@@ -3,8 +3,6 @@
 Every search works on one interface: limits that no answer exceeds, and a score (a loss, lower is better) to minimise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -19,6 +17,8 @@ Score = Callable[[SubNetwork], float]
 Search = Literal["uniform", "random", "evolution"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
 TOURNAMENT = 3
+MUTATION = 0.1
+"""Chance of each block to draw a new choice."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,6 @@ def evolution(
     count: int,
     generator: torch.Generator,
     population: int = 12,
-    mutation: float = 0.1,
 ) -> Found:
     """Evolution as Once-for-All searches: winners of tournaments breed, the worst leaves.
 
@@ -90,7 +89,6 @@ def evolution(
         count: sub-networks to score.
         generator: source of all draws.
         population: how many live at once.
-        mutation: chance of each block to draw a new choice.
 
     Raises:
         ValueError: if no feasible sub-network was found.
@@ -103,7 +101,7 @@ def evolution(
     stale = 0
     while alive and len(scores) < count and stale < 10 * population:
         mother, father = (_winner(alive, scores, generator) for _ in range(2))
-        child = fit(space, _child(space, mother, father, mutation, generator), limits, generator)
+        child = fit(space, _child(space, mother, father, generator), limits, generator)
         stale = stale + 1 if child is None or child in scores else 0
         if child is not None and not stale:
             scores[child] = score(child)
@@ -128,13 +126,11 @@ def _winner(alive: list[SubNetwork], scores: Mapping[SubNetwork, float], generat
     return min((alive[i] for i in drawn), key=scores.__getitem__)
 
 
-def _child(
-    space: ElasticSpace, mother: SubNetwork, father: SubNetwork, mutation: float, generator: torch.Generator
-) -> SubNetwork:
+def _child(space: ElasticSpace, mother: SubNetwork, father: SubNetwork, generator: torch.Generator) -> SubNetwork:
     from_mother, mutated = torch.rand(2, len(space), generator=generator).tolist()
     fresh = space.random(generator).choices
     genes = zip(mother.choices, father.choices, fresh, from_mother, mutated, strict=True)
-    return SubNetwork(tuple(new if m < mutation else a if f < 0.5 else b for a, b, new, f, m in genes))
+    return SubNetwork(tuple(new if m < MUTATION else a if f < 0.5 else b for a, b, new, f, m in genes))
 
 
 def fit(space: ElasticSpace, sub_network: SubNetwork, limits: Limits, generator: torch.Generator) -> SubNetwork | None:

@@ -1,7 +1,5 @@
 """What becomes of surrogate and routers when the network changes that they were made for, or the surrogate itself."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from flextron_lit.routers.trained import SURROGATE, TrainedDynamicRouter, TrainedRouter, TrainedSurrogate

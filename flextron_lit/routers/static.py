@@ -1,7 +1,5 @@
 """The static router: from a budget to a choice for every block (paper, static routers)."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

@@ -1,7 +1,5 @@
 """Surrogates: predict language losses from choices, so that a router learns without running the network."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal, get_args
 

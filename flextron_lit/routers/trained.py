@@ -7,8 +7,6 @@ routers/<kind>-<cost>-<hash of its cost table>.safetensors      weights
 ```
 """
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -104,7 +102,7 @@ class TrainedSurrogate(Kept):
         return save(_on_processor(tensors), {META: json.dumps(about)})
 
     @classmethod
-    def read(cls, folder: Path, space: ElasticSpace) -> TrainedSurrogate | None:
+    def read(cls, folder: Path, space: ElasticSpace) -> Self | None:
         """The surrogate of a Flextron checkpoint; None if it has none.
 
         Raises:
