@@ -12,8 +12,7 @@ from flextron_lit.generation.prompt import Inputs, encoded, room
 from flextron_lit.model import FlextronModel
 from flextron_lit.report.findings import Findings
 from flextron_lit.report.spending.shown_texts import texts_of
-from flextron_lit.routers.trained import TrainedRouter
-from flextron_lit.routers.trained_dynamic import TrainedDynamicRouter
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.stages.validation import FULL
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
 
