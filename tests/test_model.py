@@ -313,6 +313,6 @@ def test_importing_the_package_is_light_until_the_model_is_asked_for():
 def test_an_installation_holds_every_package():
     about = tomllib.loads((ROOT / "pyproject.toml").read_text())
     found = find_namespace_packages(str(ROOT), include=about["tool"]["setuptools"]["packages"]["find"]["include"])
-    sources = [path for top in ("flextron_lit", "callbacks") for path in (ROOT / top).rglob("*.py")]
-    assert {".".join(path.parent.relative_to(ROOT).parts) for path in sources} <= set(found)
-    assert {name.partition(".")[0] for name in found} == {"flextron_lit", "callbacks"}
+    sources = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "flextron_lit").rglob("*.py")}
+    assert {*sources, "flextron_lit.callbacks"} <= set(found)
+    assert {name.partition(".")[0] for name in found} == {"flextron_lit"}
