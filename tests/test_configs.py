@@ -70,10 +70,9 @@ def test_a_later_stage_resolves_on_the_checkpoint_of_the_one_before(files, monke
 def test_every_setting_of_a_stage_is_an_option_with_its_type_default_and_help(name, monkeypatch, capsys):
     """jsonargparse finds them in the dataclass that the constructor hands its keywords to."""
     stage = getattr(stages, name + ("Tuning" if name == "Joint" else "Training"))
-    settings = inspect.get_annotations(stage)["options"]
     monkeypatch.setenv("COLUMNS", "200")
     shown = printed_by(monkeypatch, capsys, "--model.help", f"flextron_lit.stages.{stage.__name__}")
-    for field in dataclasses.fields(getattr(sys.modules[stage.__module__], settings)):
+    for field in dataclasses.fields(inspect.get_annotations(stage)["options"]):
         if not dataclasses.is_dataclass(field.default):
             (found,) = re.findall(rf"^  --model\.{field.name}[ ,].*?(?=^  --|^$)", shown, re.MULTILINE | re.DOTALL)
             assert re.search(r"[a-z]{2}.*\(type: .*, default: ", " ".join(found.split())), found
