@@ -261,17 +261,14 @@ def measuring(backbone: ElasticBackbone, workload: Workload) -> Iterator[None]:
     Raises:
         ValueError: if the workload does not fit in memory, or takes more positions than the model has.
     """
-    model = backbone.model
-    positions = model.config.max_position_embeddings
+    positions = backbone.model.config.max_position_embeddings
     if workload.total_tokens > positions:
         raise ValueError(
             f"the workload takes {workload.total_tokens} positions, but the model has {positions}; "
             "lower prompt_tokens or generated_tokens"
         )
-    training = model.training
-    model.eval()
     try:
-        with set_torch_threads(workload.threads or torch.get_num_threads()):
+        with backbone.evaluating(), set_torch_threads(workload.threads or torch.get_num_threads()):
             yield
     except (RuntimeError, MemoryError) as error:
         # torch has an exception of its own for accelerators alone
@@ -281,5 +278,3 @@ def measuring(backbone: ElasticBackbone, workload: Workload) -> Iterator[None]:
             f"the workload does not fit in memory ({workload.batch_size} x {workload.prompt_tokens} tokens: {error}); "
             "lower batch_size or prompt_tokens"
         ) from error
-    finally:
-        model.train(training)
