@@ -26,9 +26,10 @@ from flextron_lit.routers.objective import CostPenalty, route
 from flextron_lit.routers.pricing import TOLERANCE, Priced, Prices
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
 from flextron_lit.stages import ElasticTraining, JointTuning, Remeasuring, StaticRouterTraining, SurrogateTraining
-from tests import options
+from tests import options, served
 from tests.front_door import in_own_process
 from tests.runs import table
+from tests.stages.prices import Solved
 from tests.stages.training import Gradients, stage, sum_of_losses, text
 
 BUDGETS = (0.45, 0.8)
@@ -173,22 +174,25 @@ def test_the_router_gets_the_gradients_of_the_text_and_of_the_cost(routed, tmp_p
     assert not equal(gradients(5, text_counts=False))
 
 
-def test_training_helps_what_the_router_chooses(routed, tmp_path):
-    """Against the same run with learning rates of 0: nothing then changes but the ladder, which is measured."""
-    means = {}
+def test_training_helps_what_the_router_chooses(tmp_path):
+    """Against the same run with learning rates of 0: nothing then changes but the ladder, which is measured.
+
+    Of random weights, which any training helps by far more than chance.
+    """
+    folder, means = served.write(tmp_path / "untrained", routers=(served.static_router,)), {}
     for rate in (0.0, 3e-3):
         module = tuning(
-            routed,
+            folder,
             optimizer=lambda params, rate=rate: torch.optim.AdamW(params, lr=rate, weight_decay=0.0),
             router_optimizer=lambda params, rate=rate: torch.optim.Adam(params, lr=rate),
         )
         fit(module, tmp_path, callbacks.BudgetSampling(k=1), steps=25)
         rungs = [module.ladder.at(budget * module.table.full) for budget in BUDGETS]
         means[rate] = sum(rung.loss for rung in rungs) / len(rungs)
-        before = router_for(routed, "parameters", module.backbone.space).network.state_dict()
+        before = router_for(folder, "parameters", module.backbone.space).network.state_dict()
         same = all(torch.equal(value, before[name]) for name, value in module.routers[0].state_dict().items())
         assert same == (rate == 0)
-    assert means[3e-3] < means[0.0] - 0.05
+    assert means[3e-3] < means[0.0] - 0.5
 
 
 def test_what_is_not_finite_in_the_router_stops_before_the_update(routed, tmp_path):
@@ -217,13 +221,14 @@ def test_the_losses_of_the_ladder_are_those_of_its_sub_networks(routed, tuned):
     series = candidates(router.network, loaded.backbone.space, router.table, earlier)
     chosen = worth_measuring(series, SMALL.candidates)
     rungs = [rung for rung in router.ladder.rungs if rung.sub_network in chosen]
-    assert 2 < len(rungs) < len(router.ladder.rungs)
+    # what lies between measured ones is no better than both, so both ends of the ladder were measured
+    assert {router.ladder.rungs[0], router.ladder.rungs[-1]} <= set(rungs)
     losses = {}
     for name, folder in (("tuned", tuned), ("before", routed)):
         measured = MeasuredLoss(load_elastic(str(folder)).backbone, batches)
         losses[name] = [measured(rung.sub_network) for rung in rungs]
     assert [rung.loss for rung in rungs] == pytest.approx(losses["tuned"], abs=1e-5)
-    assert [rung.loss for rung in rungs] != pytest.approx(losses["before"], abs=1e-2)
+    assert [rung.loss for rung in rungs] != pytest.approx(losses["before"], abs=1e-4)
     found = [rung.loss for rung in router.ladder.rungs]
     assert found == sorted(found, reverse=True)
     costs = [rung.cost for rung in router.ladder.rungs]
@@ -284,6 +289,19 @@ def routed_by_token(routed, tmp_path_factory):
     return folder
 
 
+class Unmoved(Callback):
+    """The router's map is 0, so that every token draws by its own noise, and no rounding of its state decides."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        with torch.no_grad():
+            pl_module.routers[0].weight.zero_()
+
+
+def apart(one, other):
+    """Of two lists of gradients, how far they are apart, against the first."""
+    return float((one - other).norm() / one.norm())
+
+
 def test_tokens_get_their_own_gradients_with_gates_as_in_groups(routed_by_token, tmp_path):
     gradients, router = {}, RouterGradients()
     for name, settings in {
@@ -294,27 +312,33 @@ def test_tokens_get_their_own_gradients_with_gates_as_in_groups(routed_by_token,
     }.items():
         module = tuning(routed_by_token, router="dynamic", cost="flops", **settings)
         kept, watched = Gradients(), RouterGradients()
-        fit(module, tmp_path, Budgets((0.75, 0.85)), kept, watched)
+        fit(module, tmp_path, Unmoved(), Budgets((0.75, 0.85)), kept, watched)
         gradients[name] = torch.cat([gradient.flatten() for gradient in kept.kept.values()])
         moved = [not torch.equal(p, watched.weights[n]) for n, p in module.routers[0].named_parameters()]
         assert moved == [module.options.train_router] * 2
         router = watched if name == "gates" else router
     for name in ("checkpointing", "groups"):
-        assert torch.allclose(gradients["gates"], gradients[name], rtol=1e-3, atol=1e-6)
-    assert not torch.allclose(gradients["gates"], gradients["other noise"], rtol=1e-1, atol=1e-3)
+        assert apart(gradients["gates"], gradients[name]) < 1e-4
+    assert apart(gradients["gates"], gradients["other noise"]) > 1e-2
     assert all(gradient.abs().sum() > 0 for gradient in router.kept.values())
 
 
-def test_a_dynamic_router_gets_new_prices(routed_by_token, tmp_path):
+def test_a_dynamic_router_gets_new_prices(routed_by_token, tmp_path, monkeypatch):
     settings = {"router": "dynamic", "cost": None}
-    module = tuning(routed_by_token, optimizer=lambda params: torch.optim.AdamW(params, lr=3e-3), **settings)
+    # at prices like these no logit keeps a token from the cheapest choice, so every budget is missed
+    (known,) = TrainedDynamicRouter.read_all(routed_by_token, checkpoint.read(routed_by_token).space)
+    wrong = Prices(tuple(dataclasses.replace(row, price=50.0) for row in known.prices.rows))
+    start = tmp_path / "start"
+    checkpoint.extend(routed_by_token, start, files=dataclasses.replace(known, prices=wrong).files())
+    solved = Solved(monkeypatch)
+    module = tuning(start, optimizer=lambda params: torch.optim.AdamW(params, lr=3e-3), **settings)
     validate = {"limit_val_batches": 1.0, "num_sanity_val_steps": -1, "val_check_interval": 6}
     callers = [callbacks.BudgetSampling(), callbacks.FlextronCheckpointWriter(), callbacks.ParetoReport()]
     fit(module, tmp_path, *callers, callbacks.RouterReport(), steps=6, check_val_every_n_epoch=None, **validate)
     assert [row["step"] for row in table(tmp_path) if row["sub_network"] == "dynamic0.90"] == [0, 6]
     folder = tmp_path / "flextron"
     space = module.backbone.space
-    (before,), (after,) = (TrainedDynamicRouter.read_all(each, space) for each in (routed_by_token, folder))
+    (before,), (after,) = (TrainedDynamicRouter.read_all(each, space) for each in (start, folder))
     assert (after.stale, {router.stale for router in TrainedRouter.read_all(folder, space)}) == (None, {"JointTuning"})
     # so that the next stage lets the biases learn as fast
     assert after.settings["bias_learning_rate"] == 5.0
@@ -322,10 +346,12 @@ def test_a_dynamic_router_gets_new_prices(routed_by_token, tmp_path):
     module.model.eval()
     for row in after.prices.rows:
         ratio, loss = module.run_policy(after.policy([row.budget]), batches)
-        assert ratio == pytest.approx(row.budget, rel=1.1 * TOLERANCE)
+        assert ratio <= (1 + TOLERANCE) * row.budget
         assert (ratio, loss) == pytest.approx((row.ratio, row.loss), abs=1e-5)
-    missed = [module.run_policy(before.policy([row.budget]), batches)[0] - row.budget for row in before.prices.rows]
-    assert max(map(abs, missed)) > 5 * TOLERANCE
+    solved.check(after.prices, after.table)
+    reached = [module.run_policy(before.policy([row.budget]), batches)[0] for row in before.prices.rows]
+    assert reached == pytest.approx([before.table.smallest_ratio] * len(reached))
+    assert max(reached) < (1 - 5 * TOLERANCE) * min(row.budget for row in before.prices.rows)
 
 
 def test_both_routers_are_tuned_at_once_and_neither_is_stale(routed_by_token, tmp_path):
