@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from flextron_lit.costs.table import CostTable
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 TRIES = 200
+ENUMERABLE = 2**14
+"""Sub-networks of a space that is small enough to be gone through."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,20 @@ def _fresh(
 ) -> SubNetwork:
     """The sub-network, or another near its cost that is not known yet; notes it as known."""
     ratio = table.ratio(drawn)
-    for attempt in range(TRIES):
+    small = space.num_sub_networks <= ENUMERABLE
+    for attempt in range(TRIES // 10 if small else TRIES):
         if drawn not in known:
             known.add(drawn)
             return drawn
         # near the ends few sub-networks have just that cost, so look further and further away
         wanted = ratio + (0.5 - float(torch.rand((), generator=generator))) * attempt / TRIES
         drawn = sampling.nearest_to_cost(space, table, min(max(wanted, 0.0), 1.0), generator, tries=1)
+    if small and len(known) < space.num_sub_networks:
+        # of a space that is nearly used up chance seldom finds the rest
+        every = (SubNetwork(each) for each in itertools.product(*(range(len(b.widths)) for b in space.blocks)))
+        drawn = min((each for each in every if each not in known), key=lambda each: abs(table.ratio(each) - ratio))
+        known.add(drawn)
+        return drawn
     raise ValueError(
         f"the space has {space.num_sub_networks} sub-networks, too few for so many different pairs; "
         f"measure fewer than the {len(known)} found"

@@ -12,17 +12,16 @@ SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]), num_layer
 TABLE = CostTable("units", "units", 20.0, tuple(tuple(float(w) for w in block.widths) for block in SPACE.blocks))
 
 
+# the wider the better, in every block by another amount: what blocks do together is no matter of chance
+EFFECTS = torch.linspace(1, 0, SPACE.num_choices) * torch.linspace(0.6, 1, len(SPACE))[:, None]
+
+
 def measured(count, seed, *, coupled):
-    """Pairs with losses that are additive in the blocks, plus a product of two blocks where `coupled`."""
+    """Pairs with losses that are additive in the blocks, plus a product of three blocks where `coupled`."""
     generator = torch.Generator().manual_seed(options.seed(seed))
     (sub_networks,) = draw(SPACE, TABLE, (count,), generator)
-    effects = (
-        torch.rand(len(SPACE), SPACE.num_choices, generator=torch.Generator().manual_seed(options.seed(0)))
-        .sort(-1, True)
-        .values
-    )
     one_hot = torch.stack([SPACE.one_hot(sub_network) for sub_network in sub_networks])
-    each = (one_hot * effects).sum(-1)
+    each = (one_hot * EFFECTS).sum(-1)
     losses = 3.0 + each.sum(-1) + (4 * each[:, 1] * each[:, 3] * each[:, 5] if coupled else 0)
     return Pairs.of(sub_networks, losses.tolist())
 
@@ -115,6 +114,9 @@ def test_held_out_pairs_are_never_learned_from():
     assert len(set(learned)) == 40
     assert len(set(checked)) == 16
     assert not set(learned) & set(checked)
+    # every one that there is, if as many are asked for
+    (everything,) = draw(small, table, (64,), torch.Generator().manual_seed(options.seed(0)))
+    assert len(set(everything)) == 64
     # a stratified draw alone repeats itself
     assert len(set(stratified(small, table, 40, torch.Generator().manual_seed(options.seed(0))))) < 40
     with pytest.raises(ValueError, match="the space has 64 sub-networks, too few"):
