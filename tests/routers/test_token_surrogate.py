@@ -14,11 +14,13 @@ def surrogate(seed=0):
 
 
 def drawn(count, seed):
-    """Random choices, hidden states, and losses: the width of one MLP matters for one kind of tokens alone."""
+    """Random choices, hidden states of two kinds, and losses: one MLP's width matters for one of the kinds alone."""
     generator = torch.Generator().manual_seed(options.seed(seed))
     widths = torch.stack([torch.randint(len(block.widths), (count,), generator=generator) for block in SPACE.blocks], 1)
-    states = torch.randn(count, D, generator=generator)
+    kinds = torch.randint(2, (count,), generator=generator)
+    states = 0.1 * torch.randn(count, D, generator=generator) + 2 * torch.eye(D)[1 - kinds]
     hard = states[:, 0] > states[:, 1]
+    assert torch.equal(hard, kinds == 1)
     losses = 0.3 * (3 - widths[:, 3]) + 1.5 * hard * (3 - widths[:, 1])
     return torch.nn.functional.one_hot(widths, SPACE.num_choices).float(), states, losses
 
