@@ -165,10 +165,10 @@ def test_narrowing_meets_a_bound_where_the_router_minds_least():
     costs, generator = table(6), torch.Generator().manual_seed(options.seed(2))
     logits = torch.randn(6, 4, generator=generator).masked_fill(~SPACE.exists, -torch.inf)
     wide = SubNetwork(tuple(logits.argmax(-1).tolist()))
-    assert narrowed(logits, SPACE, Bound(costs, torch.tensor([costs.cost(wide)]).double())) == wide
+    assert narrowed(logits, SPACE, Bound(costs, torch.tensor([costs.cost(wide)], dtype=torch.float64))) == wide
     for share in (0.9, 0.7, 0.5):
         limit = costs.smallest + share * (costs.cost(wide) - costs.smallest)
-        answer = narrowed(logits, SPACE, Bound(costs, torch.tensor([limit]).double()))
+        answer = narrowed(logits, SPACE, Bound(costs, torch.tensor([limit], dtype=torch.float64)))
         assert costs.cost(answer) <= limit < costs.cost(wide)
         SPACE.check(answer)
         changed = [i for i, (a, b) in enumerate(zip(answer.choices, wide.choices, strict=True)) if a != b]
@@ -176,7 +176,7 @@ def test_narrowing_meets_a_bound_where_the_router_minds_least():
         # a router that is sure of a block is not asked to give that one up first
         sure = logits.clone()
         sure[changed[0]] += 1e6 * torch.nn.functional.one_hot(logits[changed[0]].argmax(), 4)
-        kept = narrowed(sure, SPACE, Bound(costs, torch.tensor([limit]).double()))
+        kept = narrowed(sure, SPACE, Bound(costs, torch.tensor([limit], dtype=torch.float64)))
         # unless all others together cannot save enough
         least = SPACE.smallest().replace(changed[0], wide.choices[changed[0]])
         assert (kept.choices[changed[0]] == wide.choices[changed[0]]) == (costs.cost(least) <= limit)
