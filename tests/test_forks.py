@@ -65,7 +65,7 @@ def test_a_mistake_reads_the_same_both_ways():
 
 
 def test_the_server_has_the_libraries_and_a_single_thread(monkeypatch, tmp_path):
-    script = "import os, sys; print(os.getppid(), 'lightning.pytorch' in sys.modules, 'callbacks' in sys.modules)"
+    script = "import os, sys; print(os.getppid(), 'lightning.pytorch' in sys.modules, 'tests.warm' in sys.modules)"
     forked, own = (done.stdout.split() for done in both(monkeypatch, tmp_path, script))
     assert forked[0] == str(forkserver._forkserver._forkserver_pid)
     assert len(os.listdir(f"/proc/{forked[0]}/task")) == 1

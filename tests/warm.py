@@ -17,7 +17,7 @@ SLOW_TO_LOAD = (
     "matplotlib.pyplot",
     "rich.console",
     # ours: what they in turn import is loaded with them, wherever it lies
-    "callbacks",
+    "flextron_lit.callbacks",
     "flextron_lit.commands",
     "flextron_lit.model",
     "flextron_lit.stages",
