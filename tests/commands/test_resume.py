@@ -46,16 +46,6 @@ def arguments(settings, folder, marker, moment="fit_end", step=10**6, signal_nam
     return ("fit", *config, "--run_folder", folder, "--trainer.callbacks+", kill)
 
 
-def way_of(settings):
-    """What runs a command: ranks start each other as processes, so the first is one, too."""
-    return in_own_process if settings is RANKS else run
-
-
-def finish(settings, command):
-    done = way_of(settings)(*command)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """Run folder of an undisturbed run under given settings, made once for each."""
@@ -65,7 +55,10 @@ def undisturbed(tmp_path_factory):
         key = json.dumps(settings)
         if key not in made:
             made[key] = tmp_path_factory.mktemp("undisturbed") / "run"
-            finish(settings, arguments(settings, made[key], made[key].parent / "never"))
+            # where ranks start each other, once as a user starts them
+            way = in_own_process if settings is RANKS else run
+            done = way(*arguments(settings, made[key], made[key].parent / "never"))
+            assert done.returncode == 0, done.stdout + done.stderr
         return made[key]
 
     return folder
@@ -76,13 +69,13 @@ def test_a_killed_run_ends_like_an_undisturbed_one(case, undisturbed, tmp_path):
     settings, moment, step, signal_name = CASES[case]
     folder, marker = tmp_path / "run", tmp_path / "marker"
     command = arguments(settings, folder, marker, moment, step, signal_name)
-    killed = way_of(settings)(*command)
+    killed = run(*command)
     assert killed.returncode not in (0, 2), killed.stdout + killed.stderr
     if "ranks" not in case:
         assert killed.returncode == (-signal.SIGKILL if signal_name == "SIGKILL" else 143)
     assert marker.exists(), killed.stdout + killed.stderr
     assert not (folder / "flextron").exists()
-    finish(settings, command)
+    succeed(*command)
     reference = undisturbed(settings)
     assert equal(weights(folder), weights(reference))
     assert table(folder) == table(reference)
