@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.evaluation import texts
 from flextron_lit.losses.on_text import Batch, MeasuredLoss, batches_of, loss_file
 from flextron_lit.routers.trained import TrainedSurrogate
 
@@ -32,8 +31,7 @@ def on_test_documents(loaded: Loaded, tokens: int) -> MeasuredLoss:
 
 def test_text(loaded: Loaded, tokens: int) -> Iterator[tuple[str, list[Batch]]]:
     """So many tokens of each domain by its name."""
-    assert loaded.text is not None
-    yield from texts.test_text(loaded, loaded.text, tokens).items()
+    yield from loaded.held_out("test", tokens).items()
 
 
 def prompts_of(loaded: Loaded, count: int, tokens: int) -> list[torch.Tensor]:

@@ -4,7 +4,8 @@ In reading order:
 
 - `folder`: what lies in a Flextron checkpoint; reading it, and noticing damage
 - `writing`: writing one whole, or as another with some files more
-- `weights`: its tensors one by one, for `info` and `diff`
+- `weights`: its tensors one by one, never all at once
+- `description`, `comparison`: what `info` says of one, and `diff` of two
 - `in_memory`: from a checkpoint or dense model to a network that computes and answers budgets
 - `run_folder`: what a run keeps, and whether it is new, to be resumed or finished: here a run resumes, `begin`
 - `run_config`: the config that it keeps, and that of a run of an older program

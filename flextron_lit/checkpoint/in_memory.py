@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import FlextronCheckpoint
 from flextron_lit.costs import Workload
+from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.latency.known_tables import known_tables
+from flextron_lit.losses.on_text import Batch
 from flextron_lit.routers.from_budget import Answer, Budget, DynamicRouting, Routing
 from flextron_lit.sources import load_dense, load_tokenizer, resolve_model
 from flextron_lit.space import ElasticSpace, SpaceConfig
@@ -45,6 +47,29 @@ class Loaded:
     def text(self) -> dict[str, Any] | None:
         """The text that the last stage read which says so, as `TextDataModule.describe` wrote it; None if none does."""
         return next((row["data"] for row in reversed(self.history) if row.get("data")), None)
+
+    @property
+    def known_text(self) -> dict[str, Any]:
+        """The same, where it is needed.
+
+        Raises:
+            ValueError: if the checkpoint does not say what it was trained on.
+        """
+        if self.text is None:
+            raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
+        return self.text
+
+    def held_out(self, split: Literal["validation", "test"], tokens: int) -> dict[str, list[Batch]]:
+        """So many tokens of those documents of the text that no weights were trained on: batches by domain.
+
+        Raises:
+            ValueError: as `known_text`, or if a domain has fewer.
+        """
+        sizes = {f"{split}_tokens": tokens}
+        data = TextDataModule.from_description(self.known_text, tokenizer=str(self.folder), **sizes)
+        data.prepare_data()
+        loaders = data.val_dataloader() if split == "validation" else data.test_dataloader()
+        return {name: list(loader) for name, loader in zip(data.domain_names, loaders, strict=True)}
 
     def routing(self, latency: str | None = None, workload: Workload = Workload()) -> Routing:
         """What answers budgets: the routers and the surrogate of the checkpoint, read once.
@@ -130,8 +155,10 @@ def blank_elastic(
     return ElasticBackbone(model.eval(), space)
 
 
-def shape_of(folder: Path, space: ElasticSpace) -> ElasticBackbone:
-    """The network of a Flextron checkpoint without its weights, for counting: nothing is loaded or allocated."""
+def shape_of(
+    folder: Path, space: ElasticSpace, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta"
+) -> ElasticBackbone:
+    """The network of a Flextron checkpoint without its weights; for counting by default: nothing is allocated."""
     config = AutoConfig.from_pretrained(folder)
     config._attn_implementation = "sdpa"
-    return blank_elastic(config, space, dtype=torch.float32, device="meta")
+    return blank_elastic(config, space, dtype=dtype, device=device)

@@ -18,6 +18,15 @@ class Location:
     run_folder: RunFolder | None
     """The run folder that was named instead of it."""
 
+    @property
+    def run(self) -> RunFolder | None:
+        """The run that wrote the checkpoint, where the checkpoint lies in its folder."""
+        if self.run_folder is not None:
+            return self.run_folder
+        above = RunFolder(self.checkpoint.absolute().parent)
+        ours = above.checkpoint.name == self.checkpoint.absolute().name and above.status != "new"
+        return above if ours else None
+
     def __str__(self) -> str:
         if self.run_folder is None:
             return str(self.checkpoint)

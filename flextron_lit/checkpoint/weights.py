@@ -31,6 +31,9 @@ class Header:
     dtype: str
     """As safetensors writes it: F32, BF16."""
 
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
 
 class Weights:
     """The full network's weights, of a checkpoint whose files `checkpoint.read` has found whole.

@@ -3,8 +3,6 @@
 A new command is one file here with a function `command(args) -> int | None` (the exit code), and one row.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import logging

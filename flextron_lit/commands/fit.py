@@ -1,7 +1,5 @@
 """`python main.py fit`, `validate`, `test` and `predict`: Lightning's CLI for one stage, in a run folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy

@@ -1,55 +1,24 @@
 """`python main.py generate`: text from a checkpoint within a budget, as it comes."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from transformers import TextStreamer
 
-from flextron_lit.checkpoint.location import FOLDER_HELP, locate
-from flextron_lit.commands.options import add_device, add_latency
+from flextron_lit.commands.options import CommandLine, place_of, refuse_below_one
 from flextron_lit.costs.budget import HELP
-from flextron_lit.costs.workload import Dtype
-from flextron_lit.data.rows import decode
-from flextron_lit.generation.answer import Drafted, Report
-from flextron_lit.generation.call import ROUNDS, Chosen, chosen, compare, decoding, drafter, ending, generate
-from flextron_lit.generation.prompt import NEW_TOKENS, Inputs, encoded, room
+from flextron_lit.generation.answer import Report
+from flextron_lit.generation.call import ROUNDS, Chosen, chosen, compare, drafter, generate, notes_told, settings_for
+from flextron_lit.generation.prompt import NEW_TOKENS, Inputs, encoded, prompt_of, room
 from flextron_lit.generation.speculative import DRAFT_TOKENS
-from flextron_lit.latency.device_choice import device_of
 from flextron_lit.model import FlextronModel
 from flextron_lit.stages import TRAIN_WEIGHTS
 from flextron_lit.terminal.console import end_with_the_reader, show
-
-STDIN = "-"
-
-
-# --- what goes in -----------------------------------------------------------------------------------------------
-
-
-def prompt_of(prompt: str | None, file: Path | None) -> str:
-    """The prompt that a command line names; a line break that ends a file or standard input is no part of it.
-
-    Raises:
-        ValueError: if there is none, or it is not UTF-8.
-    """
-    if (prompt is None) == (file is None):
-        raise ValueError("name the prompt with either --prompt or --prompt_file")
-    if STDIN in (prompt, str(file)):
-        prompt = decode("the prompt", sys.stdin.buffer.read()).rstrip("\n")
-    elif file is not None:
-        prompt = decode(str(file), file.read_bytes()).rstrip("\n")
-    assert prompt is not None
-    if not prompt.strip():
-        raise ValueError("the prompt is empty; there is nothing to go on from")
-    return prompt
 
 
 def raw_text(history: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -59,24 +28,17 @@ def raw_text(history: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name, domain in domains.items() if domain.get("format") != "chat"]
 
 
-# --- what comes out ---------------------------------------------------------------------------------------------
-
-
 def choices(model: FlextronModel, options: Any) -> tuple[Chosen, Chosen | None]:
     """What decides and what drafts, if anything does, within a command line's budgets.
 
     Raises:
         ValueError: for a budget that cannot be met or read, or an option that has no effect on what it gets.
     """
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
+    with notes_told(say):
         choice = chosen(model, options.budget, dynamic=options.dynamic, latency=options.latency)
         draft = None
         if options.speculative is not None:
             draft = drafter(model, options.speculative, choice.selection, latency=options.latency)
-    # the same router may answer both
-    for note in dict.fromkeys(str(note.message) for note in notes):
-        say(f"note: {note}")
     if options.compare and draft is None and choice.selection == model.backbone.space.full():
         raise ValueError("--compare has no effect: this is the full network; ask for a --budget that it does not meet")
     return choice, draft
@@ -94,17 +56,14 @@ def report(model: FlextronModel, inputs: Inputs, options: Any) -> Report:
     by = None
     if draft is not None:
         by = {"draft": draft.selection, "draft_tokens": options.draft_tokens or DRAFT_TOKENS}
-    settings = {**decoding(options.temperature, options.top_p), **ending(model.tokenizer, most)}
+    settings = settings_for(model.tokenizer, most, options.temperature, options.top_p)
     streamer = None if options.json else TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(options.seed or 0)
     made = generate(model, inputs, choice.selection, settings, streamer, by)
     # before a comparison adds to what a policy counted
     spent = choice.spent()
     timed = compare(model, inputs, choice.selection, settings, made.tokens, by) if options.compare else None
-    drafted = None
-    if draft is not None and made.drafts is not None:
-        drafted = Drafted(options.speculative, draft.how, draft.ratios, made.drafts)
-    return Report(options.budget, choice.how, spent, prompt_tokens, made, drafted, timed)
+    return Report(choice, spent, prompt_tokens, made, draft, timed)
 
 
 def say(line: str) -> None:
@@ -115,44 +74,37 @@ def say(line: str) -> None:
 # --- the command ------------------------------------------------------------------------------------------------
 
 
-def parser() -> ArgumentParser:
+def parser() -> CommandLine:
     """Of the command line."""
-    made = ArgumentParser(
-        prog="main.py generate",
-        description="Text from a checkpoint within a budget, told as it comes; costs and speed go to standard "
+    made = CommandLine.on_checkpoint(
+        "generate",
+        "Text from a checkpoint within a budget, told as it comes; costs and speed go to standard "
         "error. "
         'Example: main.py generate --checkpoint runs/quickstart/static_router --budget 0.7 --prompt "The President"',
     )
-    made.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
-    made.add_argument("--budget", type=str, default=None, help=f"{HELP} Default: the full network.")
+    made.add_argument("--budget", type=str, help=f"{HELP} Default: the full network.")
     made.add_argument("--dynamic", action="store_true", help="Every token takes its own widths, within it on average.")
     text = (
         "A sub-network within this budget drafts, what --budget gets decides: the same text in float32, faster only "
         "where drafts are cheap and mostly right (--compare tells). With --temperature or --top_p it differs from "
         "one without drafts, but is drawn from the same distribution."
     )
-    made.add_argument("--speculative", type=str, default=None, metavar="BUDGET", help=text)
-    made.add_argument("--draft_tokens", type=int, default=None, help=f"Most tokens drafted at once ({DRAFT_TOKENS}).")
-    made.add_argument("--prompt", type=str, default=None, help="What to go on from; - reads standard input.")
-    made.add_argument("--prompt_file", type=Path, default=None, help="A file to read it from, or -.")
+    made.add_argument("--speculative", type=str, metavar="BUDGET", help=text)
+    made.add_argument("--draft_tokens", type=int, help=f"Most tokens drafted at once ({DRAFT_TOKENS}).")
+    made.add_argument("--prompt", type=str, help="What to go on from; - reads standard input.")
+    made.add_argument("--prompt_file", type=Path, help="A file to read it from, or -.")
     made.add_argument("--chat", action="store_true", help="The prompt is a user's message to a chat model.")
-    made.add_argument(
-        "--max_new_tokens", type=int, default=None, help=f"Most tokens of the answer ({NEW_TOKENS}, if they fit)."
-    )
+    made.add_argument("--max_new_tokens", type=int, help=f"Most tokens of the answer ({NEW_TOKENS}, if they fit).")
     text = "Draw tokens, at this temperature; without it and --top_p the likeliest is taken."
-    made.add_argument("--temperature", type=float, default=None, help=text)
+    made.add_argument("--temperature", type=float, help=text)
     text = "Draw from the fewest tokens whose probabilities add up to this: above 0, at most 1; for example 0.9."
-    made.add_argument("--top_p", type=float, default=None, help=text)
-    made.add_argument("--seed", type=int, default=None, help="Random seed of drawing tokens (0).")
-    add_latency(made)
-    add_device(made)
-    made.add_argument(
-        "--dtype", choices=get_args(Dtype), default="float32", help="Number type of weights and activations."
-    )
-    made.add_argument("--threads", type=int, default=None, help="Threads on a CPU; by default as many as torch takes.")
+    made.add_argument("--top_p", type=float, help=text)
+    made.add_argument("--seed", type=int, help="Random seed of drawing tokens (0).")
+    made.add_loading()
+    made.add_argument("--threads", type=int, help="Threads on a CPU; by default as many as torch takes.")
     text = f"Then time the same number of tokens against the full network, {ROUNDS} rounds."
     made.add_argument("--compare", action="store_true", help=text)
-    made.add_argument("--json", action="store_true", help="Print JSON alone, for scripts.")
+    made.add_json()
     return made
 
 
@@ -162,9 +114,7 @@ def check(options: Any) -> None:
     Raises:
         ValueError: naming one.
     """
-    for name in ("max_new_tokens", "threads", "draft_tokens"):
-        if options[name] is not None and options[name] < 1:
-            raise ValueError(f"--{name} must be 1 or more, not {options[name]}")
+    refuse_below_one(options, "max_new_tokens", "threads", "draft_tokens")
     if options.temperature is not None and not 0 < options.temperature < math.inf:
         raise ValueError(
             f"--temperature must be finite and above 0, not {options.temperature}; leave it out for the likeliest token"
@@ -197,11 +147,10 @@ def command(args: Sequence[str]) -> None:
     options = parser().parse_args(list(args))
     check(options)
     prompt = prompt_of(options.prompt, options.prompt_file)
-    folder = locate(options.checkpoint).checkpoint
+    folder, device = place_of(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    dtype = getattr(torch, options.dtype)
-    model = FlextronModel.from_pretrained(folder, dtype=dtype, device=device_of(options.device, folder))
+    model = FlextronModel.from_pretrained(folder, dtype=getattr(torch, options.dtype), device=device)
     inputs = encoded(model.tokenizer, prompt, chat=options.chat)
     raw = raw_text(model.flextron.history)
     if options.chat and raw:

@@ -1,24 +1,19 @@
 """`python main.py highlight`: where a dynamic router's compute goes in a text."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.table import Table
 
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
-from flextron_lit.checkpoint.location import FOLDER_HELP, locate
-from flextron_lit.commands.options import add_device
+from flextron_lit.commands.options import CommandLine, place_of
 from flextron_lit.files.whole_file import write_page
-from flextron_lit.latency.device_choice import device_of
 from flextron_lit.report.spending.page import page
-from flextron_lit.report.spending.routed_text import Batch, route_text
+from flextron_lit.report.spending.routed_text import route_text
 from flextron_lit.report.spending.shown_texts import TOKENS, texts_of
 from flextron_lit.report.spending.token_groups import ALL, Group, groups_of, summary
 from flextron_lit.routers.dynamic import DynamicPolicy
-from flextron_lit.terminal.console import show
+from flextron_lit.terminal.console import show, table
 
 
 def policy_for(loaded: Loaded, budget: str) -> DynamicPolicy:
@@ -35,43 +30,33 @@ def policy_for(loaded: Loaded, budget: str) -> DynamicPolicy:
 
 def shown(groups: Sequence[Group], cost: str) -> Table:
     """Means over groups of tokens, for people."""
-    table = Table()
-    for column in ("tokens", "count", cost, "MLP width", "attention width", "loss of the next token"):
-        table.add_column(column, justify="left" if column == "tokens" else "right", no_wrap=True)
+    rows = []
     for group in groups:
         if group.domain == ALL:
-            table.add_row(*group.cells()[:-1])
-    return table
+            rows.append(group.cells()[:-1])
+    columns = ("tokens", "count", cost, "MLP width", "attention width", "loss of the next token")
+    return table(columns, rows, left=["tokens"])
 
 
 def command(args: Sequence[str]) -> None:
     """`python main.py highlight`."""
-    parser = ArgumentParser(
-        prog="main.py highlight",
-        description="A text shaded by what a dynamic router spends on each token, as a web page, and which tokens get "
+    parser = CommandLine.on_checkpoint(
+        "highlight",
+        "A text shaded by what a dynamic router spends on each token, as a web page, and which tokens get "
         "most. Example: main.py highlight --checkpoint runs/quickstart/dynamic_router --budget 0.7 --text README.md",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
-    parser.add_argument(
-        "--budget",
-        type=str,
-        required=True,
-        help="Mean cost of a token as a ratio of the full network's (0.7), or with its name or unit (flops=0.7).",
-    )
-    parser.add_argument(
-        "--text", type=Path, default=None, help="A text file. Default: validation documents of the training text."
-    )
-    parser.add_argument(
-        "--tokens", type=int, default=None, help=f"Of the file, or of each validation domain ({TOKENS})."
-    )
-    add_device(parser)
+    text = "Mean cost of a token as a ratio of the full network's (0.7), or with its name or unit (flops=0.7)."
+    parser.add_argument("--budget", type=str, required=True, help=text)
+    text = "A text file. Default: validation documents of the training text."
+    parser.add_text(text, f"Of the file, or of each validation domain ({TOKENS}).")
+    parser.add_device()
     parser.add_argument("--output", type=Path, default=Path("compute.html"), help="Where to write the page.")
     options = parser.parse_args(list(args))
-    folder = locate(options.checkpoint).checkpoint
-    loaded = load_elastic(str(folder), device=device_of(options.device, folder))
+    folder, device = place_of(options)
+    loaded = load_elastic(str(folder), device=device)
     policy = policy_for(loaded, options.budget)
     cost, router = policy.table.name, f"dynamic router at {options.budget}"
-    batches: Mapping[str, list[Batch]] = texts_of(loaded, options.text, options.tokens)
+    batches = texts_of(loaded, options.text, options.tokens)
     texts = {name: route_text(loaded.backbone, policy, loaded.tokenizer, each) for name, each in batches.items()}
     groups = groups_of(texts)
     excerpts = {name: text.excerpt(options.tokens or TOKENS) for name, text in texts.items()}

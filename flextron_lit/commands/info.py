@@ -1,7 +1,5 @@
 """`python main.py info`: what a Flextron checkpoint holds and how it was made."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,110 +8,12 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.filesize import decimal
 from rich.table import Table
-from safetensors import safe_open
 
-from flextron_lit import checkpoint
-from flextron_lit.checkpoint.location import FOLDER_HELP, Location, locate
-from flextron_lit.checkpoint.weights import OUTPUT, Header, Weights, count_parameters
-from flextron_lit.files.damage import damage, read_json
-from flextron_lit.files.whole_folder import files_in
-from flextron_lit.space import KINDS, ElasticSpace
+from flextron_lit.checkpoint.description import describe
+from flextron_lit.checkpoint.location import FOLDER_HELP, locate
 from flextron_lit.terminal.console import end_with_the_reader, huge, ranges, settings, short, show, two_columns
 
-CONFIG_KEYS = {
-    "hidden_size": ("hidden_size", "n_embd"),
-    "num_attention_heads": ("num_attention_heads", "n_head"),
-    "vocab_size": ("vocab_size",),
-}
-"""Hugging Face's nouns, and what older configs call them."""
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 UNITS = {"mlp": "neurons", "attention": "KV groups"}
-SURROGATE = "surrogate.safetensors"
-STALE, META = "stale_since", "flextron"
-"""As `routers/` has them, which this module must not import: it would bring torch along."""
-
-
-def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
-    """All that the files say, JSON-able.
-
-    Args:
-        location: the checkpoint.
-        verify: compare every file with its sha256.
-
-    Raises:
-        ValueError: if the checkpoint is damaged.
-    """
-    folder = location.checkpoint
-    record = checkpoint.read(folder)
-    verified = checkpoint.verify(folder) if verify else None
-    files = {name: path.stat().st_size for name, path in files_in(folder).items()}
-    return {
-        "checkpoint": str(folder),
-        "run_folder": None if location.run_folder is None else str(location.run_folder.path),
-        "model": _model(folder, record.space, Weights(folder).headers),
-        "space": {"groups": _groups(record.space), "num_sub_networks": record.space.num_sub_networks},
-        "costs": [name for name in files if name.startswith("costs/")],
-        "routers": [name for name in files if name.startswith("routers/")],
-        "stale": _stale(folder),
-        "surrogate": SURROGATE if SURROGATE in files else None,
-        "history": record.history,
-        "evaluations": checkpoint.evaluations(folder),
-        "files": files,
-        "bytes": sum(files.values()),
-        "verified": verified,
-    }
-
-
-def _stale(folder: Path) -> dict[str, str]:
-    """Surrogate and routers that a later stage made stale: file and stage.
-
-    Raises:
-        ValueError: if a file is damaged.
-    """
-    found = {}
-    surrogate = folder / SURROGATE
-    if surrogate.is_file():
-        with damage(surrogate, "train the surrogate again"), safe_open(surrogate, framework="numpy") as file:
-            stage = json.loads(file.metadata()[META])["settings"].get(STALE)
-        if stage:
-            found[SURROGATE] = stage
-    for path in sorted((folder / "routers").glob("*.json")):
-        with damage(path, "train the router again"):
-            stage = read_json(path)["settings"].get(STALE)
-        if stage:
-            found[f"routers/{path.name}"] = stage
-    return found
-
-
-def _model(folder: Path, space: ElasticSpace, headers: Mapping[str, Header]) -> dict[str, Any]:
-    config = checkpoint.read_config(folder)
-    full = {kind: max(block.full for block in space.blocks if block.kind == kind) for kind in KINDS}
-    # a config need not say what its class does by default
-    tied = bool(config.get("tie_word_embeddings", OUTPUT not in headers))
-    parameters = count_parameters(headers, tied=tied)
-    return {
-        "class": ", ".join(config.get("architectures") or ["unknown"]),
-        "dtype": sorted({DTYPES.get(header.dtype, header.dtype) for header in headers.values()}),
-        "num_hidden_layers": len({block.layer for block in space.blocks}),
-        **{name: next((config[k] for k in keys if k in config), None) for name, keys in CONFIG_KEYS.items()},
-        "num_key_value_heads": full["attention"],
-        "intermediate_size": full["mlp"],
-        "tie_word_embeddings": tied,
-        "num_parameters": sum(parameters.values()),
-        "num_parameters_by_part": parameters,
-    }
-
-
-def _groups(space: ElasticSpace) -> list[dict[str, Any]]:
-    """Blocks of the same kind and widths, the largest group of a kind first."""
-    layers: dict[tuple[str, tuple[int, ...]], list[int]] = {}
-    for block in space.blocks:
-        layers.setdefault((block.kind, block.widths), []).append(block.layer)
-    groups = [{"kind": k, "widths": list(w), "layers": numbers} for (k, w), numbers in layers.items()]
-    return sorted(groups, key=lambda group: (group["kind"], -len(group["layers"])))
-
-
-# --- on a screen ------------------------------------------------------------------------------------------------
 
 
 def tables(description: Mapping[str, Any]) -> Iterator[Table]:
@@ -215,7 +115,7 @@ def command(args: Sequence[str]) -> None:
     location = locate(options.folder)
     description = describe(location, verify=not options.no_verify)
     if options.json:
-        print(json.dumps(description, indent=1))
+        show(json.dumps(description, indent=1))
         return
     if location.run_folder is not None:
         status = location.run_folder.status

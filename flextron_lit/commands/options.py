@@ -1,12 +1,20 @@
-"""Options that several commands share: the request, the device, the latency table."""
+"""Options that several commands share, and what they say: the checkpoint, the device, the request, the costs."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
+import torch
 from jsonargparse import ArgumentParser
 
-from flextron_lit.costs.workload import WORKLOADS, Workload, named
+from flextron_lit import checkpoint
+from flextron_lit.checkpoint.in_memory import shape_of
+from flextron_lit.checkpoint.location import FOLDER_HELP, locate
+from flextron_lit.costs import CostTable
+from flextron_lit.costs.workload import WORKLOADS, Dtype, Workload, named
+from flextron_lit.latency.device_choice import device_of
+from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import LatencyTable
 
 DEFAULT_WORKLOAD = "chat"
@@ -19,14 +27,68 @@ OVERRIDES = {
 }
 
 
-def add_workload(parser: ArgumentParser) -> None:
-    """Options that say what is asked of the deployed model."""
-    shapes = ((name, f"{w.batch_size} x {w.prompt_tokens} + {w.generated_tokens}") for name, w in WORKLOADS.items())
-    known = "; ".join(f"{name}: {shape}" for name, shape in shapes)
-    text = f"A common request (batch x prompt + generated tokens; {known})."
-    parser.add_argument("--workload", default=None, help=f"{text} Default: {DEFAULT_WORKLOAD}.")
-    for name, (kind, text) in OVERRIDES.items():
-        parser.add_argument(f"--{name}", type=kind, default=None, help=f"{text} Default: the workload's.")
+class CommandLine(ArgumentParser):
+    """The parser of a command, with the options that several have."""
+
+    @classmethod
+    def on_checkpoint(cls, command: str, description: str) -> CommandLine:
+        """Of a command that works on a Flextron checkpoint."""
+        made = cls(prog=f"main.py {command}", description=description)
+        made.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
+        return made
+
+    def add_text(self, text: str, tokens: str) -> None:
+        """What to measure on, with what there is to say of it."""
+        self.add_argument("--text", type=Path, help=text)
+        self.add_argument("--tokens", type=int, help=tokens)
+
+    def add_workload(self) -> None:
+        """What is asked of the deployed model."""
+        shapes = ((name, f"{w.batch_size} x {w.prompt_tokens} + {w.generated_tokens}") for name, w in WORKLOADS.items())
+        known = "; ".join(f"{name}: {shape}" for name, shape in shapes)
+        text = f"A common request (batch x prompt + generated tokens; {known})."
+        self.add_argument("--workload", help=f"{text} Default: {DEFAULT_WORKLOAD}.")
+        for name, (kind, text) in OVERRIDES.items():
+            self.add_argument(f"--{name}", type=kind, help=f"{text} Default: the workload's.")
+
+    def add_device(self) -> None:
+        """Where to run."""
+        text = (
+            "cpu, cuda, cuda:1. Default: a GPU if there is one, but the CPU if latencies were measured on a CPU alone."
+        )
+        self.add_argument("--device", type=str, help=text)
+
+    def add_latency(self) -> None:
+        """Which latency table holds."""
+        text = "Name of a latency table, where there are several: as `info` lists them, without costs/ and .json."
+        self.add_argument("--latency", type=str, help=text)
+
+    def add_costs(self) -> None:
+        """What networks cost: the latency table, the request, the device."""
+        self.add_latency()
+        self.add_workload()
+        self.add_device()
+
+    def add_loading(self) -> None:
+        """How a network is loaded that answers budgets."""
+        self.add_latency()
+        self.add_device()
+        text = "Number type of weights and activations."
+        self.add_argument("--dtype", choices=get_args(Dtype), default="float32", help=text)
+
+    def add_json(self) -> None:
+        """For scripts that read what is printed."""
+        self.add_argument("--json", action="store_true", help="Print JSON alone, for scripts.")
+
+
+def place_of(options: Any) -> tuple[Path, torch.device]:
+    """The checkpoint that a command line names, and where to run it.
+
+    Raises:
+        ValueError: if it names none, or a device that cannot be used.
+    """
+    folder = locate(options.checkpoint).checkpoint
+    return folder, device_of(options.device, folder)
 
 
 def workload_of(options: Any) -> Workload:
@@ -37,6 +99,16 @@ def workload_of(options: Any) -> Workload:
     """
     changes = {name: options[name] for name in OVERRIDES if options[name] is not None}
     return named(options.workload or DEFAULT_WORKLOAD, **changes)
+
+
+def costs_of(options: Any, folder: Path, device: torch.device) -> tuple[dict[str, CostTable], LatencyTable | None]:
+    """The cost tables of a checkpoint that a command line asks for, as `known_tables` gives them.
+
+    Raises:
+        ValueError: as `known_tables`, or if the workload is none.
+    """
+    shape = shape_of(folder, checkpoint.read(folder).space)
+    return known_tables(folder, shape, workload_of(options), options.latency, device)
 
 
 def refuse_workload(options: Any, latency: LatencyTable | None) -> None:
@@ -53,13 +125,12 @@ def refuse_workload(options: Any, latency: LatencyTable | None) -> None:
         )
 
 
-def add_device(parser: ArgumentParser) -> None:
-    """Option that says where to run."""
-    text = "cpu, cuda, cuda:1. Default: a GPU if there is one, but the CPU if latencies were measured on a CPU alone."
-    parser.add_argument("--device", type=str, default=None, help=text)
+def refuse_below_one(options: Any, *names: str) -> None:
+    """Refuse counts that are none.
 
-
-def add_latency(parser: ArgumentParser) -> None:
-    """Option that says which latency table holds."""
-    text = "Name of a latency table, where there are several: as `info` lists them, without costs/ and .json."
-    parser.add_argument("--latency", type=str, default=None, help=text)
+    Raises:
+        ValueError: naming one that was given.
+    """
+    for name in names:
+        if options[name] is not None and options[name] < 1:
+            raise ValueError(f"--{name} must be 1 or more, not {options[name]}")

@@ -1,11 +1,7 @@
 """All stages of a config in turn, each in a run folder of its own, each from the checkpoint of the one before."""
 
-from __future__ import annotations
-
 import gc
 import json
-import re
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path_fr
 from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.commands.fit import FRESH_HELP, StageCLI
+from flextron_lit.data.domain import domains_of
+from flextron_lit.files.whole_folder import free_space
 from flextron_lit.report.assembly import report_pipeline
 from flextron_lit.report.origin import note_invocation
 from flextron_lit.report.summary import summarise
-from flextron_lit.terminal.console import duration, show
-
-FORMATS = {f".{name}": {"format": name} for name in ("json", "jsonl", "parquet")}
-"""Of texts that a command line names, by the end of the file's name; other files are plain text."""
+from flextron_lit.terminal.console import duration, show, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +75,7 @@ def run(
         _check_room(place, disk_gb)
         note_invocation(place, fresh=fresh)
     show(planned(stages, folders, quick=quick, fresh=fresh))
-    before, replaced = checkpoint, _texts(text)
+    before, replaced = checkpoint, {"data": {"init_args": {"domains": domains_of(text)}}} if text else {}
     for number, (name, stage) in enumerate(stages.items(), 1):
         folder, begun = folders[name], time.monotonic()
         print(f"stage {number} of {len(stages)}: {name} in {folder.path}", flush=True)
@@ -98,37 +93,20 @@ def planned(
 ) -> Table:
     """What is done, what is to come, and about how long it takes."""
     words = {"new": "to do", "unfinished": "to resume", "finished": "done"}
-    table = Table(title=f"{len(stages)} stages; the same command goes on where it was stopped", title_justify="left")
-    for column in ("stage", "", "about"):
-        table.add_column(column, justify="right" if column == "about" else "left", no_wrap=True)
-    left = 0.0
+    rows, left = [], 0.0
     for name, stage in stages.items():
         status = "new" if fresh else folders[name].status
         minutes = stage.quick_minutes if quick else stage.minutes
         left += 0 if status == "finished" else minutes or 0
-        table.add_row(name, words[status], f"{minutes:g} min" if minutes else "")
+        rows.append((name, words[status], f"{minutes:g} min" if minutes else ""))
     if left:
-        table.add_row("", "left", f"{left:g} min")
-    return table
-
-
-def _texts(sources: Sequence[str]) -> dict[str, Any]:
-    """Settings that make a domain of each source, named after it, in the format that the name of a file says."""
-    domains: dict[str, dict[str, str]] = {}
-    for source in sources:
-        place = Path(source)
-        # relative to where the command runs, and not to a config
-        own = str(place.resolve()) if place.exists() else source
-        name = re.sub(r"\W+", "_", place.stem).strip("_") or "text"
-        if name in domains:
-            raise ValueError(f"--text names two sources {name!r}: {domains[name]['source']} and {own}; rename one")
-        domains[name] = {"source": own, **FORMATS.get(place.suffix, {})}
-    return {"data": {"init_args": {"domains": domains}}} if domains else {}
+        rows.append(("", "left", f"{left:g} min"))
+    title = f"{len(stages)} stages; the same command goes on where it was stopped"
+    return table(("stage", "", "about"), rows, left=("stage", ""), title=title, title_justify="left")
 
 
 def _check_room(place: Path, gigabytes: float) -> None:
-    there = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free / 1e9
+    free = free_space(place / "stage") / 1e3
     if free < gigabytes:
         raise ValueError(
             f"the pipeline needs {gigabytes:g} GB in {place}, but {free:.1f} GB are free there; make room, or name "
@@ -137,13 +115,7 @@ def _check_room(place: Path, gigabytes: float) -> None:
 
 
 def arguments(
-    stage: PipelineStage,
-    folder: Path,
-    before: str | None,
-    replaced: Mapping[str, Any] | None = None,
-    *,
-    quick: bool = False,
-    fresh: bool = False,
+    stage: PipelineStage, folder: Path, before: str | None, replaced: Mapping[str, Any], *, quick: bool, fresh: bool
 ) -> Iterator[str]:
     """The command line of one stage's `fit`; `replaced` are settings that come before those of the stage's own."""
     for config in stage.configs:
@@ -174,15 +146,6 @@ def _fit(options: list[str]) -> None:
     gc.collect()
 
 
-def _plain(value: Any) -> Any:
-    """Settings as they were written; the parser makes namespaces of what looks like a class."""
-    if isinstance(value, Namespace):
-        return {name: _plain(inner) for name, inner in vars(value).items()}
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value
-
-
 def command(args: Sequence[str]) -> None:
     """`python main.py pipeline`."""
     parser = ArgumentParser(
@@ -203,10 +166,8 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--text", type=str, nargs="+", default=[], help=text)
     parser.add_function_arguments(run, as_positional=False, skip={"fresh", "quick", "text"})
     options = parser.parse_args(list(args))
-    # not through instantiate_classes: it would make callbacks of what settings only describe
-    stages = {name: PipelineStage(**vars(s) | _settings(s)) for name, s in options.stages.items()}
+    # not the parser's own objects: it would make namespaces, or even callbacks, of what settings only describe
+    plain = json.loads(parser.dump(options, format="json", skip_none=False, skip_validation=True))["stages"]
+    # but paths, which know what they are relative to
+    stages = {name: PipelineStage(**plain[name] | {"configs": stage.configs}) for name, stage in options.stages.items()}
     run(stages, options.run_folder, options.disk_gb, options.quick, options.fresh, options.checkpoint, options.text)
-
-
-def _settings(stage: Namespace) -> dict[str, Any]:
-    return {name: _plain(stage[name]) for name in ("settings", "quick")}

@@ -1,7 +1,10 @@
 """A text domain: where its documents come from and how they are read."""
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal, get_args
 
 Format = Literal["text", "json", "jsonl", "parquet", "dataset", "chat"]
@@ -14,6 +17,8 @@ USED_BY: dict[str, tuple[Format, ...]] = {
     "subset": ("dataset",),
 }
 """Which formats a setting has an effect with."""
+ENDINGS = ("json", "jsonl", "parquet")
+"""Of files whose names say their format; others are plain text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +73,22 @@ class TextDomain:
             value = getattr(self, field.name)
             if field.name in names and value != field.default:
                 raise ValueError(f"{field.name} {value!r} has no effect with {reason}; leave it out")
+
+
+def domains_of(sources: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Settings of a domain for each source that a command line names, in the format that the name of a file says.
+
+    Raises:
+        ValueError: if two of them would have one name.
+    """
+    domains: dict[str, dict[str, str]] = {}
+    for source in sources:
+        place = Path(source)
+        # relative to where the command runs, and not to a config
+        own = str(place.resolve()) if place.exists() else source
+        name = re.sub(r"\W+", "_", place.stem).strip("_") or "text"
+        if name in domains:
+            raise ValueError(f"--text names two sources {name!r}: {domains[name]['source']} and {own}; rename one")
+        ending = place.suffix.removeprefix(".")
+        domains[name] = {"source": own, **({"format": ending} if ending in ENDINGS else {})}
+    return domains

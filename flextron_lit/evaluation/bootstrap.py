@@ -1,7 +1,5 @@
 """How far a mean over documents may be off: the bootstrap."""
 
-from __future__ import annotations
-
 import torch
 
 from flextron_lit.evaluation.document_losses import Losses

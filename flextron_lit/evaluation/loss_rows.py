@@ -1,14 +1,11 @@
 """Losses of several networks on the same texts: rows for files, a table for people."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.evaluation.bootstrap import interval
@@ -18,6 +15,7 @@ from flextron_lit.evaluation.texts import Texts
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import FULL, STATIC, perplexity
+from flextron_lit.terminal.console import table
 
 ALL = "all texts"
 Row = dict[str, Any]
@@ -49,27 +47,20 @@ class Measurement:
             }
         return self._known[sub_network]
 
-    def routed(self, policy: DynamicPolicy, name: str) -> tuple[dict[str, Losses], dict[str, Tensor]]:
-        """Losses of a dynamic router by text, and how often each choice was taken."""
-        losses, counts = {}, {}
-        for text, batches in self.texts.items():
-            losses[text] = document_losses(self.backbone, policy, batches, f"{name}: {text}")
-            counts[text] = policy.take()
-        return losses, counts
-
     def take(self, network: Network) -> tuple[dict[str, Losses], dict[str, Mapping[str, float]]]:
         """Losses and costs of any network by text, and over all texts where there are several."""
         costs: dict[str, Mapping[str, float]]
         if isinstance(network.selection, DynamicPolicy):
-            losses, counts = self.routed(network.selection, network.name)
-            if len(counts) > 1:
-                counts[ALL] = torch.stack(list(counts.values())).sum(0)
-            table = network.selection.table
-            costs = {text: {table.name: mean_ratio(count, table)} for text, count in counts.items()}
+            policy, losses, counts = network.selection, {}, {}
+            for text, batches in self.texts.items():
+                losses[text] = document_losses(self.backbone, policy, batches, f"{network.name}: {text}")
+                counts[text] = policy.take()
+            counts[ALL] = torch.stack(list(counts.values())).sum(0)
+            costs = {text: {policy.table.name: mean_ratio(count, policy.table)} for text, count in counts.items()}
         else:
             assert isinstance(network.selection, SubNetwork)
             losses = dict(self.of(network.selection, network.name))
-            costs = dict.fromkeys((*losses, ALL), network.costs)
+            costs = dict.fromkeys((*losses, ALL), network.ratios)
         if len(losses) > 1:
             losses[ALL] = pooled(list(losses.values()))
         return losses, costs
@@ -83,19 +74,19 @@ def measure(measurement: Measurement, networks: Sequence[Network], seed: int) ->
     found: list[Row] = []
     of_full: dict[str, Losses] = {}
     of_static: dict[str | None, dict[str, Losses]] = {}
+    # the full network comes first, and the static one first of its budget
     for network in networks:
         losses, costs = measurement.take(network)
+        over = {"over_full": of_full, "over_static": of_static.get(network.budget, {})}
         if network.way == FULL:
             of_full = losses
         if network.way == STATIC:
             of_static[network.budget] = losses
         for text, each in losses.items():
-            full = of_full[text] if network.way != FULL else None
-            static = of_static[network.budget][text] if network.budget in of_static and network.way != STATIC else None
             row = {**network.about(), "text": text, "documents": len(each.total), "tokens": int(each.tokens.sum())}
             row |= {"costs": dict(costs[text]), "loss": each.mean, "interval": interval(each, seed)}
             row |= {"perplexity": perplexity(each.mean)}
-            row |= {"over_full": _difference(each, full, seed), "over_static": _difference(each, static, seed)}
+            row |= {name: _difference(each, other.get(text), seed) for name, other in over.items()}
             found.append(row)
     return found
 
@@ -113,15 +104,20 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
         of_text = [row for row in rows if row["text"] == text]
         documents = of_text[0]["documents"]
         size = f"{documents} document{'s' * (documents != 1)}, {of_text[0]['tokens']} tokens"
-        table = Table(title=f"{text}: {size}; nats per token ± half of the 95 % interval", title_justify="left")
-        table.add_column("network", no_wrap=True)
-        for column in ("cost", "loss", "perplexity", "over full", "over static"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for row in of_text:
-            loss = f"{row['loss']:.3f}{half(row['interval'])}"
-            differences = (signed(row[over]) for over in ("over_full", "over_static"))
-            table.add_row(name_of(row), costs_of(row), loss, f"{row['perplexity']:.2f}", *differences)
-        yield table
+        cells = [
+            (
+                name_of(row),
+                costs_of(row),
+                f"{row['loss']:.3f}{half(row['interval'])}",
+                f"{row['perplexity']:.2f}",
+                signed(row["over_full"]),
+                signed(row["over_static"]),
+            )
+            for row in of_text
+        ]
+        columns = ("network", "cost", "loss", "perplexity", "over full", "over static")
+        title = f"{text}: {size}; nats per token ± half of the 95 % interval"
+        yield table(columns, cells, left=["network"], title=title, title_justify="left")
 
 
 def name_of(row: Mapping[str, Any]) -> str:

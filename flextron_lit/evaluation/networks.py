@@ -1,17 +1,13 @@
 """Which networks are evaluated: the full one, and what each budget gets from every way there is to answer it."""
 
-from __future__ import annotations
-
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.elastic.selection import Selection
-from flextron_lit.generation.call import chosen
+from flextron_lit.generation.call import Chosen, chosen, notes_told
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.search import Score, best_uniform
 from flextron_lit.routers.trained import TrainedDynamicRouter
@@ -23,18 +19,11 @@ WAYS: tuple[Way, ...] = get_args(Way)
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(Chosen):
     """A network to evaluate."""
 
-    way: str
+    way: str = field(kw_only=True)
     """`full`, or how its budget was answered."""
-    budget: str | None
-    """As the user wrote it; None for the full network."""
-    selection: Selection
-    how: str
-    """Where it comes from, in words."""
-    costs: Mapping[str, float]
-    """Relative to the full network, by the names of the budget's costs; empty where it depends on the text."""
 
     @property
     def name(self) -> str:
@@ -99,15 +88,12 @@ def routed(model: FlextronModel, budgets: Sequence[str], ways: Sequence[Way], la
 
 def _routed(model: FlextronModel, budget: str, way: Way, latency: str | None) -> Network:
     dynamic = way == "dynamic"
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        try:
+    try:
+        with notes_told(rank_zero_info):
             choice = chosen(model, budget, dynamic=dynamic, latency=None if dynamic else latency)
-        except ValueError as error:
-            raise ValueError(f"{error}; --networks says which kinds of network to evaluate") from error
-    for note in notes:
-        rank_zero_info(f"note: {note.message}")
-    return Network(way, budget, choice.selection, choice.how, choice.ratios)
+    except ValueError as error:
+        raise ValueError(f"{error}; --networks says which kinds of network to evaluate") from error
+    return Network(**vars(choice), way=way)
 
 
 def uniform(model: FlextronModel, budget: str, score: Score, latency: str | None, known: SubNetwork | None) -> Network:
@@ -130,12 +116,12 @@ def uniform(model: FlextronModel, budget: str, score: Score, latency: str | None
         best = model.backbone.space.full()
     else:
         best = known or best_uniform(model.backbone.space, limits, score).sub_network
-    costs = {limit.table.name: limit.table.ratio(best) for limit in limits}
-    return Network(UNIFORM, budget, best, "the best uniform one, chosen on this text", costs)
+    ratios = {limit.table.name: limit.table.ratio(best) for limit in limits}
+    return Network(best, "the best uniform one, chosen on this text", ratios, budget, way=UNIFORM)
 
 
 def in_order(model: FlextronModel, budgets: Sequence[str], answers: Sequence[Network]) -> list[Network]:
     """The full network, then the answers to each budget; those that are the full network too add nothing."""
     full = model.backbone.space.full()
     others = (each for budget in budgets for each in answers if each.budget == budget and each.selection != full)
-    return [Network(FULL, None, full, "the full network", {}), *others]
+    return [Network(full, "the full network", {}, way=FULL), *others]

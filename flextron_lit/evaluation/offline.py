@@ -4,8 +4,6 @@ The tasks are the harness's own, which include its files for prompts, choices an
 only where the questions come from is another.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import zipfile
@@ -46,9 +44,7 @@ class OfflineTask:
 
 def arrow_rows(content: bytes) -> Rows:
     """Rows of an Arrow stream, as they are."""
-    with pa.ipc.open_stream(pa.py_buffer(content)) as stream:
-        for batch in stream:
-            yield from batch.to_pylist()
+    yield from pa.ipc.open_stream(content).read_all().to_pylist()
 
 
 def arc_rows(content: bytes) -> Rows:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
+from flextron_lit import checkpoint
+from flextron_lit.checkpoint.location import Location
 from flextron_lit.evaluation.loss_rows import Row, flat
 from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.whole_file import write_csv, write_json
@@ -14,6 +18,8 @@ from flextron_lit.files.whole_file import write_csv, write_json
 JSON, CSV, HTML = "evaluation.json", "evaluation.csv", "evaluation.html"
 NOT_COMPARED = ("command", "git_commit", "seed", "date")
 """Of how something was made: differs without making another result; the seed of intervals is asked for apart."""
+ERROR = "_stderr"
+"""What the harness calls the standard error of a metric has it in its name."""
 KEY = ("task", "network", "budget", "limit", "sub_network")
 """What a row of tasks is known by: a budget means another sub-network once there is another latency table."""
 
@@ -86,11 +92,33 @@ class Results:
         except OSError as error:
             raise ValueError(f"cannot write the results to {self.folder} ({error}); name another --output") from error
 
+    def note_in(self, folder: Path, made: Row) -> None:
+        """Note the numbers in a checkpoint; what was noted of the same file is replaced.
+
+        Args:
+            folder: the checkpoint.
+            made: how, JSON-able.
+        """
+        noted = {"file": str(self.path.absolute()), "made": made, "results": list(self._numbers())}
+        try:
+            checkpoint.note_evaluation(folder, noted)
+        except OSError as error:
+            # after what may have been hours: the results are safe in their own file
+            rank_zero_info(f"note: cannot note the results in {folder} ({error}); --leave_checkpoint does without")
+
+    def _numbers(self) -> Iterator[Row]:
+        """The numbers alone, for the checkpoint's record."""
+        for row in self.losses["rows"] if self.losses else []:
+            yield {**_whose(row), "metric": "loss", "text": row["text"], "value": row["loss"]}
+        for row in self.tasks:
+            for task, of in row["scores"].items():
+                values = {name: value for name, value in metrics(of).items() if ERROR not in name}
+                yield from ({**_whose(row), "metric": m, "text": task, "value": value} for m, value in values.items())
+
     def _flat(self) -> list[Row]:
         rows = list(flat(self.losses["rows"])) if self.losses else []
         for row in self.tasks:
-            shared = {name: row[name] for name in ("network", "budget")}
-            shared["cost"] = next(iter(row["costs"].values()), 1.0)
+            shared = {**_whose(row), "cost": next(iter(row["costs"].values()), 1.0)}
             for task, of in row["scores"].items():
                 rows.append({**shared, "text": task, "documents": of["questions"], **metrics(of)})
         return rows
@@ -99,6 +127,18 @@ class Results:
 def metrics(of: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a task alone."""
     return {name: value for name, value in of.items() if name != "questions"}
+
+
+def default_output(location: Location) -> Path:
+    """The run folder, or a sibling of a checkpoint that lies in none."""
+    run = location.run
+    if run is not None:
+        return run.path
+    return location.checkpoint.with_name(f"{location.checkpoint.absolute().name}-evaluation")
+
+
+def _whose(row: Row) -> Row:
+    return {"network": row["network"], "budget": row["budget"]}
 
 
 def _key(row: Row) -> tuple[Any, ...]:

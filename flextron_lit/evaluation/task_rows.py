@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -10,66 +10,51 @@ from rich.table import Table
 
 from flextron_lit.evaluation.loss_rows import Row, costs_of, name_of
 from flextron_lit.evaluation.networks import Network
-from flextron_lit.evaluation.results import Results, metrics
-from flextron_lit.latency.timing import seconds
-from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
+from flextron_lit.evaluation.results import ERROR, Results, metrics
+from flextron_lit.latency.timing import timed
+from flextron_lit.terminal.console import table
 
 if TYPE_CHECKING:
     # an optional extra
     from flextron_lit.evaluation.harness import BudgetedLM, LoadedTask
 
-ERROR = "_stderr"
-
 
 def score(
-    lm: BudgetedLM, task: LoadedTask, selected: Sequence[Network], limit: int | None, results: Results, made: Row
-) -> list[Row]:
-    """Rows of every network on a task; each is kept as soon as it is there, and what is kept is not evaluated again.
+    lm: BudgetedLM, task: LoadedTask, network: Network, limit: int | None, results: Results, made: Row
+) -> Mapping[str, Any]:
+    """The row of a network on a task; it is kept as soon as it is there, and what is kept is not evaluated again.
 
     Args:
         lm: the network.
         task: what to evaluate on.
-        selected: within which budgets.
-        limit: questions of each task; None means all.
+        network: within which budget.
+        limit: questions of the task; None means all.
         results: where rows are kept.
         made: how, JSON-able.
     """
-    found = []
-    for network in selected:
-        row: Row = {"task": task.name, "limit": limit, **network.about()}
-        known = results.known_task(row, made)
-        if known is None:
-            rank_zero_info(f"{network.name}: {task.name}")
-            known = {**row, **_scores(lm, task, network, limit), "made": made}
-            results.add_task(known)
-        else:
-            rank_zero_info(f"{network.name}: {task.name} is in {results.path} already; --fresh evaluates again")
-        found.append(known)
-    return found
-
-
-def _scores(lm: BudgetedLM, task: LoadedTask, network: Network, limit: int | None) -> Row:
-    scores: list[Mapping[str, Any]] = []
+    row: Row = {"task": task.name, "limit": limit, **network.about()}
+    known = results.known_task(row, made)
+    if known is not None:
+        rank_zero_info(f"{network.name}: {task.name} is in {results.path} already; --fresh evaluates again")
+        return known
+    rank_zero_info(f"{network.name}: {task.name}")
     with lm.within(network.selection):
-        took = seconds(lambda: scores.append(task.scores(lm, limit)), lm.device)
-    costs = network.costs
-    if isinstance(network.selection, DynamicPolicy):
-        table = network.selection.table
-        costs = {table.name: mean_ratio(network.selection.take(), table)}
-    return {"costs": dict(costs), "scores": scores[0], "seconds": took}
+        scores, seconds = timed(lambda: task.scores(lm, limit), lm.device)
+    row |= {"costs": dict(network.spent()), "scores": scores, "seconds": seconds, "made": made}
+    results.add_task(row)
+    return row
 
 
 def shown(rows: Iterable[Mapping[str, Any]]) -> Table:
     """For people; `±` is a standard error."""
-    table = Table(title="scores; ± is the harness's standard error")
-    for column in ("task", "network"):
-        table.add_column(column, no_wrap=True)
-    for column in ("cost", "questions", "scores"):
-        table.add_column(column, justify="left" if column == "scores" else "right", no_wrap=True)
-    for row in rows:
-        for task, of in row["scores"].items():
-            table.add_row(task, name_of(row), costs_of(row), str(of["questions"] or ""), "\n".join(_told(of)))
-    return table
+    cells = [
+        (task, name_of(row), costs_of(row), str(of["questions"] or ""), "\n".join(_told(of)))
+        for row in rows
+        for task, of in row["scores"].items()
+    ]
+    words = ("task", "network", "scores")
+    title = "scores; ± is the harness's standard error"
+    return table(("task", "network", "cost", "questions", "scores"), cells, left=words, title=title)
 
 
 def error_of(of: Mapping[str, Any], name: str) -> float | None:

@@ -1,13 +1,11 @@
 """What losses are measured on: the test documents of the training text, or files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.data import TextDataModule, file_batches
+from flextron_lit.data import file_batches
 from flextron_lit.evaluation.document_losses import Batch
 
 TOKENS = 8192
@@ -26,36 +24,15 @@ def texts_of(loaded: Loaded, files: Sequence[Path], tokens: int | None) -> Texts
     Raises:
         ValueError: if there is too little text, two files have the same name, or nothing says what the text was.
     """
-    if files:
-        return file_text(loaded, files, TOKENS if tokens is None else tokens)
-    described = loaded.text
-    if described is None:
-        raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
-    return test_text(loaded, described, _fitting(described) if tokens is None else tokens)
-
-
-def test_text(loaded: Loaded, described: Mapping[str, Any], tokens: int) -> Texts:
-    """So many tokens of the test documents of each domain, which nothing was trained, sorted or routed by.
-
-    Raises:
-        ValueError: if a domain has fewer.
-    """
-    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder), test_tokens=tokens)
-    data.prepare_data()
-    return {name: list(loader) for name, loader in zip(data.domain_names, data.test_dataloader(), strict=True)}
-
-
-def file_text(loaded: Loaded, files: Sequence[Path], tokens: int) -> Texts:
-    """The first tokens of text files in contiguous blocks, each of which counts as a document.
-
-    Raises:
-        ValueError: if a file has fewer, or two have the same name.
-    """
+    if not files:
+        # what nothing was trained, sorted or routed by
+        return loaded.held_out("test", _fitting(loaded.known_text) if tokens is None else tokens)
     found: Texts = {}
     for path in files:
         if path.name in found:
             raise ValueError(f"two texts are called {path.name}; results go by that name, so rename one")
-        found[path.name] = [*file_batches(path, loaded.tokenizer, tokens)]
+        # contiguous blocks, each of which counts as a document
+        found[path.name] = [*file_batches(path, loaded.tokenizer, TOKENS if tokens is None else tokens)]
     return found
 
 

@@ -14,14 +14,36 @@ from flextron_lit.export.card import Origin, card
 from flextron_lit.export.forms import Form, in_form
 from flextron_lit.export.small import cut_out
 from flextron_lit.export.verification import Verified
+from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.whole_file import write_json
 from flextron_lit.files.whole_folder import write_whole
 from flextron_lit.losses.on_text import Batch, MeasuredLoss, mean_loss
-from flextron_lit.routers.from_budget import to_json
+from flextron_lit.routers.from_budget import Selection, to_json
+from flextron_lit.space import ElasticSpace, SubNetwork
 
 CARD = "README.md"
 RECORD = "sub_network.json"
 """What `select --output` would have written: by it an exported folder is known."""
+
+
+def read_selection(path: Path, space: ElasticSpace) -> Selection:
+    """The sub-network that `select --output` or an earlier export wrote down.
+
+    Raises:
+        ValueError: if the file is no such JSON, or is of another space.
+    """
+    other = "is not what `select --output` writes"
+    with damage(path, f"name such a file, or the {RECORD} of an export", what=other):
+        record = read_json(path)
+        sub_network, widths = SubNetwork.from_json(record["sub_network"]), dict(record["widths"])
+        budget, how = str(record["budget"]), str(record["how"])
+    for block, width in zip(space.blocks, space.widths(sub_network), strict=True):
+        if widths.get(block.name) != width:
+            raise ValueError(
+                f"{path} was made for another space: there {block.name} has width {widths.get(block.name)}, here the "
+                f"same choice is width {width}; select again on this checkpoint"
+            )
+    return Selection(budget, sub_network, f"{path.name} ({how})", None)
 
 
 def refuse_existing(folder: Path, *, overwrite: bool) -> None:

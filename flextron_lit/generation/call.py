@@ -1,8 +1,8 @@
 """One call of generate within a budget: what it gets, what it takes, and the same against the full network."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import ge
@@ -12,28 +12,42 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from flextron_lit.elastic.selection import Selection
-from flextron_lit.generation.answer import COMPARED, Generated
 from flextron_lit.generation.prompt import Inputs
 from flextron_lit.generation.speculative import Speculated, speculate
-from flextron_lit.latency.timing import Interleaved, interleaved, seconds
+from flextron_lit.latency.timing import Interleaved, interleaved, timed
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 from flextron_lit.space import SubNetwork
 
+COMPARED = "budget"
+"""Name of what is compared with the full network."""
 ROUNDS = 2
 """Of a comparison: in each the full network runs before and after."""
 Drafting = Mapping[str, Any]
 """`draft` and `draft_tokens` of `speculate`."""
 
 
+@contextmanager
+def notes_told(say: Callable[[str], None]) -> Iterator[None]:
+    """Tell what is warned of meanwhile, such as a stale router, in a line each."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        yield
+    # the same router may answer twice
+    for note in dict.fromkeys(str(note.message) for note in notes):
+        say(f"note: {note}")
+
+
 @dataclass(frozen=True)
 class Chosen:
-    """What a command line's budget gets."""
+    """What a budget gets."""
 
     selection: Selection
     how: str
     ratios: Mapping[str, float]
     """What it costs, relative to the full network, by the names of the budget's costs; empty for a dynamic router."""
+    budget: str | None = None
+    """As a user wrote it, where one did."""
 
     def spent(self) -> Mapping[str, float]:
         """The ratios; of a dynamic router the mean over all tokens read since it was last asked, the prompt's included.
@@ -46,17 +60,39 @@ class Chosen:
         return self.ratios
 
 
-def decoding(temperature: float | None, top_p: float | None) -> dict[str, Any]:
-    """How `generate` takes the next token: the likeliest, or drawn as asked for and not as the model's files say."""
-    if temperature is None and top_p is None:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": 0}
+@dataclass(frozen=True)
+class Generated:
+    """A text, and how it was made."""
+
+    text: str
+    tokens: int
+    """How many were generated, the one that ends the text included."""
+    seconds: float
+    drafts: Speculated | None = None
+    """How it came about, if its tokens were drafted first."""
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second, the pass over the prompt included."""
+        return self.tokens / self.seconds
 
 
-def ending(tokenizer: PreTrainedTokenizerBase, most: int) -> dict[str, Any]:
-    """How `generate` ends: after so many tokens, or padded by the token that ends a text where there is none to pad."""
+def settings_for(
+    tokenizer: PreTrainedTokenizerBase, most: int, temperature: float | None = None, top_p: float | None = None
+) -> dict[str, Any]:
+    """What Hugging Face's `generate` is told: of each token, and of the end.
+
+    Args:
+        tokenizer: the token that ends a text pads too, where there is none to pad.
+        most: tokens.
+        temperature: as asked for, whatever the model's files say; without it and `top_p` the likeliest token is taken.
+        top_p: likewise.
+    """
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return {"max_new_tokens": most, "pad_token_id": pad}
+    likeliest = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    drawn = {"do_sample": True, "temperature": temperature or 1.0, "top_p": top_p or 1.0, "top_k": 0}
+    choice = likeliest if temperature is None and top_p is None else drawn
+    return {**choice, "max_new_tokens": most, "pad_token_id": pad}
 
 
 def chosen(model: FlextronModel, budget: str | None, *, dynamic: bool, latency: str | None) -> Chosen:
@@ -71,11 +107,12 @@ def chosen(model: FlextronModel, budget: str | None, *, dynamic: bool, latency: 
     if dynamic:
         selection = loaded.dynamic_routing.answer(budget, model.backbone)
         if isinstance(selection, DynamicPolicy):
-            return Chosen(selection, f"the dynamic router for {selection.table.name}", {})
-        return Chosen(selection, "the full network meets it", {})
+            return Chosen(selection, f"the dynamic router for {selection.table.name}", {}, budget)
+        return Chosen(selection, "the full network meets it", {}, budget)
     answer = loaded.answer(budget, latency)
     tables = (limit.table for limit in loaded.routing(latency).parse(budget))
-    return Chosen(answer.sub_network, answer.how, {table.name: table.ratio(answer.sub_network) for table in tables})
+    ratios = {table.name: table.ratio(answer.sub_network) for table in tables}
+    return Chosen(answer.sub_network, answer.how, ratios, budget)
 
 
 def drafter(model: FlextronModel, budget: str, decides: Selection, *, latency: str | None) -> Chosen:
@@ -113,20 +150,17 @@ def generate(
         streamer: None tells nothing.
         drafting: what proposes tokens; None generates without.
     """
-    found: list[tuple[Tensor, Speculated | None]] = []
 
-    def run() -> None:
+    def run() -> tuple[Tensor, Speculated | None]:
         if drafting is None:
             with model.use(selection):
-                found.append((model.generate(**inputs, **settings, streamer=streamer), None))
-        else:
-            made = speculate(model.backbone, **inputs, **settings, **drafting, verifier=selection, streamer=streamer)
-            found.append((made.tokens, made))
+                return model.generate(**inputs, **settings, streamer=streamer), None
+        made = speculate(model.backbone, **inputs, **settings, **drafting, verifier=selection, streamer=streamer)
+        return made.tokens, made
 
-    took = seconds(run, model.device)
-    ((tokens, drafts),) = found
+    (tokens, drafts), seconds = timed(run, model.device)
     new = tokens[0, inputs["input_ids"].shape[1] :]
-    return Generated(str(model.tokenizer.decode(new, skip_special_tokens=True)), len(new), took, drafts)
+    return Generated(str(model.tokenizer.decode(new, skip_special_tokens=True)), len(new), seconds, drafts)
 
 
 def compare(

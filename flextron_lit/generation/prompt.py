@@ -1,16 +1,37 @@
 """What goes into one call of generate: a prompt as tokens, and how many tokens there is room for."""
 
-from __future__ import annotations
-
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from flextron_lit.data.rows import decode
+
 NEW_TOKENS = 100
+STDIN = "-"
 Inputs = Mapping[str, Any]
 """`input_ids` and `attention_mask` of one prompt, [1, T]."""
+
+
+def prompt_of(prompt: str | None, file: Path | None) -> str:
+    """The prompt that a command line names; a line break that ends a file or standard input is no part of it.
+
+    Raises:
+        ValueError: if there is none, or it is not UTF-8.
+    """
+    if (prompt is None) == (file is None):
+        raise ValueError("name the prompt with either --prompt or --prompt_file")
+    if STDIN in (prompt, str(file)):
+        prompt = decode("the prompt", sys.stdin.buffer.read()).rstrip("\n")
+    elif file is not None:
+        prompt = decode(str(file), file.read_bytes()).rstrip("\n")
+    assert prompt is not None
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; there is nothing to go on from")
+    return prompt
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> dict[str, Tensor]:

@@ -10,8 +10,6 @@ one alone is not. So the loop is ours, inside Hugging Face's `generate`, which m
 processors, criteria.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast
@@ -149,13 +147,14 @@ def _leading(true: Tensor) -> int:
     return int(true.long().cumprod(0).sum())
 
 
+@dataclass(frozen=True)
 class _Reader:
     """A selection, and the keys and values of the tokens that it has read."""
 
-    def __init__(self, backbone: ElasticBackbone, selection: Selection, cache: DynamicCache) -> None:
-        self.backbone = backbone
-        self.selection = selection
-        self.cache = retractable(cache)
+    backbone: ElasticBackbone
+    selection: Selection
+    cache: DynamicCache
+    """That can forget."""
 
     def logits(self, tokens: Tensor, last: int) -> Tensor:
         """Read what is new of the tokens [1, T]: logits of the last few of them, float32 [last, V]."""
@@ -200,8 +199,8 @@ class _Loop:
             ValueError: if it is asked for what it does not do.
         """
         _check(model, generation_config, inputs)
-        draft = _Reader(self.backbone, self.draft, DynamicCache(config=model.config))
-        verifier = _Reader(self.backbone, self.verifier, inputs["past_key_values"])
+        draft = _Reader(self.backbone, self.draft, retractable(DynamicCache(config=model.config)))
+        verifier = _Reader(self.backbone, self.verifier, retractable(inputs["past_key_values"]))
         chooser = _Chooser(logits_processor, self.confidence, sampling=bool(generation_config.do_sample))
         tokens, done = input_ids, False
         self._tell(tokens)
@@ -212,7 +211,10 @@ class _Loop:
             taken = chooser.decide(verifier, tokens, drafted, probabilities)
             before = tokens.shape[1]
             tokens, done = _append(tokens, taken, stopping_criteria)
-            self._count(len(drafted), min(tokens.shape[1] - before, len(taken) - 1))
+            self.drafted += len(drafted)
+            # the last one taken is the verifier's own, unless a criterion stopped before it
+            self.accepted += min(tokens.shape[1] - before, len(taken) - 1)
+            self.passes += 1
             self._tell(tokens[:, before:])
             for reader in (draft, verifier):
                 # the last token is still to be read
@@ -220,11 +222,6 @@ class _Loop:
         if self.streamer is not None:
             self.streamer.end()
         return tokens
-
-    def _count(self, drafted: int, accepted: int) -> None:
-        self.drafted += drafted
-        self.accepted += accepted
-        self.passes += 1
 
     def _tell(self, tokens: Tensor) -> None:
         if self.streamer is not None:

@@ -11,6 +11,7 @@ from torch.utils.benchmark.utils.timer import timer
 
 Run = Callable[[], Any]
 Name = TypeVar("Name")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,21 @@ class Interleaved(Generic[Name]):
 
 def seconds(run: Run, device: torch.device) -> float:
     """Time of one run: CUDA events around it on a GPU, else torch's benchmark clock, which waits for accelerators."""
+    return timed(run, device)[1]
+
+
+def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """What a run returns, and its time as `seconds` takes it."""
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        run()
+        found = run()
         end.record()
         end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
+        return found, float(start.elapsed_time(end)) / 1e3
     begun = timer()
-    run()
-    return timer() - begun
+    found = run()
+    return found, timer() - begun
 
 
 def median_with_spread(values: Sequence[float]) -> Ratio:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import shape_of
+from flextron_lit.checkpoint.location import Location
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.evaluation.results import Results
+from flextron_lit.evaluation.results import HTML, Results
 from flextron_lit.evaluation.texts import Texts
 from flextron_lit.files.whole_file import write_page
 from flextron_lit.generation.prompt import Inputs
@@ -58,24 +60,29 @@ def write_report(
 
 
 def report_evaluation(
-    source: Source, model: FlextronModel, results: Results, texts: Texts, output: Path, latency: str | None = None
+    location: Location, model: FlextronModel, results: Results, texts: Texts, latency: str | None
 ) -> None:
-    """The page of one evaluation: as that of its checkpoint, with what was evaluated first.
+    """The page of one evaluation, beside its results: as that of its checkpoint, with what was evaluated first.
+
+    What stands in its way is said: the results are safe in their own file.
 
     Args:
-        source: the checkpoint, and the run that wrote it.
+        location: the checkpoint.
         model: the same, loaded.
         results: what was found.
         texts: what it was evaluated on; what the network writes goes on from the first one's beginning.
-        output: where to write it.
         latency: name of the latency table to use; None means the static router's, or the first.
-
-    Raises:
-        ValueError: if a file is damaged, or the page cannot be written.
     """
-    findings = gather(source, model.backbone, latency)
-    written = _written(model, findings, beginning(model.flextron, texts)) if texts else ("", [])
-    write_page(output, page(source, model.backbone, findings, written, [results], evaluated_first=True))
+    run, output = location.run, results.folder / HTML
+    source = Source.of(location.checkpoint if run is None else run.path, location.checkpoint, run)
+    try:
+        findings = gather(source, model.backbone, latency)
+        written = _written(model, findings, beginning(model.flextron, texts)) if texts else ("", [])
+        write_page(output, page(source, model.backbone, findings, written, [results], evaluated_first=True))
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        rank_zero_info(f"note: there is no {output}: {error}")
+    else:
+        rank_zero_info(f"wrote {output}")
 
 
 def report_pipeline(folder: Path, stages: Sequence[RunFolder]) -> None:

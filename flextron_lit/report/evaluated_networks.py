@@ -7,8 +7,8 @@ from typing import Any
 from flextron_lit import checkpoint
 from flextron_lit.costs import CostTable
 from flextron_lit.evaluation.loss_rows import ALL, costs_of, half, name_of, signed
-from flextron_lit.evaluation.results import Results, metrics
-from flextron_lit.evaluation.task_rows import ERROR, error_of
+from flextron_lit.evaluation.results import ERROR, Results, metrics
+from flextron_lit.evaluation.task_rows import error_of
 from flextron_lit.report.point_costs import of_dynamic
 from flextron_lit.report.points import LOSS, Measure, Point
 from flextron_lit.report.rendering import Section, Table

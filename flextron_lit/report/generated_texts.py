@@ -7,7 +7,7 @@ import torch
 
 from flextron_lit.checkpoint.in_memory import Loaded
 from flextron_lit.evaluation.document_losses import Batch
-from flextron_lit.generation.call import Chosen, decoding, ending, generate
+from flextron_lit.generation.call import Chosen, generate, settings_for
 from flextron_lit.generation.prompt import Inputs, encoded, room
 from flextron_lit.model import FlextronModel
 from flextron_lit.report.findings import Findings
@@ -78,7 +78,7 @@ def write_texts(model: FlextronModel, findings: Findings, inputs: Inputs) -> Ite
         inputs: what to go on from.
     """
     tokens = room(inputs["input_ids"].shape[1], model.config.max_position_embeddings, None)
-    settings = {**decoding(None, None), **ending(model.tokenizer, min(tokens, NEW_TOKENS))}
+    settings = settings_for(model.tokenizer, min(tokens, NEW_TOKENS))
     yield Written(FULL, 1.0, generate(model, inputs, model.backbone.space.full(), settings).text)
     routers = [router for router in (findings.static, findings.dynamic) if router is not None]
     for budget in BUDGETS:

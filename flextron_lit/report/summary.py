@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,12 +22,11 @@ from flextron_lit.latency.block_times import measure, phase_seconds
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.latency_table import origin_of
 from flextron_lit.report.points import validated
-from flextron_lit.report.spending.shown_texts import validation_text
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC
 from flextron_lit.stages.watched import dynamic_answers, ladder_answers
-from flextron_lit.terminal.console import short, show
+from flextron_lit.terminal.console import short, show, table
 
 SUMMARY = "summary.json"
 SECONDS = 40.0
@@ -127,9 +127,8 @@ def latencies(loaded: Loaded, chosen: Mapping[str, Selection], workload: Workloa
 
 def mixed_text(loaded: Loaded, workload: Workload) -> Tensor:
     """The beginnings of each domain's first validation block one after the other, [B, T]; repeated if too short."""
-    assert loaded.text is not None, "the stages of a pipeline say what they read"
-    texts = validation_text(loaded, loaded.text, loaded.text["block_size"])
-    blocks = [batches[0]["input_ids"][0] for batches in texts.values()]
+    documents = loaded.held_out("validation", loaded.known_text["block_size"])
+    blocks = [batches[0]["input_ids"][0] for batches in documents.values()]
     each = ceil(workload.total_tokens / len(blocks))
     text = torch.cat([block[:each] for block in blocks])
     times = ceil(workload.total_tokens / len(text))
@@ -147,25 +146,23 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For people."""
     timed = "latency_ms" in rows[0]
     title = "what each budget gets; widths as shares, losses in nats per token on validation documents"
-    # many columns: without rules between them they fit a terminal
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("budget", justify="right", no_wrap=True)
-    table.add_column("router", no_wrap=True)
-    columns = ["MLP", "attention", "parameters", *(["latency"] if timed else []), *rows[0]["losses"], "mean"]
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
     # a summary that an earlier version wrote does not say
     costs = {row["name"]: row.get("cost", "") for row in rows}
     several = len({cost for cost in costs.values() if cost}) > 1
-    for row in rows:
-        losses = list(row["losses"].values())
-        table.add_row(
+    cells = [
+        (
             f"{row['budget']:.2f}",
             (row["router"] or "(full)") + f", {costs[row['name']]}" * (several and bool(row["router"])),
             f"{row['mlp_width']:.0%}",
             f"{row['attention_width']:.0%}",
             short(row["parameters"]),
             *([f"{row['latency_ms']:.0f} ms"] if timed else []),
-            *(f"{loss:.3f}" for loss in (*losses, sum(losses) / len(losses))),
+            *(f"{loss:.3f}" for loss in (*row["losses"].values(), fmean(row["losses"].values()))),
         )
-    return table
+        for row in rows
+    ]
+    widths = ("MLP", "attention", "parameters")
+    columns = ("budget", "router", *widths, *(["latency"] if timed else []), *rows[0]["losses"], "mean")
+    # many columns: without rules between them they fit a terminal
+    narrow = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+    return table(columns, cells, left=["router"], title=title, title_justify="left", **narrow)

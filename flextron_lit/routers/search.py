@@ -31,6 +31,21 @@ class Found:
     """How many sub-networks were scored."""
 
 
+def best_by(
+    search: Search, space: ElasticSpace, limits: Limits, score: Score, *, count: int, generator: torch.Generator
+) -> Found:
+    """What a search by its name finds; `count` and `generator` are of `random` and `evolution` alone.
+
+    Raises:
+        ValueError: if no feasible sub-network was found.
+    """
+    if search == "uniform":
+        return best_uniform(space, limits, score)
+    if search == "random":
+        return best_random(space, limits, score, count=count, generator=generator)
+    return evolution(space, limits, score, count=count, generator=generator)
+
+
 def best_uniform(space: ElasticSpace, limits: Limits, score: Score) -> Found:
     """The best of the sub-networks that are alike in all layers: all pairs of an MLP and an attention width.
 

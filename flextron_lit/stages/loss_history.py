@@ -7,13 +7,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from rich.table import Table
 
 from flextron_lit.costs import CostTable
 from flextron_lit.files.damage import read_rows
 from flextron_lit.files.whole_file import whole_file, write_csv, write_json
 from flextron_lit.stages.validation import DYNAMIC, ROUTED, ValidationResult
-from flextron_lit.terminal.console import show
+from flextron_lit.terminal.console import show, table
 
 Row = dict[str, Any]
 
@@ -128,16 +127,13 @@ class Report:
 
     def _print(self, title: str, losses: dict[str, dict[str, float]], cell: Any) -> None:
         costs = self.costs()
-        table = Table(title=title)
-        table.add_column("sub-network", no_wrap=True)
         assert self.table is not None
-        table.add_column(self.table.name, justify="right", no_wrap=True)
-        for domain in next(iter(losses.values())):
-            table.add_column(domain, justify="right", no_wrap=True)
-        for name, by_domain in losses.items():
-            cells = [cell(name, domain, loss) for domain, loss in by_domain.items()]
-            table.add_row(name, self.table.short(costs[name]), *cells)
-        show(table)
+        rows = [
+            (name, self.table.short(costs[name]), *(cell(name, domain, loss) for domain, loss in by_domain.items()))
+            for name, by_domain in losses.items()
+        ]
+        columns = ("sub-network", self.table.name, *next(iter(losses.values())))
+        show(table(columns, rows, left=["sub-network"], title=title))
 
 
 def _kind(name: str) -> str:

@@ -1,7 +1,7 @@
 """How commands print: rich tables of plain text, numbers that can be read."""
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +21,23 @@ def two_columns(title: str, rows: Sequence[tuple[str, str]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Sequence[str] = (), **settings: Any) -> Table:
+    """A table whose cells are never broken.
+
+    Args:
+        columns: their heads.
+        rows: cells.
+        left: heads of the columns that hold words, and not numbers.
+        settings: of rich's table, such as a title.
+    """
+    made = Table(**settings)
+    for column in columns:
+        made.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def show(*tables: Table | str) -> None:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flextron_lit.commands import diff as difference
-from flextron_lit.commands.diff import compare, compare_tensors, report
+from flextron_lit.checkpoint import comparison
+from flextron_lit.checkpoint.comparison import compare, compare_tensors
+from flextron_lit.commands.diff import report
 from flextron_lit.space import SpaceConfig
 from flextron_lit.terminal.console import show
 from tests.checkpoint.conftest import RECORD, write_checkpoint
@@ -160,7 +161,7 @@ def test_the_split_into_files_is_no_difference(written, other):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 22])
 def test_tensors_are_measured_piece_by_piece(monkeypatch, chunk, generator):
-    monkeypatch.setattr(difference, "CHUNK", chunk)
+    monkeypatch.setattr(comparison, "CHUNK", chunk)
     one, other = torch.randn(2, 5, 9, generator=generator)
     found = compare_tensors(one, other)
     assert not found.equal

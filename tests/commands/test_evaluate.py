@@ -7,13 +7,15 @@ import sys
 import pytest
 
 from flextron_lit import FlextronModel, checkpoint
+from flextron_lit.checkpoint.description import describe
 from flextron_lit.checkpoint.location import Location, locate
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.commands import evaluate as evaluating
-from flextron_lit.commands.evaluate import check, command, default_output, parser
-from flextron_lit.commands.info import describe, tables
+from flextron_lit.commands.evaluate import check, command, parser
+from flextron_lit.commands.info import tables
 from flextron_lit.evaluation import loss_rows as measured
 from flextron_lit.evaluation.networks import WAYS
+from flextron_lit.evaluation.results import default_output
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.losses.on_text import MeasuredLoss
 from flextron_lit.routers.search import uniform_pairs

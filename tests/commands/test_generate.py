@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from flextron_lit import FlextronModel, checkpoint
-from flextron_lit.commands import generate as generating
 from flextron_lit.commands.generate import command, raw_text
+from flextron_lit.generation import call as generating
 from flextron_lit.generation.call import ROUNDS
 from flextron_lit.generation.speculative import speculate
 from flextron_lit.routers.staleness import stale_files

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.description import describe
 from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.weights import part_of
-from flextron_lit.commands.info import describe, tables
+from flextron_lit.commands.info import tables
 from flextron_lit.routers.trained import META, STALE, SURROGATE
 from flextron_lit.space import LayerWidths, SpaceConfig
 from flextron_lit.terminal.console import huge, ranges, settings, short, show

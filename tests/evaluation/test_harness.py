@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 
 from flextron_lit import FlextronModel, checkpoint
 from flextron_lit.commands import evaluate as evaluating
-from flextron_lit.evaluation import harness, offline
+from flextron_lit.evaluation import evaluation, harness, offline
 from flextron_lit.evaluation.harness import BudgetedLM, LoadedTask
 from flextron_lit.evaluation.results import Results
 from flextron_lit.sources import load_dense, load_tokenizer
@@ -147,7 +147,7 @@ def test_the_command_evaluates_each_task_and_network_once(folder, tmp_path, monk
 
 
 def test_a_wrong_task_is_told_before_anything_is_measured(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluating, "measure", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr(evaluation, "measure", lambda *args: pytest.fail("measured"))
     with pytest.raises(ValueError, match="there is no task 'arc_esay'"):
         evaluating.command(["--checkpoint", str(folder), "--tasks", "arc_esay", "--output", str(tmp_path)])
 

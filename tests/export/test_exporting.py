@@ -5,10 +5,11 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM
 
-from flextron_lit.commands.export import command, read_selection
+from flextron_lit.commands.export import command
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.costs.budget import parse_budget
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.export.writing import read_selection
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests.export.families import MAKE, SPACE, TEXT, write_checkpoint
 from tests.front_door import fail, succeed

@@ -1,14 +1,11 @@
 """Texts to look at: a file's beginning, or validation documents of every training domain."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.data import TextDataModule
 from flextron_lit.data.rows import decode
 from flextron_lit.report.spending.routed_text import Batch
 
@@ -38,20 +35,5 @@ def texts_of(loaded: Loaded, text: Path | None, tokens: int | None) -> dict[str,
             raise ValueError(f"{text} has {len(ids)} tokens; one follows from another, so 2 or more are needed")
         block = torch.tensor([ids])
         return {text.name: [{"input_ids": block, "labels": block}]}
-    if loaded.text is None:
-        raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
-    return validation_text(loaded, loaded.text, tokens)
-
-
-def validation_text(loaded: Loaded, described: Mapping[str, Any], tokens: int) -> dict[str, list[Batch]]:
-    """Validation documents of every training domain, by its name.
-
-    Args:
-        loaded: whose tokenizer.
-        described: the text, as `TextDataModule.describe` does.
-        tokens: of each domain, rounded up to whole blocks.
-    """
-    whole = math.ceil(tokens / described["block_size"]) * described["block_size"]
-    data = TextDataModule.from_description(described, tokenizer=str(loaded.folder), validation_tokens=whole)
-    data.prepare_data()
-    return {name: list(loader) for name, loader in zip(data.domain_names, data.val_dataloader(), strict=True)}
+    block_size = loaded.known_text["block_size"]
+    return loaded.held_out("validation", math.ceil(tokens / block_size) * block_size)
