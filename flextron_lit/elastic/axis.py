@@ -1,7 +1,5 @@
 """Where the units of an elastic block lie in its tensors, and the two things done to them: order and prefix."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

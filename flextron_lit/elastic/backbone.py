@@ -1,7 +1,5 @@
 """A stock Hugging Face causal LM made elastic in place, and exactly undone."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager

@@ -1,7 +1,5 @@
 """KV caches that take tokens back: a decode step is undone, a draft is refused."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 from transformers import DynamicCache

@@ -1,7 +1,5 @@
 """A sub-network as a model of its own: small weights, stock classes, no elasticity left."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, NoReturn, cast
 

@@ -4,8 +4,6 @@ Widths are nested, so the tokens that use a band of units are those at the front
 Every band is one matrix product over the rows that need it, forward and backward; nothing is masked (ours; method 6).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

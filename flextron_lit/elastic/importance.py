@@ -1,7 +1,5 @@
 """Which units matter, and the joint permutation that puts them first (paper, importance sorting)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial

@@ -3,8 +3,6 @@
 Bands are the parts of those first units that the tokens of a pass use in different numbers (`TokenGroups`).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D

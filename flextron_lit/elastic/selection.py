@@ -1,7 +1,5 @@
 """The one place that knows which sub-network is active."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

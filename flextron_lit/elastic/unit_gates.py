@@ -4,8 +4,6 @@ With one-hot choices the value is that of the sub-network; unlike it, the pass c
 of a choice that was not taken needs what it would have added. For training routers only, never to save time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise

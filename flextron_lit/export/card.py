@@ -1,7 +1,5 @@
 """The model card: what was exported, how to load it, how good it is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Which Hugging Face class holds a sub-network on disk: a stock one where it can, else one of ours, copied along."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The forms in which a sub-network is written: what each can hold, how it is written, and how it is read back."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

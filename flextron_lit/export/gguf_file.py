@@ -1,7 +1,5 @@
 """A sub-network as a GGUF file, for llama.cpp and what is built on it: written, and read back."""
 
-from __future__ import annotations
-
 import copy
 import errno
 import os

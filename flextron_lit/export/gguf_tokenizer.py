@@ -1,7 +1,5 @@
 """A byte-level BPE tokenizer in the terms of a GGUF file."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A sub-network cut out of its elastic network, with what every format has to know of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedModel

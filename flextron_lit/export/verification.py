@@ -1,7 +1,5 @@
 """Whether what was written computes what the elastic network does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

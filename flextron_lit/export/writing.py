@@ -1,7 +1,5 @@
 """Export: a sub-network is cut out, written beside its place, read back, compared, and only then put there."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the elastic attention of all families has in common; how each projects to its heads is its own."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch

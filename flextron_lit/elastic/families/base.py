@@ -1,7 +1,5 @@
 """The shape of a family file: what differs between Hugging Face model families, and nothing else knows it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar

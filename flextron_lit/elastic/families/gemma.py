@@ -1,7 +1,5 @@
 """Gemma (the first): as Llama; what is its own, scaled embeddings and other norms, lies outside the elastic blocks."""
 
-from __future__ import annotations
-
 from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaForCausalLM, GemmaMLP
 
 from flextron_lit.elastic.families.base import Family

@@ -1,7 +1,5 @@
 """GPT-2: one fused projection for queries, keys and values, biases everywhere, an ungated MLP, learned positions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """GPT-NeoX (Pythia): queries, keys and values fused head by head, biases, an ungated MLP, partly rotary positions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Llama: the first of the rotary families."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import PreTrainedConfig

@@ -1,7 +1,5 @@
 """Mistral: as Llama, with one sliding window for all layers or none."""
 
-from __future__ import annotations
-
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralForCausalLM, MistralMLP
 
 from flextron_lit.elastic.families.base import Family

@@ -1,7 +1,5 @@
 """What the elastic MLPs of all families have in common."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

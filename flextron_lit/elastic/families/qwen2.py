@@ -1,7 +1,5 @@
 """Qwen2: as Llama, with biases on queries, keys and values; layers may have sliding windows."""
 
-from __future__ import annotations
-
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2ForCausalLM, Qwen2MLP
 
 from flextron_lit.elastic.families.base import Family

@@ -1,7 +1,5 @@
 """Qwen3: as Llama, with a norm on every query and key head, the same for all heads; layers may have sliding windows."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3ForCausalLM, Qwen3MLP
 

@@ -1,7 +1,5 @@
 """What Llama and the families after it share: separate projections, rotary positions, GQA, the names."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward

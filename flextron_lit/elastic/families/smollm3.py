@@ -1,7 +1,5 @@
 """SmolLM3: as Llama, but some layers know no positions; layers may have sliding windows."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3Attention, SmolLM3ForCausalLM, SmolLM3MLP
 

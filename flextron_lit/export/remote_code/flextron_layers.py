@@ -4,8 +4,6 @@
 weights: it needs torch and transformers alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, ClassVar
 

@@ -3,8 +3,6 @@
 See `flextron_layers.py`.
 """
 
-from __future__ import annotations
-
 from transformers import GemmaConfig, GemmaForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer
 

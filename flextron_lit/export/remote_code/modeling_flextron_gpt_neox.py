@@ -3,8 +3,6 @@
 See `flextron_layers.py`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from huggingface_hub.dataclasses import strict

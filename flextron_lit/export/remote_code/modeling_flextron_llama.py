@@ -3,8 +3,6 @@
 See `flextron_layers.py`.
 """
 
-from __future__ import annotations
-
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer

@@ -3,8 +3,6 @@
 See `flextron_layers.py`.
 """
 
-from __future__ import annotations
-
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 

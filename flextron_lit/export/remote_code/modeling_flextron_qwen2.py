@@ -3,8 +3,6 @@
 See `flextron_layers.py`.
 """
 
-from __future__ import annotations
-
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 

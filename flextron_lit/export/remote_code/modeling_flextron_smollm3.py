@@ -3,8 +3,6 @@
 See `flextron_layers.py`.
 """
 
-from __future__ import annotations
-
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer
 
