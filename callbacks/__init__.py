@@ -15,21 +15,6 @@ from flextron_lit.callbacks.surrogate_guidance import SurrogateGuidance
 from flextron_lit.callbacks.tensorboard import TensorBoardOverview
 from flextron_lit.callbacks_name import NAME, adopt
 
-__all__ = [
-    "BudgetSampling",
-    "ExactResume",
-    "FlextronCheckpointWriter",
-    "LatencyProfiling",
-    "ParetoReport",
-    "PredictionWriter",
-    "RouterReport",
-    "StepBar",
-    "StepLines",
-    "SurrogateGuidance",
-    "TensorBoardOverview",
-    "progress_bar",
-]
-
 if __name__ == NAME:
     # found as a folder of the checkout: without this there would be a second set of classes
     adopt()

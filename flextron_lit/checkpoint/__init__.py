@@ -28,21 +28,3 @@ from flextron_lit.checkpoint.folder import (
     weight_files,
 )
 from flextron_lit.checkpoint.writing import extend, note_evaluation, write
-
-__all__ = [
-    "CONFIG",
-    "RECORD",
-    "FlextronCheckpoint",
-    "StageRecord",
-    "digest",
-    "evaluations",
-    "extend",
-    "is_flextron",
-    "note_evaluation",
-    "other_files",
-    "read",
-    "read_config",
-    "verify",
-    "weight_files",
-    "write",
-]

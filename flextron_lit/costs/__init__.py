@@ -4,5 +4,3 @@ from flextron_lit.costs.counted import COUNTED, parameter_table
 from flextron_lit.costs.dynamic import DYNAMIC_COUNTED, dynamic_table
 from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.workload import Workload
-
-__all__ = ["COUNTED", "DYNAMIC_COUNTED", "CostTable", "Workload", "dynamic_table", "parameter_table"]

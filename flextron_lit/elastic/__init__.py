@@ -3,5 +3,3 @@
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
 from flextron_lit.elastic.extraction import extract
 from flextron_lit.elastic.selection import ActiveSelection, Policy, Selection
-
-__all__ = ["ActiveSelection", "ElasticBackbone", "ElasticBlock", "Policy", "Selection", "extract"]

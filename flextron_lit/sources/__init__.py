@@ -4,5 +4,3 @@ from flextron_lit.sources.dense_models import load_dense, load_tokenizer, resolv
 from flextron_lit.sources.hub import fetch_snapshot
 from flextron_lit.sources.notation import Source, parse_source
 from flextron_lit.sources.wheel import fetch_wheel
-
-__all__ = ["Source", "fetch_snapshot", "fetch_wheel", "load_dense", "load_tokenizer", "parse_source", "resolve_model"]

@@ -14,21 +14,3 @@ from flextron_lit.stages.watched import WatchedStage
 
 TRAIN_WEIGHTS = (ElasticTraining.__name__, JointTuning.__name__)
 """Names of the stages that change the network's weights, as histories have them."""
-
-__all__ = [
-    "TRAIN_WEIGHTS",
-    "Calibration",
-    "Distillation",
-    "DynamicRouterTraining",
-    "ElasticTraining",
-    "FullWeight",
-    "JointTuning",
-    "NonFiniteError",
-    "Pass",
-    "Remeasuring",
-    "RouterTraining",
-    "Stage",
-    "StaticRouterTraining",
-    "SurrogateTraining",
-    "WatchedStage",
-]

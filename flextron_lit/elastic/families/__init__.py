@@ -26,6 +26,3 @@ def family_of(model: PreTrainedModel) -> Family:
             return family
     known = ", ".join(family.model.__name__ for family in FAMILIES)
     raise ValueError(f"{type(model).__name__} cannot become elastic: supported model classes are {known}")
-
-
-__all__ = ["FAMILIES", "BlockHandle", "ElasticModule", "Family", "family_of"]
