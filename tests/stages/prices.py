@@ -6,7 +6,7 @@ price is as good as prices get, is not.
 
 import torch
 
-from flextron_lit.routers.pricing import EDGE, TRIES, close, solve, spendable
+from flextron_lit.routers.pricing import EDGE, TOLERANCE, TRIES, solve, spendable
 from flextron_lit.stages import measuring
 
 
@@ -32,7 +32,7 @@ class Solved:
             target = spendable(row.budget, table)
             tried = self.tried[target]
             assert row.ratio == tried[row.price]
-            if close(row.ratio, target):
+            if abs(row.ratio - target) <= TOLERANCE * target:
                 continue
             assert row.ratio < target
             # two narrowings leave half of what the edges of a bracket leave
