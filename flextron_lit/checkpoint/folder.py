@@ -34,6 +34,9 @@ WEIGHTS = "model.safetensors"
 WEIGHT_INDEX = "model.safetensors.index.json"
 MEND = "restore or retrain it"
 
+TRAIN_WEIGHTS = ("ElasticTraining", "JointTuning")
+"""The stages that change the network's weights, as histories name them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
+from flextron_lit.checkpoint.folder import TRAIN_WEIGHTS
 from flextron_lit.commands.options import CommandLine, place_of, refuse_below_one
 from flextron_lit.costs.budget import HELP
 from flextron_lit.generation.answer import Report
@@ -17,7 +18,6 @@ from flextron_lit.generation.call import ROUNDS, Chosen, chosen, compare, drafte
 from flextron_lit.generation.prompt import NEW_TOKENS, Inputs, encoded, prompt_of, room
 from flextron_lit.generation.speculative import DRAFT_TOKENS
 from flextron_lit.model import FlextronModel
-from flextron_lit.stages import TRAIN_WEIGHTS
 from flextron_lit.terminal.console import end_with_the_reader, show
 
 

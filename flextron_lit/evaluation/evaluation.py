@@ -8,13 +8,12 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from flextron_lit.evaluation.loss_rows import Measurement, Row, measure
 from flextron_lit.evaluation.networks import Network, Way, in_order, uniform
 from flextron_lit.evaluation.results import Results
 from flextron_lit.evaluation.task_rows import score
 from flextron_lit.files.digest import fingerprint
+from flextron_lit.files.ranks import tell
 from flextron_lit.model import FlextronModel
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import UNIFORM
@@ -84,7 +83,7 @@ class Evaluation:
     def losses(self) -> list[Row]:
         """Rows of losses, measured unless an earlier run has."""
         if self.kept is not None:
-            rank_zero_info(f"the losses are in {self.results.path} already; --fresh measures again")
+            tell(f"the losses are in {self.results.path} already; --fresh measures again")
             return self.kept
         rows = measure(self.measurement, self.networks, self.seed)
         self.results.losses = {"made": self.made, "asked": self.asked, "rows": rows}

@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import lm_eval.tasks
-from lightning.pytorch.utilities import rank_zero_info
 from lm_eval import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.evaluation.offline import OFFLINE, write_tasks
+from flextron_lit.files.ranks import tell
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.dynamic import DynamicPolicy
 
@@ -90,7 +90,7 @@ class LoadedTask:
                 own.append(folder)
             manager = TaskManager(include_path=own, include_defaults=False)
             if name not in manager.all_tasks:
-                rank_zero_info(f"looking for the task {name} among those of the harness, thousands of files")
+                tell(f"looking for the task {name} among those of the harness, thousands of files")
                 manager = TaskManager(include_path=own)
             if name not in manager.all_tasks:
                 raise ValueError(

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from flextron_lit.checkpoint.in_memory import Loaded
+from flextron_lit.files.ranks import tell
 from flextron_lit.generation.call import Chosen, chosen, notes_told
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.search import Score, best_uniform
@@ -89,7 +88,7 @@ def routed(model: FlextronModel, budgets: Sequence[str], ways: Sequence[Way], la
 def _routed(model: FlextronModel, budget: str, way: Way, latency: str | None) -> Network:
     dynamic = way == "dynamic"
     try:
-        with notes_told(rank_zero_info):
+        with notes_told(tell):
             choice = chosen(model, budget, dynamic=dynamic, latency=None if dynamic else latency)
     except ValueError as error:
         raise ValueError(f"{error}; --networks says which kinds of network to evaluate") from error

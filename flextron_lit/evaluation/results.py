@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import Location
 from flextron_lit.evaluation.loss_rows import Row, flat
 from flextron_lit.files.damage import damage, read_json
+from flextron_lit.files.ranks import tell
 from flextron_lit.files.whole_file import write_csv, write_json
 
 JSON, CSV, HTML = "evaluation.json", "evaluation.csv", "evaluation.html"
@@ -104,7 +103,7 @@ class Results:
             checkpoint.note_evaluation(folder, noted)
         except OSError as error:
             # after what may have been hours: the results are safe in their own file
-            rank_zero_info(f"note: cannot note the results in {folder} ({error}); --leave_checkpoint does without")
+            tell(f"note: cannot note the results in {folder} ({error}); --leave_checkpoint does without")
 
     def _numbers(self) -> Iterator[Row]:
         """The numbers alone, for the checkpoint's record."""

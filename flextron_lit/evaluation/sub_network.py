@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.costs import CostTable
 from flextron_lit.data import file_batches
+from flextron_lit.files.ranks import tell
 from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.losses.on_text import MeasuredLoss
 from flextron_lit.routers.from_budget import Routing, Selection
@@ -78,11 +78,11 @@ def answer(
     search, count = asked.search or DEFAULT_SEARCH, asked.count or COUNT
     measured, text = _measured(asked, folder, device)
     where = f", measured on {latency.conditions['device']['name']}" if latency else ""
-    rank_zero_info(f"{search} search: {named}{where}; losses on {text}")
+    tell(f"{search} search: {named}{where}; losses on {text}")
 
     def score(sub_network: SubNetwork) -> float:
         loss = measured(sub_network)
-        rank_zero_info(f"  {loss:.3f} nats per token")
+        tell(f"  {loss:.3f} nats per token")
         return loss
 
     generator = torch.Generator().manual_seed(asked.seed or 0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities import rank_zero_info
 from rich.table import Table
 
 from flextron_lit.evaluation.loss_rows import Row, costs_of, name_of
 from flextron_lit.evaluation.networks import Network
 from flextron_lit.evaluation.results import ERROR, Results, metrics
+from flextron_lit.files.ranks import tell
 from flextron_lit.latency.timing import timed
 from flextron_lit.terminal.console import table
 
@@ -35,9 +35,9 @@ def score(
     row: Row = {"task": task.name, "limit": limit, **network.about()}
     known = results.known_task(row, made)
     if known is not None:
-        rank_zero_info(f"{network.name}: {task.name} is in {results.path} already; --fresh evaluates again")
+        tell(f"{network.name}: {task.name} is in {results.path} already; --fresh evaluates again")
         return known
-    rank_zero_info(f"{network.name}: {task.name}")
+    tell(f"{network.name}: {task.name}")
     with lm.within(network.selection):
         scores, seconds = timed(lambda: task.scores(lm, limit), lm.device)
     row |= {"costs": dict(network.spent()), "scores": scores, "seconds": seconds, "made": made}

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from lightning.pytorch.utilities import rank_zero_info
-
+from flextron_lit.files.ranks import tell
 from flextron_lit.files.whole_folder import whole_folder
 
 T = TypeVar("T")
@@ -59,7 +58,7 @@ def intact(kind: str, key: str, make: Callable[[Path], None], read: Callable[[Pa
         found = read(folder)
         if found is not None:
             return found
-        rank_zero_info(f"{folder} is damaged; making it again")
+        tell(f"{folder} is damaged; making it again")
         drop(folder, unless=lambda entry: read(entry) is not None)
     return None
 

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.cache import cache_root
 from flextron_lit.files.digest import fingerprint
+from flextron_lit.files.ranks import tell
 from flextron_lit.losses.cross_entropy import cross_entropy
 from flextron_lit.space import SubNetwork
 from flextron_lit.terminal.progress import progress
@@ -132,7 +132,7 @@ class MeasuredLoss:
         """Measure several, and show how far it is, if there is something to call it."""
         known = len(sub_networks) - len(set(sub_networks) - set(self.file.losses if self.file else ()))
         if known and description:
-            rank_zero_info(f"{description}: {known} of {len(sub_networks)} are known already")
+            tell(f"{description}: {known} of {len(sub_networks)} are known already")
         if description and known < len(sub_networks):
             return [self(sub_network) for sub_network in progress(sub_networks, description)]
         return [self(sub_network) for sub_network in sub_networks]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import shape_of
@@ -12,6 +11,7 @@ from flextron_lit.checkpoint.location import Location
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.evaluation.results import HTML, Results
 from flextron_lit.evaluation.texts import Texts
+from flextron_lit.files.ranks import tell
 from flextron_lit.files.whole_file import write_page
 from flextron_lit.generation.prompt import Inputs
 from flextron_lit.latency.device_choice import device_of
@@ -80,9 +80,9 @@ def report_evaluation(
         written = _written(model, findings, beginning(model.flextron, texts)) if texts else ("", [])
         write_page(output, page(source, model.backbone, findings, written, [results], evaluated_first=True))
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        rank_zero_info(f"note: there is no {output}: {error}")
+        tell(f"note: there is no {output}: {error}")
     else:
-        rank_zero_info(f"wrote {output}")
+        tell(f"wrote {output}")
 
 
 def report_pipeline(folder: Path, stages: Sequence[RunFolder]) -> None:

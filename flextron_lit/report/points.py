@@ -7,10 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.folder import TRAIN_WEIGHTS
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.files.damage import read_rows
 from flextron_lit.space import KINDS
-from flextron_lit.stages import TRAIN_WEIGHTS
 from flextron_lit.stages.validation import DYNAMIC, FULL, RANDOM, ROUTED, STATIC, UNIFORM
 
 POINT_KINDS = (FULL, STATIC, DYNAMIC, UNIFORM, RANDOM)

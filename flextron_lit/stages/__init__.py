@@ -11,6 +11,3 @@ from flextron_lit.stages.static_router import StaticRouterTraining
 from flextron_lit.stages.surrogate_training import SurrogateTraining
 from flextron_lit.stages.tuned_router import Remeasuring
 from flextron_lit.stages.watched import WatchedStage
-
-TRAIN_WEIGHTS = (ElasticTraining.__name__, JointTuning.__name__)
-"""Names of the stages that change the network's weights, as histories have them."""

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.progress import track
 from transformers.utils import logging as transformers_logging
+
+from flextron_lit.files.ranks import tell
 
 T = TypeVar("T")
 
@@ -18,7 +19,7 @@ def progress(items: Sequence[T], description: str) -> Iterator[T]:
     if console.is_terminal:
         yield from track(items, description=description, console=console, transient=True)
     else:
-        rank_zero_info(description)
+        tell(description)
         yield from items
 
 
