@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.checkpoint.location import locate
+from flextron_lit.checkpoint.weights import Weights
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
@@ -226,10 +226,5 @@ def _refuse_given(**options: Any) -> None:
 
 def _same_weights(loaded: Loaded) -> bool:
     """Whether the weights in memory are those of the checkpoint, in the precision that they were loaded in."""
-    live = loaded.backbone.model.state_dict()
-    for path in checkpoint.weight_files(loaded.folder):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if not torch.equal(file.get_tensor(name).to(live[name]), live[name]):
-                    return False
-    return True
+    live, kept = loaded.backbone.model.state_dict(), Weights(loaded.folder)
+    return all(torch.equal(kept.tensor(name).to(live[name]), live[name]) for name in kept.headers)

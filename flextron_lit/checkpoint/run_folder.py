@@ -89,11 +89,7 @@ class RunFolder:
             yield
 
     def begin(
-        self,
-        config: Mapping[str, Any],
-        *,
-        fresh: bool,
-        today: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+        self, config: Mapping[str, Any], *, fresh: bool, today: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     ) -> Status:
         """Enter the folder with a resolved config.
 
@@ -132,11 +128,11 @@ class RunFolder:
 
     def _start(self, config: Mapping[str, Any]) -> None:
         write_text(self.path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
-        self._write_status(finished=False)
+        write_json(self.path / STATUS, {"finished": False})
 
     def finish(self) -> None:
         """Mark the run as done, and drop the state that only an unfinished one needs."""
-        self._write_status(finished=True)
+        write_json(self.path / STATUS, {"finished": True})
         self.resume_state.unlink(missing_ok=True)
 
     def clear(self) -> None:
@@ -151,6 +147,3 @@ class RunFolder:
         for entry in self.path.iterdir():
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-
-    def _write_status(self, *, finished: bool) -> None:
-        write_json(self.path / STATUS, {"finished": finished})

@@ -1,5 +1,6 @@
 """The weights of a checkpoint, tensor by tensor and never all at once."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -71,9 +72,8 @@ def count_parameters(headers: Mapping[str, Header], *, tied: bool) -> dict[str, 
         headers: of all tensors.
         tied: the output layer is the embedding, and counts once even if a file holds both.
     """
-    counted: dict[str, int] = {}
+    counted: Counter[str] = Counter()
     for name, header in headers.items():
         if not (tied and name == OUTPUT):
-            part = part_of(name)
-            counted[part] = counted.get(part, 0) + prod(header.shape)
+            counted[part_of(name)] += prod(header.shape)
     return counted

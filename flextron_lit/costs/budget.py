@@ -7,24 +7,14 @@ from dataclasses import dataclass
 from flextron_lit.costs import CostTable
 from flextron_lit.space import SubNetwork
 
-UNITS = {
-    "ms": ("ms", 1.0),
-    "s": ("ms", 1e3),
-    "us": ("ms", 1e-3),
-    "K": ("parameters", 1e3),
-    "M": ("parameters", 1e6),
-    "B": ("parameters", 1e9),
-    "KB": ("bytes", 1e3),
-    "MB": ("bytes", 1e6),
-    "GB": ("bytes", 1e9),
-    "KiB": ("bytes", 2.0**10),
-    "MiB": ("bytes", 2.0**20),
-    "GiB": ("bytes", 2.0**30),
-    "MFLOPs": ("FLOPs", 1e6),
-    "GFLOPs": ("FLOPs", 1e9),
-    "TFLOPs": ("FLOPs", 1e12),
+SUFFIXES = {
+    "ms": {"ms": 1.0, "s": 1e3, "us": 1e-3},
+    "parameters": {"K": 1e3, "M": 1e6, "B": 1e9},
+    "bytes": {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
+    "FLOPs": {"MFLOPs": 1e6, "GFLOPs": 1e9, "TFLOPs": 1e12},
 }
-"""What a number may be followed by: the unit of the cost tables that it is meant for, and how many of it."""
+"""What a number may be followed by, for every unit of the cost tables, and how many of it that is."""
+UNITS = {suffix: (unit, size) for unit, sizes in SUFFIXES.items() for suffix, size in sizes.items()}
 MEANT = {"ms": "latency", "parameters": "parameters", "bytes": "memory", "FLOPs": "flops"}
 """Which cost a bare number with a unit means: of times, the whole request."""
 ALIASES = {"request": "latency"}

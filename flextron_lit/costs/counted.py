@@ -10,6 +10,9 @@ from flextron_lit.costs.table import CostTable, weighted_sum
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
 
+OfPass = Callable[[ElasticBackbone, Workload, Phase], CostTable]
+"""What counts one pass of a request."""
+
 
 def parameter_table(backbone: ElasticBackbone) -> CostTable:
     """Parameters. Tied weights count once; a skipped block counts nothing, not even the biases all widths share."""
@@ -42,9 +45,9 @@ def pass_flops_table(backbone: ElasticBackbone, workload: Workload, phase: Phase
     return CostTable(f"{phase}_flops", "FLOPs", 2.0 * batch * head.numel(), _per_choice(backbone, flops))
 
 
-def flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
-    """Floating-point operations of the whole request: one prefill and all decode steps."""
-    parts = [(count, pass_flops_table(backbone, workload, phase)) for phase, count in workload.phases.items()]
+def flops_table(backbone: ElasticBackbone, workload: Workload, of_pass: OfPass = pass_flops_table) -> CostTable:
+    """Floating-point operations of the whole request: one prefill and all decode steps, each as `of_pass` counts it."""
+    parts = [(count, of_pass(backbone, workload, phase)) for phase, count in workload.phases.items()]
     return weighted_sum("flops", parts)
 
 

@@ -7,8 +7,8 @@ token, so they belong to the fixed part, with the routers' own products. Ratios 
 from collections.abc import Callable
 from functools import partial
 
-from flextron_lit.costs.counted import COUNTED, attended, pass_flops_table
-from flextron_lit.costs.table import CostTable, weighted_sum
+from flextron_lit.costs.counted import COUNTED, attended, flops_table, pass_flops_table
+from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
 
@@ -43,14 +43,8 @@ def _for_all(elastic: ElasticBlock, width: int, tokens: int, context: float) -> 
     return products + 2 * 2.0 * tokens * context * key_rows * elastic.heads_per_unit
 
 
-def routed_flops_table(backbone: ElasticBackbone, workload: Workload) -> CostTable:
-    """Floating-point operations of the whole request: one prefill and all decode steps."""
-    parts = [(count, routed_pass_flops_table(backbone, workload, phase)) for phase, count in workload.phases.items()]
-    return weighted_sum("flops", parts)
-
-
 DYNAMIC_COUNTED: dict[str, Callable[[ElasticBackbone, Workload], CostTable]] = {
-    "flops": routed_flops_table,
+    "flops": partial(flops_table, of_pass=routed_pass_flops_table),
     "prefill_flops": partial(routed_pass_flops_table, phase="prefill"),
     "decode_flops": partial(routed_pass_flops_table, phase="decode"),
 }

@@ -80,7 +80,8 @@ def token_dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
 
 def _record(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     dtype = token_dtype(tokenizer)
-    paths = [folder / f"{split}.{kind}" for split in SPLITS for kind in _kinds(folder)]
+    kinds = ("tokens", "starts", *(["predicted"] if any(folder.glob("*.predicted")) else []))
+    paths = [folder / f"{split}.{kind}" for split in SPLITS for kind in kinds]
     sizes = {path.name: path.stat().st_size for path in paths}
     return {
         "dtype": dtype.name,
@@ -92,10 +93,6 @@ def _record(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         },
         "sha256": {path.name: sha256_of(path) for path in paths},
     }
-
-
-def _kinds(folder: Path) -> tuple[str, ...]:
-    return ("tokens", "starts", *(["predicted"] if any(folder.glob("*.predicted")) else []))
 
 
 def _open(folder: Path, split: Split, dtype: np.dtype) -> TokenStream:

@@ -128,11 +128,7 @@ def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrai
     config = model.config
     full = {kind: each.full_width(config) for kind, each in family.blocks.items()}
     cache_layers = _cache_layers(config)
-    shape = {
-        "num_layers": config.num_hidden_layers,
-        "neurons": full["mlp"],
-        "kv_groups": full["attention"],
-    }
+    shape = {"num_layers": config.num_hidden_layers, "neurons": full["mlp"], "kv_groups": full["attention"]}
     if isinstance(space, SpaceConfig):
         return resolve(space, **shape, cache_layers=cache_layers)
     dense = resolve(SpaceConfig(mlp=[full["mlp"]], attention=[full["attention"]]), **shape)

@@ -3,31 +3,14 @@
 import copy
 from typing import Any, NoReturn, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.backbone import ElasticBackbone, match
 from flextron_lit.elastic.families import ElasticModule
+from flextron_lit.elastic.remote_code.flextron_layers import SkippedAttention, SkippedMLP
 from flextron_lit.space import BlockKind, SubNetwork
-
-
-class SkippedMLP(nn.Module):
-    """Stands where an MLP is skipped: adds nothing to the residual stream."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, T, D] to zeros of that shape."""
-        return torch.zeros_like(hidden_states)
-
-
-class SkippedAttention(nn.Module):
-    """Stands where an attention module is skipped: adds nothing, and leaves the KV cache alone."""
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        """[B, T, D] to (zeros of that shape, no attention weights)."""
-        return torch.zeros_like(hidden_states), None
-
 
 SKIPPED: dict[BlockKind, type[nn.Module]] = {"attention": SkippedAttention, "mlp": SkippedMLP}
 

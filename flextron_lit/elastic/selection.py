@@ -30,7 +30,6 @@ class Policy(Protocol):
 
         Asked again for the same input when checkpointed activations are recomputed; it must answer the same.
         """
-        ...
 
     def note(self, block: int, counts: list[int]) -> None:
         """Tokens that took each choice of a block, padding left out."""
@@ -45,9 +44,7 @@ class CountingPolicy(Policy, Protocol):
 
     def note(self, block: int, counts: list[int]) -> None:
         """Add them."""
-        tally = self.tally[block]
-        for choice, count in enumerate(counts):
-            tally[choice] += count
+        self.tally[block] = [known + count for known, count in zip(self.tally[block], counts, strict=True)]
 
     def take(self) -> Tensor:
         """How many tokens took each choice since the last call, [2L, N] float64."""
@@ -97,9 +94,6 @@ class ActiveSelection:
         """
         if isinstance(selection, SubNetwork):
             self.space.check(selection)
-        self._activate(selection)
-
-    def _activate(self, selection: Selection) -> None:
         self.current, self._real = selection, None
         if self._hook is not None:
             self._hook.remove()
@@ -127,8 +121,6 @@ class ActiveSelection:
             ValueError: if a sub-network belongs to another space.
             RuntimeError: if another thread is inside `use`.
         """
-        if isinstance(selection, SubNetwork):
-            self.space.check(selection)
         thread = threading.get_ident()
         if self._owner not in (None, thread):
             raise RuntimeError(
@@ -136,10 +128,10 @@ class ActiveSelection:
                 "give each thread a backbone of its own, or take turns"
             )
         previous, owner = self.current, self._owner
-        self._activate(selection)
+        self.set(selection)
         self._owner = thread
         try:
             yield
         finally:
-            self._activate(previous)
+            self.set(previous)
             self._owner = owner

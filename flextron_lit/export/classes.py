@@ -1,38 +1,23 @@
 """Which Hugging Face class holds a sub-network on disk: a stock one where it can, else one of ours, copied along."""
 
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from flextron_lit.elastic import remote_code
 from flextron_lit.elastic.families.base import uniform_config
-from flextron_lit.export.remote_code.modeling_flextron_gemma import FlextronGemmaForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_gpt2 import FlextronGPT2LMHeadModel
-from flextron_lit.export.remote_code.modeling_flextron_gpt_neox import FlextronGPTNeoXForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_llama import FlextronLlamaForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_mistral import FlextronMistralForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_qwen2 import FlextronQwen2ForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_qwen3 import FlextronQwen3ForCausalLM
-from flextron_lit.export.remote_code.modeling_flextron_smollm3 import FlextronSmolLM3ForCausalLM
 from flextron_lit.export.small import SmallModel
 
 OF_A_CLASS = ("model_type", "architectures", "transformers_version", "auto_map", "per_layer_config")
 """What a config says of its own class, not of the model."""
 ONLY_LLAMA = ("attention_bias", "mlp_bias", "pretraining_tp")
 """Fields of Llama's config that Mistral's does not know."""
-
-
-OWN: dict[str, type[PreTrainedModel]] = {
-    "llama": FlextronLlamaForCausalLM,
-    "mistral": FlextronMistralForCausalLM,
-    "qwen2": FlextronQwen2ForCausalLM,
-    "qwen3": FlextronQwen3ForCausalLM,
-    "smollm3": FlextronSmolLM3ForCausalLM,
-    "gemma": FlextronGemmaForCausalLM,
-    "gpt2": FlextronGPT2LMHeadModel,
-    "gpt_neox": FlextronGPTNeoXForCausalLM,
-}
-"""The class of ours that holds every sub-network of a family, by the `model_type` of the full network."""
+MODELING = "modeling_flextron_"
+OWN = [each.name.removeprefix(MODELING) for each in iter_modules(remote_code.__path__) if MODELING in each.name]
+"""Families with a class of ours that holds every sub-network, by the `model_type` of the full network."""
 NEURONS = {"gpt2": "n_inner", "gpt_neox": "intermediate_size"}
 """Families whose head size follows from the number of heads, which therefore stays; what their configs call neurons."""
 
@@ -64,9 +49,9 @@ def in_own_class(small: SmallModel) -> PreTrainedModel:
     """
     if small.family not in OWN:
         raise ValueError(f"there is no class of ours for {small.family}; there are those for {', '.join(OWN)}")
-    own = OWN[small.family]
-    config_class: Any = own.config_class
-    config_class.register_for_auto_class()
+    module = import_module(f"{remote_code.__name__}.{MODELING}{small.family}")
+    own: Any = getattr(module, f"Flextron{type(small.model).__name__}")
+    own.config_class.register_for_auto_class()
     own.register_for_auto_class("AutoModelForCausalLM")
     layers = {}
     for layer, (groups, neurons) in enumerate(zip(small.groups, small.neurons, strict=True)):
@@ -75,7 +60,7 @@ def in_own_class(small: SmallModel) -> PreTrainedModel:
         layers[layer] = widths | {"skip": [path for path, is_skipped in skipped.items() if is_skipped]}
     # the size of a head follows from no layer's own number of heads
     fields = _common(small.dense, OF_A_CLASS) | {"head_dim": small.head_dim, "per_layer_config": layers}
-    return _rebuilt(small, own, config_class(**fields))
+    return _rebuilt(small, own, own.config_class(**fields))
 
 
 def in_any_class(small: SmallModel) -> PreTrainedModel:
@@ -86,11 +71,6 @@ def in_any_class(small: SmallModel) -> PreTrainedModel:
     """
     stock = small.in_stock_class or _why_not_stock(small) is None
     return in_stock_class(small) if stock else in_own_class(small)
-
-
-def is_own(model: PreTrainedModel) -> bool:
-    """Whether a model has a class of ours, whose code has to be trusted where it is loaded."""
-    return type(model) in OWN.values()
 
 
 def _why_not_stock(small: SmallModel) -> str | None:

@@ -13,8 +13,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.costs.workload import Dtype
+from flextron_lit.elastic.remote_code.flextron_layers import OwnLayers
 from flextron_lit.export import gguf_file
-from flextron_lit.export.classes import in_any_class, in_own_class, in_stock_class, is_own
+from flextron_lit.export.classes import in_any_class, in_own_class, in_stock_class
 from flextron_lit.export.gguf_tokenizer import byte_pairs
 from flextron_lit.export.small import SmallModel
 from flextron_lit.terminal.progress import quiet_transformers
@@ -84,7 +85,7 @@ class HuggingFaceFolder:
             _refuse_odd_sizes(small.model)
         self.tokenizer, self.form = tokenizer, form
         self.device = small.model.device
-        self.own = is_own(self.model)
+        self.own = isinstance(self.model, OwnLayers)
         where = "a class of its own that lies beside the weights" if self.own else "as transformers has it"
         self.what = f"{type(self.model).__name__}, {where}"
         """Class or architecture, in words."""

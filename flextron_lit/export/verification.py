@@ -6,9 +6,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.space import SubNetwork
-
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit: two orders of summation in float32."""
 
@@ -25,13 +22,6 @@ class Verified:
     """Of the written model, in nats per token; None where there is no text."""
     elastic_loss: float | None
     """Of the sub-network in the elastic network, in float32, on the same text."""
-
-
-@torch.no_grad()
-def elastic_logits(backbone: ElasticBackbone, sub_network: SubNetwork) -> Tensor:
-    """What the elastic network says to random tokens, [2, 32, V] float32."""
-    with backbone.use(sub_network):
-        return logits(backbone.model)
 
 
 @torch.no_grad()

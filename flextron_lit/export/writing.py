@@ -74,9 +74,10 @@ def export(loaded: Loaded, folder: Path, form: Form, origin: Origin, batches: Se
     """
     backbone, sub_network = loaded.backbone, origin.selection.sub_network
     elastic_loss = MeasuredLoss(backbone, batches)(sub_network) if batches else None
-    in_full = verification.elastic_logits(backbone, sub_network)
-    round_weights(backbone, getattr(torch, form.dtype))
-    rounded = verification.elastic_logits(backbone, sub_network)
+    with backbone.use(sub_network):
+        in_full = verification.logits(backbone.model)
+        round_weights(backbone, getattr(torch, form.dtype))
+        rounded = verification.logits(backbone.model)
     small = cut_out(backbone, sub_network)
     written = in_form(small, loaded.tokenizer, form, folder.name)
     # the same care as for a checkpoint: a sibling is filled, then renamed into place

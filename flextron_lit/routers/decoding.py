@@ -32,11 +32,9 @@ class Predict(Protocol):
 
     def __call__(self, one_hot: Tensor, /) -> Tensor:
         """Choices [..., 2L, N] to what is to be small, [...]."""
-        ...
 
     def after_changes(self, choices: Tensor) -> Tensor:
         """The same after every change of a single block, [R, 2L] to [R, 2L, N]: cheaper than each by itself."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,6 @@ class Bound:
     def costs(self, choices: Tensor) -> Tensor:
         """[R, 2L] to [R]."""
         return self.table.fixed + self.table.padded.gather(1, choices.T).sum(0)
-
-    def excess(self, choices: Tensor) -> Tensor:
-        """By which share of the bound it is exceeded, [R]; 0 where it holds."""
-        return (self.costs(choices) / self.values - 1 - ROUNDING).clamp(min=0)
 
     def changes(self, choices: Tensor) -> Tensor:
         """What changing one block alone does to the cost, as a share of the bound: [R, 2L, N]."""
@@ -188,7 +182,8 @@ def _rows(bounds: Sequence[Bound], rows: Tensor) -> list[Bound]:
 
 
 def _excess(choices: Tensor, bounds: Sequence[Bound]) -> Tensor:
-    return torch.stack([bound.excess(choices) for bound in bounds]).sum(0)
+    """By which share of the bounds they are exceeded together, [R]; 0 where all hold."""
+    return torch.stack([b.costs(choices) / b.values - 1 - ROUNDING for b in bounds]).clamp(min=0).sum(0)
 
 
 def _excess_after(choices: Tensor, bounds: Sequence[Bound]) -> Tensor:

@@ -45,11 +45,6 @@ class DynamicRouter(nn.Module):
         self.register_buffer("scale", torch.ones(shape[0], hidden_size))
         self.register_buffer("exists", space.exists)
 
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.weight.shape[-1]
-
     @torch.no_grad()
     def start(self, sub_networks: Sequence[SubNetwork], space: ElasticSpace, mean: Tensor, std: Tensor) -> None:
         """Take a static router's answers, one for each of `budgets`, and the scale of what the blocks read.

@@ -84,13 +84,7 @@ def best_random(space: ElasticSpace, limits: Limits, score: Score, *, count: int
 
 
 def evolution(
-    space: ElasticSpace,
-    limits: Limits,
-    score: Score,
-    *,
-    count: int,
-    generator: torch.Generator,
-    population: int = 12,
+    space: ElasticSpace, limits: Limits, score: Score, *, count: int, generator: torch.Generator, population: int = 12
 ) -> Found:
     """Evolution as Once-for-All searches: winners of tournaments breed, the worst leaves.
 

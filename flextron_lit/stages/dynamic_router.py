@@ -163,8 +163,8 @@ class DynamicRouterTraining(RouterTraining):
         if options.guidance == "backbone":
             return None
         if options.guidance == "token":
-            generator, hidden_size = torch.Generator().manual_seed(options.seed), self.router.hidden_size
-            surrogate = TokenSurrogate(space, hidden_size, options.rank, options.hidden, generator)
+            generator, config = torch.Generator().manual_seed(options.seed), self.backbone.model.config
+            surrogate = TokenSurrogate(space, config.hidden_size, options.rank, options.hidden, generator)
             return TokenGuide(surrogate, options.memory)
         trained = self.read_surrogate(folder, "surrogate to start from")
         return SequenceGuide(trained.network, options.memory, trained.target)

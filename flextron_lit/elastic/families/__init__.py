@@ -1,16 +1,11 @@
-"""One small file per Hugging Face family, all of the same shape."""
+"""The Hugging Face families, all of the same shape: those with Llama's names in one file, each other in its own."""
 
 from transformers import PreTrainedModel
 
 from flextron_lit.elastic.families.base import BlockHandle, ElasticModule, Family
-from flextron_lit.elastic.families.gemma import GEMMA
 from flextron_lit.elastic.families.gpt2 import GPT2
 from flextron_lit.elastic.families.gpt_neox import GPT_NEOX
-from flextron_lit.elastic.families.llama import LLAMA
-from flextron_lit.elastic.families.mistral import MISTRAL
-from flextron_lit.elastic.families.qwen2 import QWEN2
-from flextron_lit.elastic.families.qwen3 import QWEN3
-from flextron_lit.elastic.families.smollm3 import SMOLLM3
+from flextron_lit.elastic.families.llama import GEMMA, LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 
 FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GEMMA, GPT_NEOX, GPT2)
 

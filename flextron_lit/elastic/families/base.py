@@ -77,7 +77,6 @@ class ElasticModule(nn.Module):
 
     def narrow(self, width: int) -> None:
         """Note that the weights hold so many units, in families whose stock forward reads such a number."""
-        return
 
 
 def uniform_config(config: PreTrainedConfig, groups: int, neurons: int) -> dict[str, Any]:
@@ -88,6 +87,20 @@ def uniform_config(config: PreTrainedConfig, groups: int, neurons: int) -> dict[
         "num_key_value_heads": groups,
         "intermediate_size": neurons,
     }
+
+
+def neurons_alone(
+    config: PreTrainedConfig, heads: int, neurons: int, name: str = "intermediate_size"
+) -> dict[str, Any] | None:
+    """The same for classes that derive the size of a head from their number, which therefore stays.
+
+    Args:
+        config: of the full network.
+        heads: in every layer.
+        neurons: in every layer.
+        name: what the config calls them.
+    """
+    return {name: neurons} if heads == config.num_attention_heads else None
 
 
 @dataclass(frozen=True)

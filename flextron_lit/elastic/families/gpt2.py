@@ -1,5 +1,6 @@
 """GPT-2: one fused projection for queries, keys and values, biases everywhere, an ungated MLP, learned positions."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2L
 from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.families.attention import ElasticAttention, Width
-from flextron_lit.elastic.families.base import Family
+from flextron_lit.elastic.families.base import Family, neurons_alone
 from flextron_lit.elastic.families.mlp import PlainMLP
 from flextron_lit.elastic.grouping import TokenGroups
 from flextron_lit.elastic.prefix import first_rows, spread_rows
@@ -75,14 +76,9 @@ class ElasticGPT2Attention(ElasticAttention, GPT2Attention):  # type: ignore[mis
         return self.resid_dropout(super()._projected(heads, width))
 
 
-def _uniform_config(config: PreTrainedConfig, heads: int, neurons: int) -> dict[str, Any] | None:
-    # the class derives the size of a head from their number
-    return {"n_inner": neurons} if heads == config.num_attention_heads else None
-
-
 GPT2 = Family(
     GPT2LMHeadModel,
     {"attention": ElasticGPT2Attention, "mlp": ElasticGPT2MLP},
     layers="transformer.h",
-    uniform_config=_uniform_config,
+    uniform_config=partial(neurons_alone, name="n_inner"),
 )

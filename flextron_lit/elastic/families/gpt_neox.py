@@ -1,10 +1,7 @@
 """GPT-NeoX (Pythia): queries, keys and values fused head by head, biases, an ungated MLP, partly rotary positions."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 from transformers.models.gpt_neox.modeling_gpt_neox import (
     GPTNeoXAttention,
     GPTNeoXForCausalLM,
@@ -14,7 +11,7 @@ from transformers.models.gpt_neox.modeling_gpt_neox import (
 )
 
 from flextron_lit.elastic.families.attention import ElasticAttention, Width
-from flextron_lit.elastic.families.base import Family
+from flextron_lit.elastic.families.base import Family, neurons_alone
 from flextron_lit.elastic.families.mlp import PlainMLP
 from flextron_lit.elastic.grouping import TokenGroups
 from flextron_lit.elastic.prefix import first_rows
@@ -82,14 +79,9 @@ def _by_head(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return outputs.movedim(0, 1).reshape(*inputs.shape[:-1], -1)
 
 
-def _uniform_config(config: PreTrainedConfig, heads: int, neurons: int) -> dict[str, Any] | None:
-    # the class derives the size of a head from their number
-    return {"intermediate_size": neurons} if heads == config.num_attention_heads else None
-
-
 GPT_NEOX = Family(
     GPTNeoXForCausalLM,
     {"attention": ElasticGPTNeoXAttention, "mlp": ElasticGPTNeoXMLP},
     layers="gpt_neox.layers",
-    uniform_config=_uniform_config,
+    uniform_config=neurons_alone,
 )
