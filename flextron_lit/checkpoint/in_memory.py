@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import FlextronCheckpoint
 from flextron_lit.costs import Workload
-from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.losses.on_text import Batch
@@ -66,6 +65,9 @@ class Loaded:
             ValueError: as `known_text`, or if a domain has fewer.
         """
         sizes = {f"{split}_tokens": tokens}
+        # needs Lightning, which takes seconds to import where no text is read
+        from flextron_lit.data import TextDataModule
+
         data = TextDataModule.from_description(self.known_text, tokenizer=str(self.folder), **sizes)
         data.prepare_data()
         loaders = data.val_dataloader() if split == "validation" else data.test_dataloader()

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import flextron_lit.data  # noqa: F401  # importing registers the classes, so that configs may use short names
+import flextron_lit.data.datamodule  # noqa: F401  # importing registers the class, so that configs may use its short name
 from flextron_lit import callbacks, callbacks_name
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint.resume_io import StreamedCheckpointIO

@@ -12,7 +12,20 @@ In reading order, as a text goes:
 - `loader`: which blocks come when, and going on where a run was left
 """
 
-from flextron_lit.data.datamodule import TextDataModule
+from typing import TYPE_CHECKING, Any
+
 from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.loader import EpochSampler, ResumableLoader
 from flextron_lit.data.packing import file_batches, text_blocks
+
+if TYPE_CHECKING:
+    from flextron_lit.data.datamodule import TextDataModule
+
+
+def __getattr__(name: str) -> Any:
+    """Import when asked for: who reads a file alone must not wait for Lightning."""
+    if name != "TextDataModule":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from flextron_lit.data.datamodule import TextDataModule
+
+    return TextDataModule
