@@ -64,60 +64,17 @@ def trade_off(table: CostTable, kinds: Sequence[str]) -> Spec:
     """
     cost = {"field": f"costs.{table.name}", "type": "quantitative"}
     axis = {"format": ",.6~g" if table.unit == "ms" else ".3~s", "tickCount": 6, "labelOverlap": True}
-    scale = {"zero": False, "padding": 16}
-    x = {**cost, "title": axis_title(table), "scale": scale, "axis": axis}
-    y = {"type": "quantitative", "scale": scale, "axis": {"tickCount": 8}}
-    place, rung = ({"x": x, "y": {**y, "field": field}} for field in ("value", "loss"))
-    ring = {"type": "point", "size": 420, "stroke": "var(--ink)", "strokeWidth": 2, "filled": False, "opacity": 1}
-    return {
-        "description": f"Quality against {noun(table.name)}. The tables below have the same numbers.",
-        "width": "container",
-        "height": 380,
-        "layer": [
-            {
-                "name": "ladder",
-                "data": {"name": "rungs"},
-                "mark": {"type": "line", "stroke": "var(--static)", "strokeWidth": 1.5, "opacity": 0.7, "aria": False},
-                "encoding": {**rung, "order": cost},
-            },
-            {
-                "name": "intervals",
-                "data": {"name": "intervals"},
-                "mark": {"type": "rule", "stroke": "var(--faint)", "aria": False},
-                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
-            },
-            {
-                "name": "points",
-                "data": {"name": "points"},
-                "mark": {"type": "point", "filled": True, "size": 110},
-                "encoding": {**place, **_by_kind(kinds), "tooltip": _said_of_points(table)},
-            },
-            {"name": "ring", "data": {"name": "chosen"}, "mark": ring, "encoding": rung},
-        ],
-        "config": _read("look"),
-    }
-
-
-def _by_kind(kinds: Sequence[str]) -> Spec:
-    """What tells kinds of point apart, and points of earlier weights from the others."""
-    legend = {"columns": {"expr": "width < 420 ? 3 : 5"}, "symbolOpacity": 1}
-    shared = {"field": "kind", "type": "nominal", "title": None, "legend": legend}
-    ranges = {"color": [f"var(--{kind})" for kind in kinds], "shape": [SHAPES[kind] for kind in kinds]}
-    channels = {name: {**shared, "scale": {"domain": list(kinds), "range": each}} for name, each in ranges.items()}
-    return {**channels, "opacity": {"field": "opacity", "type": "quantitative", "scale": None}}
-
-
-def _said_of_points(table: CostTable) -> list[dict[str, str]]:
-    """Rows of the box beside the pointer."""
-    titles = {
-        "name": "sub-network",
-        f"shown.{table.name}": noun(table.name),
-        "said": "value",
-        "about": "losses",
-        "widths": "widths",
-        "source": "measured by",
-    }
-    return [{"field": field, "title": title} for field, title in titles.items()]
+    x = {**cost, "title": axis_title(table), "scale": {"zero": False, "padding": 16}, "axis": axis}
+    spec = _read("trade_off")
+    spec["description"] = f"Quality against {noun(table.name)}. The tables below have the same numbers."
+    ladder, _, points, _ = (layer["encoding"] for layer in spec["layer"])
+    for layer in spec["layer"]:
+        layer["encoding"]["x"] = x
+    ladder["order"] = cost
+    points["color"]["scale"] = {"domain": list(kinds), "range": [f"var(--{kind})" for kind in kinds]}
+    points["shape"]["scale"] = {"domain": list(kinds), "range": [SHAPES[kind] for kind in kinds]}
+    points["tooltip"][1] = {"field": f"shown.{table.name}", "title": noun(table.name)}
+    return {**spec, "config": _read("look")}
 
 
 def width_map() -> Spec:
@@ -130,7 +87,7 @@ def width_map() -> Spec:
 
 
 def _read(name: str) -> Spec:
-    """A part that nothing changes, as a file in Vega-Lite's own language.
+    """A part as a file in Vega-Lite's own language; what stands there as null depends on the network.
 
     `look` has colours by name, so that a page goes from light to dark without drawing anew.
     """
