@@ -111,8 +111,8 @@ class Results:
             yield {**_whose(row), "metric": "loss", "text": row["text"], "value": row["loss"]}
         for row in self.tasks:
             for task, of in row["scores"].items():
-                values = {name: value for name, value in metrics(of).items() if ERROR not in name}
-                yield from ({**_whose(row), "metric": m, "text": task, "value": value} for m, value in values.items())
+                for metric, (value, _) in scores_of(of).items():
+                    yield {**_whose(row), "metric": metric, "text": task, "value": value}
 
     def _flat(self) -> list[Row]:
         rows = list(flat(self.losses["rows"])) if self.losses else []
@@ -126,6 +126,19 @@ class Results:
 def metrics(of: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a task alone."""
     return {name: value for name, value in of.items() if name != "questions"}
+
+
+def scores_of(of: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
+    """Value and standard error of every metric of a task."""
+    return {name: (value, _error(of, name)) for name, value in metrics(of).items() if ERROR not in name}
+
+
+def _error(of: Mapping[str, Any], name: str) -> float | None:
+    """The standard error of a metric, where the harness has one."""
+    # of a filtered metric it names the filter after a comma: acc_stderr,filter
+    metric, _, of_filter = name.partition(",")
+    error: float | None = of.get(f"{metric}{ERROR}{',' * bool(of_filter)}{of_filter}")
+    return error
 
 
 def default_output(location: Location) -> Path:

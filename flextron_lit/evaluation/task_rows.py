@@ -9,7 +9,7 @@ from rich.table import Table
 
 from flextron_lit.evaluation.loss_rows import Row, costs_of, name_of
 from flextron_lit.evaluation.networks import Network
-from flextron_lit.evaluation.results import ERROR, Results, metrics
+from flextron_lit.evaluation.results import Results, scores_of
 from flextron_lit.files.ranks import tell
 from flextron_lit.latency.timing import timed
 from flextron_lit.terminal.console import table
@@ -47,26 +47,16 @@ def score(
 
 def shown(rows: Iterable[Mapping[str, Any]]) -> Table:
     """For people; `±` is a standard error."""
-    cells = [
-        (task, name_of(row), costs_of(row), str(of["questions"] or ""), "\n".join(_told(of)))
-        for row in rows
-        for task, of in row["scores"].items()
-    ]
+    cells = []
+    for row in rows:
+        for task, of in row["scores"].items():
+            scores = "\n".join(f"{name} {told(*each)}" for name, each in scores_of(of).items())
+            cells.append((task, name_of(row), costs_of(row), str(of["questions"] or ""), scores))
     words = ("task", "network", "scores")
     title = "scores; ± is the harness's standard error"
     return table(("task", "network", "cost", "questions", "scores"), cells, left=words, title=title)
 
 
-def error_of(of: Mapping[str, Any], name: str) -> float | None:
-    """The standard error of a metric, where the harness has one."""
-    # of a filtered metric it names the filter after a comma: acc_stderr,filter
-    metric, _, of_filter = name.partition(",")
-    error: float | None = of.get(f"{metric}{ERROR}{',' * bool(of_filter)}{of_filter}")
-    return error
-
-
-def _told(of: Mapping[str, Any]) -> Iterable[str]:
-    for name, value in metrics(of).items():
-        if ERROR not in name:
-            error = error_of(of, name)
-            yield f"{name} {value:.3f}" + ("" if error is None else f" ±{error:.3f}")
+def told(value: float, error: float | None) -> str:
+    """A score with its standard error, for people."""
+    return f"{value:.3f}" + ("" if error is None else f" ±{error:.3f}")

@@ -7,8 +7,8 @@ from typing import Any
 from flextron_lit import checkpoint
 from flextron_lit.costs import CostTable
 from flextron_lit.evaluation.loss_rows import ALL, costs_of, half, name_of, signed
-from flextron_lit.evaluation.results import ERROR, Results, metrics
-from flextron_lit.evaluation.task_rows import error_of
+from flextron_lit.evaluation.results import Results, scores_of
+from flextron_lit.evaluation.task_rows import told
 from flextron_lit.report.point_costs import of_dynamic
 from flextron_lit.report.points import LOSS, Measure, Point
 from flextron_lit.report.rendering import Section, Table
@@ -63,8 +63,8 @@ def measures(results: Sequence[Results], space: ElasticSpace, tables: Mapping[st
             asked = f", {limit} questions" if limit else ""
             for task, metric in _metrics(rows):
                 found = [_score_point(r, (task, metric), space, tables) for r in rows if (task, metric) in _scores(r)]
-                said = f"{metric} of {task}"
-                yield Measure(f"{said}{asked}{where}", said, found, is_loss=False)
+                title = f"{metric} of {task}"
+                yield Measure(f"{title}{asked}{where}", title, found, is_loss=False)
 
 
 def sections(results: Sequence[Results]) -> Iterator[Section]:
@@ -99,12 +99,7 @@ def _by_network(rows: Rows) -> list[Rows]:
 
 def _scores(row: Row) -> dict[Metric, tuple[float, float | None]]:
     """Value and standard error of every metric."""
-    return {
-        (task, metric): (value, error_of(of, metric))
-        for task, of in row["scores"].items()
-        for metric, value in metrics(of).items()
-        if ERROR not in metric
-    }
+    return {(task, name): each for task, of in row["scores"].items() for name, each in scores_of(of).items()}
 
 
 def _metrics(rows: Rows) -> list[Metric]:
@@ -159,11 +154,7 @@ def _score_table(rows: Rows) -> Table:
     asked = _metrics(rows)
     cells = []
     for of_network in _by_network(rows):
-        found = {
-            each: f"{value:.3f}" + ("" if error is None else f" ±{error:.3f}")
-            for row in of_network
-            for each, (value, error) in _scores(row).items()
-        }
+        found = {each: told(*score) for row in of_network for each, score in _scores(row).items()}
         # what a dynamic router costs depends on the task
         costs = " / ".join(dict.fromkeys(costs_of(row, ", ") for row in of_network))
         cells.append([name_of(of_network[0]), costs, *(found.get(each, "") for each in asked)])
