@@ -42,13 +42,6 @@ class ExactResume(Checkpoint):
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen for SIGTERM."""
-        self._listen(trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for SIGTERM."""
-        self._listen(trainer)
-
-    def _listen(self, trainer: Trainer) -> None:
         if trainer.world_size == 1:
             return
         launcher = trainer.strategy.launcher
@@ -60,6 +53,9 @@ class ExactResume(Checkpoint):
 
         # after Lightning's, which restores the earlier handler when it ends
         signal.signal(signal.SIGTERM, note)
+
+    # a resumed run has no sanity check
+    on_train_start = on_sanity_check_start
 
     def _agree(self, trainer: Trainer) -> None:
         """Let Lightning stop all ranks at the same place once one of them was asked to."""

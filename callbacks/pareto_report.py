@@ -35,18 +35,6 @@ class ParetoReport(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a table."""
-        self._add(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a table."""
-        self._add(trainer, pl_module)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the first table beside the last."""
-        if trainer.is_global_zero and isinstance(pl_module, Stage) and pl_module.result is not None:
-            self._report.show_change()
-
-    def _add(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Stage)
         if not trainer.is_global_zero or pl_module.result is None:
             return
@@ -60,3 +48,10 @@ class ParetoReport(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(result.metrics("val"), step=0)
             report.show()
+
+    on_test_end = on_validation_end
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the first table beside the last."""
+        if trainer.is_global_zero and isinstance(pl_module, Stage) and pl_module.result is not None:
+            self._report.show_change()

@@ -32,13 +32,7 @@ def to_json(
     return {
         "summary": list(summary),
         "measures": [
-            {
-                "name": measure.name,
-                "title": measure.title,
-                "is_loss": measure.is_loss,
-                "points": [_point(point, findings) for point in measure.points],
-            }
-            for measure in measures
+            {**vars(measure), "points": [_point(point, findings) for point in measure.points]} for measure in measures
         ],
         "ladder": None if findings.static is None else _ladder(findings.static, findings),
         "blocks": findings.space.to_json(),

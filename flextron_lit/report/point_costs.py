@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.run_folder import RunFolder
@@ -28,17 +27,13 @@ def named(stages: Sequence[RunFolder], backbone: ElasticBackbone) -> dict[str, S
             continue
         settings = config["model"]["init_args"].get("validation")
         if settings is not None:
-            found |= _validation_set(settings).resolve(space, table)
+            uniform = settings["uniform"] and [Uniform(**each) for each in settings["uniform"]]
+            watched = ValidationSet(uniform=uniform, random_costs=settings["random_costs"], seed=settings["seed"])
+            found |= watched.resolve(space, table)
         else:
             # what is watched beside a router's answers
             found |= {each.name: space.uniform(each.mlp, each.attention) for each in typical(space)}
     return {**found, FULL: space.full()}
-
-
-def _validation_set(settings: Mapping[str, Any]) -> ValidationSet:
-    uniform = settings["uniform"]
-    listed = None if uniform is None else [Uniform(**each) for each in uniform]
-    return ValidationSet(uniform=listed, random_costs=settings["random_costs"], seed=settings["seed"])
 
 
 def priced(

@@ -57,9 +57,9 @@ class Measure:
     """For people, who choose by it."""
     title: str
     """Of the axis."""
-    points: Sequence[Point]
-    is_loss: bool = True
+    is_loss: bool = field(default=True, kw_only=True)
     """Whether the losses of a ladder can stand beside it."""
+    points: Sequence[Point]
 
 
 def validated(stages: Sequence[RunFolder]) -> list[Point]:

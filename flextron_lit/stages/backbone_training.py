@@ -33,16 +33,16 @@ class BackboneSettings(StageSettings):
     """What all stages that train the backbone can be told."""
 
     distillation: Distillation = Distillation()
-    """KL terms beside the language loss."""
+    """KL terms beside the language loss; in joint tuning what holds for sampled sub-networks holds for routed ones."""
     full_weight: FullWeight = FullWeight()
-    """Weight of the full network's loss over the run; a sampled sub-network's is 1."""
+    """Weight of the full network's loss over the run; that of a sampled or routed sub-network is 1."""
     lr_scheduler: LRSchedulerCallable | None = None
-    """Any schedule, stepped at every update; the default warms up over a tenth of the steps and falls as a cosine to a
-    tenth of the learning rate."""
+    """Any schedule of the backbone, stepped at every update; the default warms up over a tenth of the steps and falls
+    as a cosine to a tenth of the learning rate."""
     activation_checkpointing: bool = False
     """Recompute activations in backward."""
     clip_norm: float = 1.0
-    """Largest gradient norm of an update."""
+    """Largest gradient norm of an update of the backbone; a router's is not clipped."""
     accumulate: int = 1
     """Batches whose gradients add up to one update."""
 

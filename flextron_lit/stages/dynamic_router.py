@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from flextron_lit.costs import COUNTED, CostTable, Workload
+from flextron_lit.costs import COUNTED, CostTable
 from flextron_lit.elastic.unit_gates import gated
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, InputScale, RoutedPass
@@ -40,8 +40,6 @@ class DynamicRouterSettings(RouterSettings):
     excess loss from its own choices and its hidden state (ours). `sequence`: one of the mean choices of a sequence
     (paper), which cannot tell tokens apart. The last two need callbacks.SurrogateGuidance and run the network forward
     only."""
-    budgets: list[float] | None = None
-    """Ratios at which the router is validated; None means 0.9, 0.8, ..., up to four that can be met."""
     block_size: int = 128
     """Tokens of a sequence in training; each has a budget of its own, so short ones show more budgets."""
     batch_size: int = 4
@@ -65,8 +63,6 @@ class DynamicRouterSettings(RouterSettings):
     """Blocks that run at once."""
     prices: int = 7
     """Budgets whose prices are stored, beside the validated ones."""
-    workload: Workload = Workload()
-    """What FLOPs are counted for, where no latency table says so."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,8 +100,8 @@ class DynamicRouterTraining(RouterTraining):
     )
     options: DynamicRouterSettings
     router: DynamicRouter
-    guide: SurrogateGuide | None
-    """None where the backbone itself says how well the router chose."""
+    guide: SurrogateGuide
+    """There is none where the backbone itself says how well the router chose."""
 
     def __init__(
         self,
@@ -127,19 +123,16 @@ class DynamicRouterTraining(RouterTraining):
 
     def observe(self, count: int, generator: torch.Generator) -> Sequence[tuple[float, float]]:
         """Tokens (or sequences) of the last step, predicted before the surrogate learned from them."""
-        assert self.guide is not None
         fresh = self.guide.fresh
         return [fresh[index] for index in torch.randperm(len(fresh), generator=generator)[:count].tolist()]
 
     @property
     def observed(self) -> int:
         """Tokens (or sequences) that the surrogate learns from."""
-        assert self.guide is not None
         return len(self.guide.memory)
 
     def predicted(self, routed: RoutedPass) -> Tensor:
         """Mean loss that the surrogate predicts for what the router chose, in standard deviations of its targets."""
-        assert self.guide is not None
         return self.guide.predicted(routed)
 
     # --- set-up -------------------------------------------------------------------------------------------------
@@ -150,18 +143,16 @@ class DynamicRouterTraining(RouterTraining):
         space, hidden_size = self.backbone.space, self.backbone.model.config.hidden_size
         self.static = self._static(folder)
         self.router = DynamicRouter(space, hidden_size, torch.linspace(0, 1, KNOTS))
-        self.guide = self._guide(folder)
-        if self.guide is not None:
+        if not self.without_surrogate:
+            self.guide = self._guide(folder)
             self.surrogate = self.guide.surrogate
         if self.trainer.state.fn != "fit":
             found = self.trained_one(TrainedDynamicRouter.read_all(folder, space), "dynamic router")
             self.router, self.table, self.prices = found.network, found.table, found.prices
             self._watch()
 
-    def _guide(self, folder: Path) -> SurrogateGuide | None:
+    def _guide(self, folder: Path) -> SurrogateGuide:
         space, options = self.backbone.space, self.options
-        if options.guidance == "backbone":
-            return None
         if options.guidance == "token":
             generator, config = torch.Generator().manual_seed(options.seed), self.backbone.model.config
             surrogate = TokenSurrogate(space, config.hidden_size, options.rank, options.hidden, generator)
@@ -198,8 +189,7 @@ class DynamicRouterTraining(RouterTraining):
         budgets = torch.linspace(self.table.smallest_ratio, 1.0, KNOTS)
         self.router.budgets.copy_(budgets)
         answers = [self._static_answer(budget) for budget in budgets.tolist()]
-        mean, std = self._input_scale()
-        self.router.start(answers, self.backbone.space, mean, std)
+        self.router.start(answers, self.backbone.space, *self._input_scale())
 
     def _static_answer(self, budget: float) -> Any:
         """The best of the static ladder that costs no more than a budget when it runs dynamically."""
@@ -227,7 +217,7 @@ class DynamicRouterTraining(RouterTraining):
     def guided_loss(self, routed: RoutedPass, batch: Batch) -> Tensor:
         """What the surrogate predicts, or what the backbone loses."""
         self.tokens_seen += batch["labels"].numel() * self.trainer.world_size
-        if self.guide is None:
+        if self.without_surrogate:
             with gated(self.backbone, routed.probabilities):
                 loss = mean_cross_entropy(self.logits(batch), batch["labels"])
             self.parts.add("language", loss)
@@ -253,7 +243,6 @@ class DynamicRouterTraining(RouterTraining):
 
     def surrogate_error(self) -> Tensor:
         """On random rows of the memory."""
-        assert self.guide is not None
         return self.guide.error(self.options.surrogate_batch_size, self.generator)
 
     # --- prices -------------------------------------------------------------------------------------------------
@@ -315,8 +304,8 @@ class DynamicRouterTraining(RouterTraining):
     def router_state(self) -> dict[str, Any]:
         """As for every router stage, with what the surrogate learns from."""
         return super().router_state() | {
-            "memory": self.guide.memory.columns if self.guide else {},
-            "fresh": self.guide.fresh if self.guide else [],
+            "memory": {} if self.without_surrogate else self.guide.memory.columns,
+            "fresh": [] if self.without_surrogate else self.guide.fresh,
             "prices": self.prices.to_json(),
             "priced_at": self._priced_at,
         }
@@ -324,7 +313,7 @@ class DynamicRouterTraining(RouterTraining):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Inverse of `on_save_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
-        if self.guide is not None:
+        if not self.without_surrogate:
             self.guide.memory.columns = dict(checkpoint["router"]["memory"])
             self.guide.fresh = [(float(p), float(o)) for p, o in checkpoint["router"]["fresh"]]
         self.prices = Prices.from_json(checkpoint["router"]["prices"] or [])

@@ -34,11 +34,11 @@ class FrozenStage(MeasuringStage):
     """
 
     trains_backbone = False
+    _text: TextDataModule
 
     def __init__(self, checkpoint: str, options: FrozenSettings) -> None:
         super().__init__(checkpoint, options)
         self.workload = options.workload
-        self._text: TextDataModule | None = None
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
@@ -49,7 +49,6 @@ class FrozenStage(MeasuringStage):
     @property
     def text(self) -> TextDataModule:
         """The text of the run."""
-        assert self._text is not None, "attach the text before the run"
         return self._text
 
     def prepare_data(self) -> None:

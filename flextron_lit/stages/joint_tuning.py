@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
@@ -19,7 +19,6 @@ from flextron_lit.space import SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining, described
 from flextron_lit.stages.base import Pass, zero_of
 from flextron_lit.stages.measuring import MeasuringStage
-from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.tuned_router import TUNED, Remeasuring, Tuned, TunedRouter, tuned_routers
 from flextron_lit.stages.watched import budgets_to_watch, check_budgets
 
@@ -43,19 +42,10 @@ class JointSettings(BackboneSettings):
     """Of the Gumbel-softmax; the default is where the router stage ended."""
     penalty: CostPenalty = CostPenalty()
     """On the cost."""
-    distillation: Distillation = Distillation()
-    """KL terms beside the language loss; what holds for sampled sub-networks holds for routed ones."""
-    full_weight: FullWeight = FullWeight()
-    """Weight of the full network's loss over the run; that of a routed one is 1."""
-    lr_scheduler: LRSchedulerCallable | None = None
-    """Of the backbone, stepped at every update; the default warms up over a tenth of the steps and falls as a cosine to
-    a tenth of the learning rate."""
     remeasuring: Remeasuring = Remeasuring()
     """Of the router's answers."""
     seed: int = 0
     """Of the Gumbel noise."""
-    clip_norm: float = 1.0
-    """Largest gradient norm of an update of the backbone; the router's is not clipped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -196,15 +186,10 @@ class JointTuning(MeasuringStage, BackboneTraining):
         """What the router answers, where the network is now."""
         self._watch()
 
-    def on_predict_start(self) -> None:
-        """What the router answers, where the network is now."""
-        self._watch()
+    on_predict_start = on_test_start
 
     def on_train_end(self) -> None:
         """What the router answers now, where nothing was validated since the last step."""
-        self._catch_up()
-
-    def _catch_up(self) -> None:
         if self._measured_at != self.trainer.global_step:
             self._remeasure()
 
@@ -226,7 +211,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     def record(self) -> StageRecord:
         """As for every stage; a run that resumed behind its last step measures here, where all ranks come by."""
-        self._catch_up()
+        self.on_train_end()
         return super().record()
 
     def files(self) -> dict[str, bytes]:

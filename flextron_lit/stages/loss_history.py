@@ -26,10 +26,12 @@ class Report:
         append: keep the rows that an earlier part of the run wrote.
     """
 
+    table: CostTable
+    """The costs of the last result that was added."""
+
     def __init__(self, folder: Path, name: str, *, append: bool) -> None:
         self.stem = folder / name
         self.rows: list[Row] = read_rows(self.stem.with_suffix(".json")) if append else []
-        self.table: CostTable | None = None
 
     def add(self, step: int, result: ValidationResult) -> None:
         """Put in the table of a step, in place of one that is there, and write all files."""
@@ -64,7 +66,6 @@ class Report:
         Args:
             step: of which table; None means the last, since what a router answers to a budget changes as it learns.
         """
-        assert self.table is not None
         by_domain = self._values(self.steps[-1] if step is None else step, self.table.name)
         return {name: fmean(costs.values()) for name, costs in by_domain.items()}
 
@@ -81,7 +82,6 @@ class Report:
 
         The tables between are pale lines, so that the curve is seen to move.
         """
-        assert self.table is not None
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot()
         between = dict.fromkeys(self.steps[1:-1])
@@ -127,7 +127,6 @@ class Report:
 
     def _print(self, title: str, losses: dict[str, dict[str, float]], cell: Any) -> None:
         costs = self.costs()
-        assert self.table is not None
         rows = [
             (name, self.table.short(costs[name]), *(cell(name, domain, loss) for domain, loss in by_domain.items()))
             for name, by_domain in losses.items()

@@ -155,13 +155,8 @@ class SurrogateTraining(FrozenStage):
         once: Any = range(1)
         return DataLoader(once)
 
-    def test_dataloader(self) -> DataLoader[int]:
-        """The held-out pairs: nothing is chosen by them, so they test as well as validate."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader[int]:
-        """The held-out pairs."""
-        return self.val_dataloader()
+    # nothing is chosen by them, so they test as well as validate
+    test_dataloader = predict_dataloader = val_dataloader
 
     def held_out(self) -> tuple[Pairs, Tensor]:
         """Held-out pairs, and the loss that the surrogate predicts for each, [n] nats per token."""

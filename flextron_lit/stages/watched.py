@@ -63,9 +63,7 @@ class WatchedStage(Stage):
         """Log the table under stable names, and keep it for callbacks."""
         self._log_table("val")
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As `validation_step`, on the test documents."""
-        self.validation_step(batch, batch_idx, dataloader_idx)
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         """As `on_validation_epoch_end`."""

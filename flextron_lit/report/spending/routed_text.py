@@ -78,11 +78,6 @@ class RoutedText:
         return len(self.classes)
 
     @property
-    def text(self) -> str:
-        """All of it."""
-        return "".join(piece.text for piece in self.pieces)
-
-    @property
     def values(self) -> dict[str, Tensor]:
         """What tokens are compared by."""
         return {name: getattr(self, name) for name in VALUES}

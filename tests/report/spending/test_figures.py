@@ -8,7 +8,7 @@ from flextron_lit.report.spending.figures import COLUMNS, MISSING, cost_by_group
 from flextron_lit.report.spending.shades import LIGHT, Scale
 from flextron_lit.report.spending.token_groups import groups_of
 from flextron_lit.space import SpaceConfig, resolve
-from tests.report.spending.texts import HARD, routed_text
+from tests.report.spending.texts import HARD, routed_text, whole
 
 SPACE = resolve(SpaceConfig(mlp=[0, 16, 32, 64], attention=[1, 2, 4]), num_layers=3, neurons=64, kv_groups=4)
 
@@ -65,7 +65,7 @@ def test_a_text_is_drawn_shaded_and_dollars_are_dollars():
     figure = drawn(shaded_text(text, scale, "title"))
     said = words(figure)
     assert said[:2] == ["title", "cost"]
-    assert "".join(said[2:])[: len(text.text) + 3] == "$a_1$ costs $5↵    x"
+    assert "".join(said[2:])[: len(whole(text)) + 3] == "$a_1$ costs $5↵    x"
     colours = [to_hex(colour) for colour in figure.axes[0].collections[0].get_facecolors()]
     assert colours[0] == LIGHT[0]
     assert colours[len(text.pieces) - 1] == LIGHT[-1]

@@ -8,7 +8,7 @@ from flextron_lit.report.spending.routed_text import Recording, given, route_tex
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
 from tests.conftest import SPACE, make_llama
 from tests.options import seed
-from tests.report.spending.texts import byte_tokenizer, routed_text
+from tests.report.spending.texts import byte_tokenizer, routed_text, whole
 
 BATCHES = [(2, 24), (1, 24)]
 
@@ -79,7 +79,7 @@ def test_every_token_has_its_loss_and_cost(backbone, policy, table):
     made = batches()
     routed = route_text(backbone, policy, byte_tokenizer(), made)
     ids = [i for batch in made for i in batch["input_ids"].flatten().tolist()]
-    assert routed.text == byte_tokenizer().decode(ids)
+    assert whole(routed) == byte_tokenizer().decode(ids)
     assert len(routed) == len(ids) == 3 * 24
     counted = policy.take()
     assert counted.sum() == 0
@@ -104,25 +104,25 @@ def test_every_token_has_its_loss_and_cost(backbone, policy, table):
 
 def test_an_excerpt_begins_with_a_document_that_is_long_enough():
     text = routed_text("one two three four five six", begins=(4, 14))
-    assert text.excerpt(100).text == text.text
-    assert text.excerpt(10).text == "one two th"
+    assert whole(text.excerpt(100)) == whole(text)
+    assert whole(text.excerpt(10)) == "one two th"
     later = routed_text("one two three four five six", begins=(4, 14))
     later.begins[0] = False
-    assert later.excerpt(10).text == "two three "
+    assert whole(later.excerpt(10)) == "two three "
     assert later.excerpt(10).cost.tolist() == later.cost[4:14].tolist()
     assert later.excerpt(10).classes == later.classes[4:14]
     assert [(p.start, p.stop) for p in later.excerpt(10).pieces] == [(i, i + 1) for i in range(10)]
     assert [p.cut for p in later.excerpt(10).pieces] == [True] + [False] * 9
     # no document has as much behind it
-    assert later.excerpt(25).text == "one two three four five s"
+    assert whole(later.excerpt(25)) == "one two three four five s"
 
 
 def test_an_excerpt_keeps_characters_whole():
-    assert routed_text("世界世界").excerpt(4).text == "世界"
+    assert whole(routed_text("世界世界").excerpt(4)) == "世界"
 
 
 def test_an_excerpt_stays_within_a_stretch_if_it_can(backbone, policy):
     routed = route_text(backbone, policy, byte_tokenizer(), batches())
-    assert routed.excerpt(14).text == routed.text[:14]
+    assert whole(routed.excerpt(14)) == whole(routed)[:14]
     assert sum(piece.cut for piece in routed.excerpt(24).pieces) == 1
     assert sum(piece.cut for piece in routed.excerpt(30).pieces) == 2

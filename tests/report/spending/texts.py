@@ -46,6 +46,11 @@ def routed_text(text, cost=None, loss=None, begins=()):
     return RoutedText(pieces, token_classes(pieces), begin, cost, cost / 2, cost / 4, loss, loss + 1)
 
 
+def whole(routed):
+    """All of a routed text."""
+    return "".join(piece.text for piece in routed.pieces)
+
+
 class Page(HTMLParser):
     """The stretches of text of a page, the spans in them, the cells of its table, and anything from elsewhere."""
 
