@@ -1,6 +1,18 @@
-"""The commands: a table, and the dispatch on the first word.
+"""flextron-lit: one pretrained LLM becomes a family of nested sub-networks.
 
-A new command is one file here with a function `command(args) -> int | None` (the exit code), and one row.
+usage: python main.py COMMAND ...
+
+commands
+{commands}
+
+start here
+  python main.py fit -c configs/debug.yaml              a tiny model, under a minute, no downloads
+  python main.py pipeline -c configs/quickstart.yaml    a real LLM (SmolLM2-135M), half an hour on two cores
+
+`python main.py COMMAND --help` explains every option; fit and pipeline show the resolved config with `--print_config`.
+Settings of a class: fit --model.help flextron_lit.stages.ElasticTraining, --data.help flextron_lit.data.TextDataModule,
+--trainer.callbacks.help callbacks.BudgetSampling.
+FLEXTRON_DEBUG=1 shows where in the code an error was raised.
 """
 
 import difflib
@@ -28,24 +40,10 @@ COMMANDS = {
     "info": ("info", "what a Flextron checkpoint holds and how it was made"),
     "diff": ("diff", "how two Flextron checkpoints differ; exit code 0 if they do not"),
 }
-"""Name: the module here that runs it, and one line of help."""
-HELP = """\
-flextron-lit: one pretrained LLM becomes a family of nested sub-networks.
-
-usage: python main.py COMMAND ...
-
-commands
-{commands}
-
-start here
-  python main.py fit -c configs/debug.yaml              a tiny model, under a minute, no downloads
-  python main.py pipeline -c configs/quickstart.yaml    a real LLM (SmolLM2-135M), half an hour on two cores
-
-`python main.py COMMAND --help` explains every option; fit and pipeline show the resolved config with `--print_config`.
-Settings of a class: fit --model.help flextron_lit.stages.ElasticTraining, --data.help flextron_lit.data.TextDataModule,
---trainer.callbacks.help callbacks.BudgetSampling.
-FLEXTRON_DEBUG=1 shows where in the code an error was raised.
-""".format(commands="\n".join(f"  {name:<11}{line}" for name, (_, line) in COMMANDS.items()))
+"""Name: the module here that runs it by its `command(args) -> int | None` (the exit code), and one line of help. A new
+command is one file and one row."""
+# what `--help` prints is what this module says of itself
+HELP = f"{__doc__}".format(commands="\n".join(f"  {name:<11}{line}" for name, (_, line) in COMMANDS.items()))
 USER_ERROR = 2
 NOISE = (
     r".*isinstance\(treespec, LeafSpec\)` is deprecated",
