@@ -24,7 +24,7 @@ from held_out_text import flextron_folders, test_text
 from text_loss import blocks_of
 
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
-from flextron_lit.evaluation.bootstrap import interval
+from flextron_lit.evaluation.bootstrap_intervals import interval
 from flextron_lit.evaluation.document_losses import Batch, document_losses, pooled
 from flextron_lit.routers.dynamic import mean_ratio
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter

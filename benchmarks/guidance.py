@@ -29,7 +29,7 @@ from held_out_text import on_test_documents
 from routers import uniform
 
 from flextron_lit.checkpoint.in_memory import load_elastic
-from flextron_lit.files.cache import cache_root
+from flextron_lit.files.cache_folder import cache_root
 from flextron_lit.routers.trained import TrainedRouter
 from flextron_lit.space import SubNetwork
 

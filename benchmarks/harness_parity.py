@@ -19,7 +19,7 @@ from held_out_text import flextron_folders
 from lm_eval.models.huggingface import HFLM
 
 from flextron_lit.evaluation.harness import BudgetedLM, LoadedTask
-from flextron_lit.evaluation.offline import OFFLINE
+from flextron_lit.evaluation.offline_tasks import OFFLINE
 from flextron_lit.model import FlextronModel
 
 BATCH_SIZE = 4

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.losses.on_text import Batch, MeasuredLoss, batches_of, loss_file
+from flextron_lit.losses.measured_loss import Batch, MeasuredLoss, batches_of, loss_file
 from flextron_lit.routers.trained import TrainedSurrogate
 
 PRECISION = "bf16-mixed"

@@ -30,7 +30,7 @@ from held_out_text import flextron_folders, on_surrogate_text, on_test_documents
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.costs import COUNTED, CostTable
 from flextron_lit.costs.budget import Limit
-from flextron_lit.routers.decoding import Bound, decode
+from flextron_lit.routers.feasible_decoding import Bound, decode
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.search import evolution, uniform_pairs
 from flextron_lit.routers.trained import TrainedRouter, TrainedSurrogate

@@ -3,8 +3,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from flextron_lit.costs import sampling
-from flextron_lit.costs.sampling import STRATEGIES, draw
+from flextron_lit.costs import sub_network_sampling as sampling
+from flextron_lit.costs.sub_network_sampling import STRATEGIES, draw
 from flextron_lit.stages import Stage
 
 DEFAULT = {"independent": 0.75, "uniform": 0.25}

@@ -11,7 +11,7 @@ from flextron_lit.costs import Workload
 from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.latency_table import LatencyTable, conditions, find
 from flextron_lit.latency.routed_times import profile_dynamic
-from flextron_lit.routers.figures import predicted_against_observed
+from flextron_lit.routers.plots import predicted_against_observed
 from flextron_lit.stages import Stage
 
 

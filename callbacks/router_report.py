@@ -11,12 +11,12 @@ from torch import Tensor
 from flextron_lit.callbacks.tensorboard import log_figure
 from flextron_lit.data.loader import in_order
 from flextron_lit.files.whole_file import write_csv, write_text
-from flextron_lit.report.spending import figures as compute_figures
+from flextron_lit.report.spending import plots as compute_figures
 from flextron_lit.report.spending.page import page
 from flextron_lit.report.spending.routed_text import RoutedText, route_text
 from flextron_lit.report.spending.shades import Scale
 from flextron_lit.report.spending.token_groups import groups_of, summary
-from flextron_lit.routers import figures
+from flextron_lit.routers import plots as figures
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.space import width_ratios

@@ -9,9 +9,9 @@ from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.costs.dynamic import DYNAMIC_COUNTED
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.latency.latency_table import LatencyTable, PhaseLatency, conditions
+from flextron_lit.routers.budget_prices import Priced, Prices
 from flextron_lit.routers.dynamic import DynamicRouter
 from flextron_lit.routers.ladder import Ladder, Rung
-from flextron_lit.routers.pricing import Priced, Prices
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.sources import load_dense, load_tokenizer

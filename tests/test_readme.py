@@ -13,7 +13,7 @@ import pytest
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.commands import main
-from flextron_lit.routers.pricing import Priced, Prices
+from flextron_lit.routers.budget_prices import Priced, Prices
 from flextron_lit.sources import load_dense, load_tokenizer
 from flextron_lit.stages import SurrogateTraining
 from tests.front_door import ROOT

@@ -14,7 +14,7 @@ from flextron_lit.checkpoint import FlextronCheckpoint
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.latency.known_tables import known_tables
-from flextron_lit.losses.on_text import Batch
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.from_budget import Answer, Budget, DynamicRouting, Routing
 from flextron_lit.sources import load_dense, load_tokenizer, resolve_model
 from flextron_lit.space import ElasticSpace, SpaceConfig

@@ -10,7 +10,7 @@ import pyarrow
 from pyarrow.parquet import ParquetFile
 
 from flextron_lit.data.domain import TextDomain
-from flextron_lit.files.cache import cache_root
+from flextron_lit.files.cache_folder import cache_root
 from flextron_lit.files.digest import sha256_of_json
 from flextron_lit.files.whole_folder import files_in
 from flextron_lit.sources import Source

@@ -13,7 +13,7 @@ from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.encoding import encode, template_fingerprint, tokenizer_fingerprint
 from flextron_lit.data.streams import SPLITS, Split, TokenStream, append, open_streams, token_dtype, write_record
 from flextron_lit.data.texts import Documents, documents
-from flextron_lit.files.cache import intact
+from flextron_lit.files.cache_folder import intact
 from flextron_lit.files.digest import sha256_of_json
 from flextron_lit.terminal.progress import progress
 

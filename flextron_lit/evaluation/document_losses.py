@@ -12,7 +12,7 @@ from torch import Tensor
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.losses.cross_entropy import token_cross_entropy
-from flextron_lit.losses.on_text import INPUTS
+from flextron_lit.losses.measured_loss import INPUTS
 from flextron_lit.terminal.progress import progress
 
 Batch = Mapping[str, Tensor]

@@ -19,7 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from flextron_lit.elastic.selection import Selection
-from flextron_lit.evaluation.offline import OFFLINE, write_tasks
+from flextron_lit.evaluation.offline_tasks import OFFLINE, write_tasks
 from flextron_lit.files.ranks import tell
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.dynamic import DynamicPolicy

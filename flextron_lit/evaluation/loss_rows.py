@@ -8,7 +8,7 @@ import torch
 from rich.table import Table
 
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.evaluation.bootstrap import interval
+from flextron_lit.evaluation.bootstrap_intervals import interval
 from flextron_lit.evaluation.document_losses import Losses, document_losses, pooled
 from flextron_lit.evaluation.networks import Network
 from flextron_lit.evaluation.texts import Texts

@@ -14,7 +14,7 @@ from flextron_lit.costs import CostTable
 from flextron_lit.data import file_batches
 from flextron_lit.files.ranks import tell
 from flextron_lit.latency.latency_table import LatencyTable
-from flextron_lit.losses.on_text import MeasuredLoss
+from flextron_lit.losses.measured_loss import MeasuredLoss
 from flextron_lit.routers.from_budget import Routing, Selection
 from flextron_lit.routers.search import SEARCHES, Search, best_by
 from flextron_lit.space import SubNetwork

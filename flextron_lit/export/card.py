@@ -8,7 +8,7 @@ from jinja2 import StrictUndefined, Template
 
 from flextron_lit.costs import CostTable, Workload
 from flextron_lit.export.forms import WrittenForm
-from flextron_lit.export.small import SmallModel
+from flextron_lit.export.small_model import SmallModel
 from flextron_lit.export.verification import TOLERANCE, Verified
 from flextron_lit.routers.from_budget import Selection
 from flextron_lit.terminal.console import short

@@ -9,7 +9,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedConfig, Pr
 
 from flextron_lit.elastic import remote_code
 from flextron_lit.elastic.families.base import uniform_config
-from flextron_lit.export.small import SmallModel
+from flextron_lit.export.small_model import SmallModel
 
 OF_A_CLASS = ("model_type", "architectures", "transformers_version", "auto_map", "per_layer_config")
 """What a config says of its own class, not of the model."""

@@ -17,7 +17,7 @@ from flextron_lit.elastic.remote_code.flextron_layers import OwnLayers
 from flextron_lit.export import gguf_file
 from flextron_lit.export.classes import in_any_class, in_own_class, in_stock_class
 from flextron_lit.export.gguf_tokenizer import byte_pairs
-from flextron_lit.export.small import SmallModel
+from flextron_lit.export.small_model import SmallModel
 from flextron_lit.terminal.progress import quiet_transformers
 
 Format = Literal["hf", "stock", "remote-code", "gguf"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flextron_lit.export.gguf_tokenizer import BytePairs
-from flextron_lit.export.small import SmallModel
+from flextron_lit.export.small_model import SmallModel
 
 UNIFORM = {
     "llama": MODEL_ARCH.LLAMA,

@@ -10,12 +10,12 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.export import verification
 from flextron_lit.export.card import Origin, card
 from flextron_lit.export.forms import Form, in_form
-from flextron_lit.export.small import cut_out
+from flextron_lit.export.small_model import cut_out
 from flextron_lit.export.verification import Verified
 from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.whole_file import write_json
 from flextron_lit.files.whole_folder import write_whole
-from flextron_lit.losses.on_text import Batch, MeasuredLoss, mean_loss
+from flextron_lit.losses.measured_loss import Batch, MeasuredLoss, mean_loss
 from flextron_lit.routers.from_budget import Selection, to_json
 from flextron_lit.space import ElasticSpace, SubNetwork
 

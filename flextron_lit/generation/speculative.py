@@ -21,7 +21,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.elastic.cache import retract, retractable
+from flextron_lit.elastic.kv_cache import retract, retractable
 from flextron_lit.elastic.selection import Selection
 
 Process = Callable[[Tensor, Tensor], Tensor]

@@ -17,11 +17,11 @@ from torch.utils.benchmark.utils.common import set_torch_threads
 from torch.utils.benchmark.utils.timer import timer
 from transformers import DynamicCache
 
-from flextron_lit.costs import sampling
+from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
-from flextron_lit.elastic.cache import retract, retractable
+from flextron_lit.elastic.kv_cache import retract, retractable
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.latency.latency_table import HeldOut, LatencyTable, PhaseLatency, conditions
 from flextron_lit.latency.timing import Interleaved, Run, interleaved, seconds

@@ -17,7 +17,7 @@ from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import KeptRouter, TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import ElasticSpace
 from flextron_lit.stages.validation import STATIC
-from flextron_lit.stages.watched import ladder_answers
+from flextron_lit.stages.watched_losses import ladder_answers
 
 AXES = ("latency", "parameters", "flops", "kv_bytes")
 """Costs that a trade-off is shown against, in this order, where they are known."""

@@ -14,7 +14,7 @@ from flextron_lit.report.findings import Findings
 from flextron_lit.report.spending.shown_texts import texts_of
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.stages.validation import FULL
-from flextron_lit.stages.watched import dynamic_answers, ladder_answers
+from flextron_lit.stages.watched_losses import dynamic_answers, ladder_answers
 
 BUDGETS = (0.8, 0.6)
 """Ratios of the full network's cost, each router's own."""

@@ -25,7 +25,7 @@ from flextron_lit.report.points import validated
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC
-from flextron_lit.stages.watched import dynamic_answers, ladder_answers
+from flextron_lit.stages.watched_losses import dynamic_answers, ladder_answers
 from flextron_lit.terminal.console import short, show, table
 
 SUMMARY = "summary.json"

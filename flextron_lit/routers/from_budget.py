@@ -16,8 +16,8 @@ from flextron_lit.costs.budget import Limit, Limits, meets, parse_budget
 from flextron_lit.costs.dynamic import refuse_constant
 from flextron_lit.costs.table import CostTable
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.routers.decoding import Bound, decode
 from flextron_lit.routers.dynamic import DynamicPolicy
+from flextron_lit.routers.feasible_decoding import Bound, decode
 from flextron_lit.routers.search import fit
 from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter, TrainedSurrogate

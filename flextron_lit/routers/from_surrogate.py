@@ -2,7 +2,7 @@
 
 import torch
 
-from flextron_lit.costs import sampling
+from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.costs.table import CostTable
 from flextron_lit.routers.ladder import build_ladder
 from flextron_lit.routers.noise import Temperature

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flextron_lit.costs import CostTable
-from flextron_lit.routers.decoding import Additive, Bound, Predict, decode, repair
+from flextron_lit.routers.feasible_decoding import Additive, Bound, Predict, decode, repair
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.space import ElasticSpace, SubNetwork
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flextron_lit.costs import sampling
+from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.costs.table import CostTable
 from flextron_lit.space import ElasticSpace, SubNetwork
 

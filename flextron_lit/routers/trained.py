@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from flextron_lit.costs.table import CostTable
 from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.whole_file import json_text
+from flextron_lit.routers.budget_prices import Prices
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.pairs import Pairs
-from flextron_lit.routers.pricing import Prices
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate, Target, decode, encode
 from flextron_lit.space import ElasticSpace

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from flextron_lit.files.cache import cached_folder
+from flextron_lit.files.cache_folder import cached_folder
 from flextron_lit.files.ranks import tell
 from flextron_lit.sources.hub import fetch_snapshot
 from flextron_lit.sources.notation import parse_source

@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from flextron_lit.files.cache import intact
+from flextron_lit.files.cache_folder import intact
 from flextron_lit.files.digest import sha256_of
 from flextron_lit.files.ranks import tell
 from flextron_lit.sources.notation import Source

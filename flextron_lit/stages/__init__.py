@@ -10,4 +10,4 @@ from flextron_lit.stages.router_training import RouterTraining
 from flextron_lit.stages.static_router import StaticRouterTraining
 from flextron_lit.stages.surrogate_training import SurrogateTraining
 from flextron_lit.stages.tuned_router import Remeasuring
-from flextron_lit.stages.watched import WatchedStage
+from flextron_lit.stages.watched_losses import WatchedStage

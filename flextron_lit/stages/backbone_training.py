@@ -22,7 +22,7 @@ from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig
 from flextron_lit.stages.base import Batch, LossParts, Pass, StageSettings
 from flextron_lit.stages.objective import Distillation, FullWeight
-from flextron_lit.stages.watched import WatchedStage
+from flextron_lit.stages.watched_losses import WatchedStage
 
 WARMUP_SHARE = 0.1
 FINAL_LEARNING_RATE = 0.1

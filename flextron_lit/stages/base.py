@@ -18,8 +18,8 @@ from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
+from flextron_lit.stages.data_wait import WaitingForData
 from flextron_lit.stages.validation import ValidationResult
-from flextron_lit.stages.waiting import WaitingForData
 
 Batch = Mapping[str, Tensor]
 

@@ -18,9 +18,9 @@ from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining, described
 from flextron_lit.stages.base import Pass, zero_of
-from flextron_lit.stages.measuring import MeasuringStage
+from flextron_lit.stages.loss_measuring import MeasuringStage
 from flextron_lit.stages.tuned_router import TUNED, Remeasuring, Tuned, TunedRouter, tuned_routers
-from flextron_lit.stages.watched import budgets_to_watch, check_budgets
+from flextron_lit.stages.watched_losses import budgets_to_watch, check_budgets
 
 
 @dataclass(frozen=True, kw_only=True)

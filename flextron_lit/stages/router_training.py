@@ -18,8 +18,8 @@ from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.routers.trained import KeptRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch, LossParts, zero_of
-from flextron_lit.stages.frozen import FrozenSettings, FrozenStage
-from flextron_lit.stages.watched import WatchedStage, budgets_to_watch, check_budgets
+from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
+from flextron_lit.stages.watched_losses import WatchedStage, budgets_to_watch, check_budgets
 
 Trained = TypeVar("Trained", bound=KeptRouter)
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from flextron_lit.costs import sampling
+from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.routers.ladder import Ladder, build_ladder
@@ -20,7 +20,7 @@ from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedRouter
 from flextron_lit.stages.base import Batch
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, functional, on_processor
-from flextron_lit.stages.watched import ladder_answers
+from flextron_lit.stages.watched_losses import ladder_answers
 
 
 @dataclass(frozen=True, kw_only=True)

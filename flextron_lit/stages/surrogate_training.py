@@ -15,7 +15,7 @@ from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.staleness import measured_files
 from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, ridge
 from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
-from flextron_lit.stages.frozen import FrozenSettings, FrozenStage
+from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,17 +11,17 @@ from transformers import PreTrainedModel
 
 from flextron_lit.costs import CostTable
 from flextron_lit.elastic.unit_gates import Choose, for_all_tokens
-from flextron_lit.losses.on_text import batches_of
+from flextron_lit.losses.measured_loss import batches_of
+from flextron_lit.routers.budget_prices import Prices
 from flextron_lit.routers.dynamic import DynamicPolicy, RoutedPass
 from flextron_lit.routers.ladder import Ladder, candidates, measured_ladder, worth_measuring
 from flextron_lit.routers.objective import Routed, route
-from flextron_lit.routers.pricing import Prices
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import ElasticSpace, SubNetwork
-from flextron_lit.stages.measuring import MeasuringStage
+from flextron_lit.stages.loss_measuring import MeasuringStage
 from flextron_lit.stages.router_training import on_processor
 from flextron_lit.stages.validation import DYNAMIC, ROUTED
-from flextron_lit.stages.watched import dynamic_answers, ladder_answers
+from flextron_lit.stages.watched_losses import dynamic_answers, ladder_answers
 
 RouterKind = Literal["static", "dynamic"]
 Tuned = Literal["static", "dynamic", "both"]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from flextron_lit.costs import CostTable, sampling
+from flextron_lit.costs import CostTable
+from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.space import KINDS, ElasticSpace, SubNetwork, width_ratios
 

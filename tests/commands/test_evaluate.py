@@ -17,7 +17,7 @@ from flextron_lit.evaluation import loss_rows as measured
 from flextron_lit.evaluation.networks import WAYS
 from flextron_lit.evaluation.results import default_output
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
-from flextron_lit.losses.on_text import MeasuredLoss
+from flextron_lit.losses.measured_loss import MeasuredLoss
 from flextron_lit.routers.search import uniform_pairs
 from flextron_lit.routers.staleness import stale_files
 from tests.front_door import run

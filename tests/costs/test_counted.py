@@ -8,7 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from flextron_lit.costs import COUNTED, Workload, parameter_table, sampling
+from flextron_lit.costs import COUNTED, Workload, parameter_table
+from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.costs.counted import flops_table, kv_bytes_table, memory_table
 from flextron_lit.elastic import ElasticBackbone, extract
 from flextron_lit.space import SpaceConfig, SubNetwork

@@ -7,7 +7,7 @@ import zipfile
 
 import pyarrow as pa
 
-from flextron_lit.evaluation.offline import OFFLINE
+from flextron_lit.evaluation.offline_tasks import OFFLINE
 
 PIQA = [
     {"goal": "How do I feed an owl?", "sol1": "With a mouse.", "sol2": "With a mill.", "label": 0},

@@ -4,7 +4,7 @@ import torch
 from flextron_lit.evaluation.document_losses import Losses, document_losses, documents, pooled
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.losses.cross_entropy import IGNORED
-from flextron_lit.losses.on_text import MeasuredLoss
+from flextron_lit.losses.measured_loss import MeasuredLoss
 
 LENGTHS = (7, 1, 11)
 

@@ -12,7 +12,8 @@ from lm_eval.models.huggingface import HFLM
 
 from flextron_lit import FlextronModel, checkpoint
 from flextron_lit.commands import evaluate as evaluating
-from flextron_lit.evaluation import evaluation, harness, offline
+from flextron_lit.evaluation import evaluation, harness
+from flextron_lit.evaluation import offline_tasks as offline
 from flextron_lit.evaluation.harness import BudgetedLM, LoadedTask
 from flextron_lit.evaluation.results import Results
 from flextron_lit.sources import load_dense, load_tokenizer

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.export import gguf_file
 from flextron_lit.export.gguf_tokenizer import KNOWN, byte_pairs
-from flextron_lit.export.small import cut_out
+from flextron_lit.export.small_model import cut_out
 from flextron_lit.export.verification import logits
 from flextron_lit.sources import load_dense, load_tokenizer
 from flextron_lit.space import LayerWidths, SpaceConfig, SubNetwork

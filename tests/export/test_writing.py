@@ -15,7 +15,7 @@ from flextron_lit.export import gguf_file, verification
 from flextron_lit.export.card import Origin
 from flextron_lit.export.forms import Form, HuggingFaceFolder
 from flextron_lit.export.gguf_tokenizer import byte_pairs
-from flextron_lit.export.small import cut_out
+from flextron_lit.export.small_model import cut_out
 from flextron_lit.export.verification import TOLERANCE
 from flextron_lit.export.writing import export, round_weights
 from flextron_lit.routers.from_budget import Selection

@@ -6,7 +6,7 @@ import torch
 
 from flextron_lit.costs import CostTable
 from flextron_lit.routers import ladder as ladders
-from flextron_lit.routers.decoding import Additive, Bound, decode, repair, spend
+from flextron_lit.routers.feasible_decoding import Additive, Bound, decode, repair, spend
 from flextron_lit.routers.ladder import Ladder, Rung, build_ladder, climb, measured_ladder, narrowed, worth_measuring
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flextron_lit.costs import CostTable
-from flextron_lit.costs.sampling import stratified
+from flextron_lit.costs.sub_network_sampling import stratified
 from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.surrogate import OFFSET, Surrogate, decode, encode, ridge
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from flextron_lit.routers.pricing import Priced, Prices
+from flextron_lit.routers.budget_prices import Priced, Prices
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import SpaceConfig, resolve
 from tests.routers.test_dynamic import SPACE, TABLE, choices, hidden, random_router

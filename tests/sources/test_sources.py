@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from flextron_lit.data import TextDomain
 from flextron_lit.data.texts import documents
-from flextron_lit.files.cache import cache_root, cached_folder, drop
+from flextron_lit.files.cache_folder import cache_root, cached_folder, drop
 from flextron_lit.sources import fetch_wheel, hub, load_dense, load_tokenizer, parse_source, resolve_model, wheel
 from flextron_lit.sources.notation import SHA256, Source
 from tests.front_door import ROOT

@@ -6,8 +6,8 @@ price is as good as prices get, is not.
 
 import torch
 
-from flextron_lit.routers.pricing import EDGE, TOLERANCE, TRIES, solve, spendable
-from flextron_lit.stages import measuring
+from flextron_lit.routers.budget_prices import EDGE, TOLERANCE, TRIES, solve, spendable
+from flextron_lit.stages import loss_measuring as measuring
 
 
 class Solved:

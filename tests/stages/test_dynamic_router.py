@@ -17,11 +17,11 @@ from flextron_lit import callbacks, checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.routers import dynamic
+from flextron_lit.routers.budget_prices import LARGEST, TOLERANCE
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, RoutedPass
 from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.routers.ladder import Ladder, Rung
 from flextron_lit.routers.noise import gumbel_noise
-from flextron_lit.routers.pricing import LARGEST, TOLERANCE
 from flextron_lit.routers.surrogate import Surrogate, TokenSurrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve

@@ -16,14 +16,14 @@ from flextron_lit.commands import select as selecting
 from flextron_lit.costs import COUNTED, Workload, dynamic_table
 from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
-from flextron_lit.losses.on_text import MeasuredLoss, batches_of
+from flextron_lit.losses.measured_loss import MeasuredLoss, batches_of
+from flextron_lit.routers.budget_prices import TOLERANCE, Priced, Prices
 from flextron_lit.routers.dynamic import DynamicRouter
 from flextron_lit.routers.from_budget import Routing
 from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.routers.ladder import candidates, worth_measuring
 from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.objective import CostPenalty, route
-from flextron_lit.routers.pricing import TOLERANCE, Priced, Prices
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
 from flextron_lit.stages import ElasticTraining, JointTuning, Remeasuring, StaticRouterTraining, SurrogateTraining
 from tests import options, served

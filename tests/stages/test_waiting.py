@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flextron_lit.stages import waiting
+from flextron_lit.stages import data_wait as waiting
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from flextron_lit.costs.table import CostTable
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Policy, Selection
 from flextron_lit.losses.cross_entropy import token_cross_entropy
-from flextron_lit.losses.on_text import INPUTS
+from flextron_lit.losses.measured_loss import INPUTS
 from flextron_lit.report.spending.token_classes import TokenClass, token_classes
 from flextron_lit.report.spending.token_pieces import Piece, pieces_of
 from flextron_lit.routers.dynamic import DynamicPolicy

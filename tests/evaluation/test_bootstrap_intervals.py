@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flextron_lit.evaluation.bootstrap import interval
+from flextron_lit.evaluation.bootstrap_intervals import interval
 from flextron_lit.evaluation.document_losses import Losses
 
 DOCUMENTS = 400

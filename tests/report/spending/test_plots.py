@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from flextron_lit.report.spending.figures import COLUMNS, MISSING, cost_by_group, shaded_text, widths_by_domain
+from flextron_lit.report.spending.plots import COLUMNS, MISSING, cost_by_group, shaded_text, widths_by_domain
 from flextron_lit.report.spending.shades import LIGHT, Scale
 from flextron_lit.report.spending.token_groups import groups_of
 from flextron_lit.space import SpaceConfig, resolve

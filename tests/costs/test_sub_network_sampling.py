@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from flextron_lit.costs import parameter_table, sampling
+from flextron_lit.costs import parameter_table
+from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.space import SpaceConfig
 from tests.conftest import make_llama

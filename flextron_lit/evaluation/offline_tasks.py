@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from flextron_lit.files.cache import cached_folder
+from flextron_lit.files.cache_folder import cached_folder
 from flextron_lit.files.ranks import tell
 from flextron_lit.sources import fetch_wheel, parse_source
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.files.cache import cache_root
+from flextron_lit.files.cache_folder import cache_root
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.files.ranks import tell
 from flextron_lit.losses.cross_entropy import cross_entropy

@@ -11,7 +11,7 @@ from flextron_lit.data import TextDataModule
 from flextron_lit.data.loader import EpochSampler, ResumableLoader
 from flextron_lit.routers.trained import TrainedSurrogate
 from flextron_lit.stages.base import StageSettings
-from flextron_lit.stages.measuring import MeasuringStage
+from flextron_lit.stages.loss_measuring import MeasuringStage
 
 
 @dataclass(frozen=True, kw_only=True)

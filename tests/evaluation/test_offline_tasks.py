@@ -3,8 +3,8 @@ import json
 import pytest
 import yaml
 
-from flextron_lit.evaluation import offline
-from flextron_lit.evaluation.offline import arc_rows, questions, write_tasks
+from flextron_lit.evaluation import offline_tasks as offline
+from flextron_lit.evaluation.offline_tasks import arc_rows, questions, write_tasks
 from tests.evaluation.questions import HELLASWAG, PIQA, QUESTIONS, lines, wheel
 
 

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from flextron_lit.routers.pricing import LARGEST, TOLERANCE, Priced, Prices, solve
+from flextron_lit.routers.budget_prices import LARGEST, TOLERANCE, Priced, Prices, solve
 
 ROWS = (Priced(0.4, 0.8, 0.401, 4.5), Priced(0.6, 0.2, 0.6, 4.0), Priced(1.0, -0.4, 0.998, 3.5))
 
