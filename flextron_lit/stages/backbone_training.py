@@ -22,6 +22,7 @@ from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig
 from flextron_lit.stages.base import Batch, LossParts, Pass, StageSettings
 from flextron_lit.stages.objective import Distillation, FullWeight
+from flextron_lit.stages.stop_on_nan import check_finite
 from flextron_lit.stages.watched_losses import WatchedStage
 
 WARMUP_SHARE = 0.1
@@ -222,10 +223,12 @@ class BackboneTraining(WatchedStage):
             NonFiniteError: before the update, naming the step and the sub-network.
         """
         for name, loss in losses.items():
-            self.check_finite(loss, f"the loss of {name}")
+            check_finite(loss, self.trainer.global_step, f"the loss of {name}")
         norms = self.clip()
         for name, norm in norms.items():
-            self.check_finite(norm, f"the {name.replace('_', ' ')}", f" (trained: {', '.join(losses)})")
+            check_finite(
+                norm, self.trainer.global_step, f"the {name.replace('_', ' ')}", f" (trained: {', '.join(losses)})"
+            )
         self.step_optimizers()
         return norms
 

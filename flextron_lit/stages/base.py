@@ -57,10 +57,6 @@ class LossParts:
         return {name: torch.stack(values).mean() for name, values in self._values.items()}
 
 
-class NonFiniteError(ValueError):
-    """A loss or gradient that is not a number, met before it reached the weights."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
     """What every stage can be told; each kind of stage adds its own.
@@ -250,19 +246,6 @@ class Stage(WaitingForData):
             self.parts.add(name, term)
             total = total + weight * term
         return total
-
-    def check_finite(self, value: Tensor, what: str, more: str = "") -> None:
-        """Stop before the update if a loss or gradient is not a number.
-
-        Raises:
-            NonFiniteError: naming the step.
-        """
-        if not torch.isfinite(value):
-            step = self.trainer.global_step
-            raise NonFiniteError(
-                f"stopped before the update of step {step + 1}: {what} is {value.item()}{more}. The weights are those "
-                f"of step {step}; lower the learning rate, or look at the text of this step"
-            )
 
     def on_fit_start(self) -> None:
         """Refuse what the update cannot honour.

@@ -19,6 +19,7 @@ from flextron_lit.routers.trained import KeptRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch, LossParts, zero_of
 from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
+from flextron_lit.stages.stop_on_nan import check_finite
 from flextron_lit.stages.watched_losses import WatchedStage, budgets_to_watch, check_budgets
 
 Trained = TypeVar("Trained", bound=KeptRouter)
@@ -231,7 +232,7 @@ class RouterTraining(FrozenStage, WatchedStage):
         Raises:
             NonFiniteError: if it is not a number.
         """
-        self.check_finite(loss, "the router's loss")
+        check_finite(loss, self.trainer.global_step, "the router's loss")
         self.moves += self.router_moves
         return loss if self.router_moves else zero_of(self.router)
 

@@ -8,6 +8,6 @@ routed_text.py          what every token got: cost, widths, losses
 token_groups.py         means by class of token, and by how hard the next token is to predict
 shades.py               which cost has which colour
 page.py, compute.html   a shaded text as a web page; compute.css is its style
-figures.py              the same as figures, and widths by domain
+plots.py                the same as figures, and widths by domain
 ```
 """
