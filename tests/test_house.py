@@ -1,5 +1,6 @@
 """The house stays one that a stranger finds his way in: few rooms, arrows one way, short files."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,13 @@ def test_blanks_comments_and_docstrings_are_no_code():
         house.code_lines('"""What."""\n\n# why\nA = """two\nlines"""\n\n\ndef f():\n    """What."""\n    return 1\n')
         == 4
     )
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "adding-a-family.md"])
+def test_the_docs_name_files_that_are_there(page):
+    named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", (ROOT / "docs" / page).read_text()))
+    assert len(named) > 3
+    assert [name for name in named if not ((ROOT / name).exists() or (ROOT / "flextron_lit" / name).exists())] == []
 
 
 @pytest.mark.parametrize("upward", [None, "latency/timing.py"])
