@@ -28,7 +28,7 @@ def _public(path: str) -> str:
     found = getattr(importlib.import_module(module), name)
     parts = found.__module__.split(".")
     packages = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
-    return next(f"{each}.{name}" for each in packages if sys.modules[each].__dict__.get(name) is found)
+    return next(f"{each}.{name}" for each in packages if getattr(sys.modules[each], name, None) is found)
 
 
 def completed(config: Mapping[str, Any], done_then: Mapping[str, Any] = DONE_THEN) -> dict[str, Any]:
