@@ -75,7 +75,7 @@ def main() -> None:
     for way, order in orders(backbone, data, options.calibration_tokens, options.importance).items():
         importance.permute(backbone, order)
         found[way] = losses(way)
-        importance.permute(backbone, importance.inverse_order(order))
+        importance.permute(backbone, [units.argsort() for units in order])
 
     table = Table(title=f"loss in nats per token, {blocks.numel()} tokens of {options.text.name}")
     table.add_column("sub-network", no_wrap=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 from flextron_lit.checkpoint.comparison import compare
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
 from flextron_lit.files.differences import listed
-from flextron_lit.terminal.console import end_with_the_reader, show, table, two_columns
+from flextron_lit.terminal.console import about, end_with_the_reader, show, table, two_columns
 
 LINE = 160
 NAMED_TENSORS = 5
@@ -66,13 +66,12 @@ def _shown(value: float | str) -> str:
 
 
 def command(args: Sequence[str]) -> int:
-    """`python main.py diff`: 0 if nothing differs, 1 if something does."""
+    """How two Flextron checkpoints differ.
+
+    Exit code: 0 if they are identical, 1 if not, 2 on an error. Example: main.py diff runs/one runs/two
+    """
     end_with_the_reader()
-    parser = ArgumentParser(
-        prog="main.py diff",
-        description="How two Flextron checkpoints differ. Exit code: 0 if they are identical, 1 if not, 2 on an error. "
-        "Example: main.py diff runs/one runs/two",
-    )
+    parser = ArgumentParser(**about(command))
     parser.add_argument("first", type=Path, help=FOLDER_HELP)
     parser.add_argument("second", type=Path, help="As the first; the lines read first -> second.")
     parser.add_argument("--json", action="store_true", help="Print JSON, for scripts.")

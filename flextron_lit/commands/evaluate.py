@@ -42,12 +42,7 @@ NEEDED = {"budgets": ("networks", "latency"), "tasks": ("limit", "include_path",
 
 def parser() -> CommandLine:
     """Of the command line."""
-    made = CommandLine.on_checkpoint(
-        "evaluate",
-        "Loss and perplexity of the full network and of what each budget gets, with 95 % intervals; scores "
-        "on tasks of the LM evaluation harness. Finished parts are not run again. "
-        "Example: main.py evaluate --checkpoint runs/quickstart/static_router --budgets 0.8 0.6",
-    )
+    made = CommandLine.on_checkpoint(command)
     text = f"Each as for generate: {HELP} The full network is always evaluated; default: it alone."
     made.add_argument("--budgets", type=str, nargs="+", default=[], help=text)
     text = (
@@ -154,7 +149,11 @@ def _texts(options: Any, model: FlextronModel, ways: Sequence[Way]) -> Texts:
 
 
 def command(args: Sequence[str]) -> None:
-    """`python main.py evaluate`."""
+    """Loss and perplexity of the full network and of what each budget gets, with 95 % intervals; scores on tasks.
+
+    The tasks are those of the LM evaluation harness. Finished parts are not run again. Example: main.py evaluate
+    --checkpoint runs/quickstart/static_router --budgets 0.8 0.6
+    """
     options = parser().parse_args(list(args))
     check(options)
     location = locate(options.checkpoint)

@@ -43,13 +43,12 @@ def told(folder: Path, form: Form, verified: Verified) -> str:
 
 
 def command(args: Sequence[str]) -> None:
-    """`python main.py export`."""
-    parser = CommandLine.on_checkpoint(
-        "export",
-        "One sub-network as a stand-alone model that loads without this project, verified and with a model "
-        "card. It is static: a dynamic router needs the elastic network, so there is no export of one. "
-        "Example: main.py export --checkpoint runs/quickstart/static_router --budget 0.6 --output small",
-    )
+    """One sub-network as a stand-alone model that loads without this project, verified and with a model card.
+
+    It is static: a dynamic router needs the elastic network, so there is no export of one. Example: main.py export
+    --checkpoint runs/quickstart/static_router --budget 0.6 --output small
+    """
+    parser = CommandLine.on_checkpoint(command)
     parser.add_argument("--budget", type=str, help=f"{HELP} 1 is the full network.")
     text = f"Instead of a budget: the JSON that `select --output` wrote, or the {RECORD} of an earlier export."
     parser.add_argument("--sub_network", type=Path, help=text)

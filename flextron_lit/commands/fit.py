@@ -141,7 +141,7 @@ class StageCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's, at home in the run folder and with the callbacks that every run needs."""
         given = self._get(self.config_init, "trainer")
-        chosen = list(given.callbacks or [])
+        chosen, plugins = list(given.callbacks or []), given.plugins or []
         fitting = self.subcommand == "fit"
         if given.logger in (None, True) and fitting:
             kwargs["logger"] = TensorBoardLogger(
@@ -156,7 +156,7 @@ class StageCLI(LightningCLI):
             **kwargs,
             default_root_dir=self.folder.path,
             callbacks=chosen + own,
-            plugins=[*_as_list(given.plugins), StreamedCheckpointIO()],
+            plugins=[*(plugins if isinstance(plugins, list) else [plugins]), StreamedCheckpointIO()],
         )
 
     def _purge(self) -> dict[str, Any]:
@@ -194,12 +194,6 @@ def best_precision() -> str:
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
 
 
 def command(args: Sequence[str]) -> None:

@@ -76,12 +76,7 @@ def say(line: str) -> None:
 
 def parser() -> CommandLine:
     """Of the command line."""
-    made = CommandLine.on_checkpoint(
-        "generate",
-        "Text from a checkpoint within a budget, told as it comes; costs and speed go to standard "
-        "error. "
-        'Example: main.py generate --checkpoint runs/quickstart/static_router --budget 0.7 --prompt "The President"',
-    )
+    made = CommandLine.on_checkpoint(command)
     made.add_argument("--budget", type=str, help=f"{HELP} Default: the full network.")
     made.add_argument("--dynamic", action="store_true", help="Every token takes its own widths, within it on average.")
     text = (
@@ -142,7 +137,10 @@ def _check_effects(options: Any) -> None:
 
 
 def command(args: Sequence[str]) -> None:
-    """`python main.py generate`."""
+    """Text from a checkpoint within a budget, told as it comes; costs and speed go to standard error.
+
+    Example: main.py generate --checkpoint runs/quickstart/static_router --budget 0.7 --prompt "The President"
+    """
     end_with_the_reader()
     options = parser().parse_args(list(args))
     check(options)

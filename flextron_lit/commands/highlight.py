@@ -30,21 +30,17 @@ def policy_for(loaded: Loaded, budget: str) -> DynamicPolicy:
 
 def shown(groups: Sequence[Group], cost: str) -> Table:
     """Means over groups of tokens, for people."""
-    rows = []
-    for group in groups:
-        if group.domain == ALL:
-            rows.append(group.cells()[:-1])
+    rows = [group.cells()[:-1] for group in groups if group.domain == ALL]
     columns = ("tokens", "count", cost, "MLP width", "attention width", "loss of the next token")
     return table(columns, rows, left=["tokens"])
 
 
 def command(args: Sequence[str]) -> None:
-    """`python main.py highlight`."""
-    parser = CommandLine.on_checkpoint(
-        "highlight",
-        "A text shaded by what a dynamic router spends on each token, as a web page, and which tokens get "
-        "most. Example: main.py highlight --checkpoint runs/quickstart/dynamic_router --budget 0.7 --text README.md",
-    )
+    """A text shaded by what a dynamic router spends on each token, as a web page, and which tokens get most.
+
+    Example: main.py highlight --checkpoint runs/quickstart/dynamic_router --budget 0.7 --text README.md
+    """
+    parser = CommandLine.on_checkpoint(command)
     text = "Mean cost of a token as a ratio of the full network's (0.7), or with its name or unit (flops=0.7)."
     parser.add_argument("--budget", type=str, required=True, help=text)
     text = "A text file. Default: validation documents of the training text."

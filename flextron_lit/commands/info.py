@@ -11,7 +11,7 @@ from rich.table import Table
 
 from flextron_lit.checkpoint.description import describe
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
-from flextron_lit.terminal.console import end_with_the_reader, huge, ranges, settings, short, show, two_columns
+from flextron_lit.terminal.console import about, end_with_the_reader, huge, ranges, settings, short, show, two_columns
 
 UNITS = {"mlp": "neurons", "attention": "KV groups"}
 
@@ -101,13 +101,12 @@ def _data(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def command(args: Sequence[str]) -> None:
-    """`python main.py info`."""
+    """What a Flextron checkpoint holds and how it was made.
+
+    Example: main.py info runs/quickstart/elastic
+    """
     end_with_the_reader()
-    parser = ArgumentParser(
-        prog="main.py info",
-        description="What a Flextron checkpoint holds and how it was made. "
-        "Example: main.py info runs/quickstart/elastic",
-    )
+    parser = ArgumentParser(**about(command))
     parser.add_argument("folder", type=Path, help=FOLDER_HELP)
     parser.add_argument("--json", action="store_true", help="Print JSON, for scripts.")
     parser.add_argument("--no_verify", action="store_true", help="Do not read all files to compare their sha256.")

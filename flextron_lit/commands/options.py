@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from flextron_lit.costs.workload import WORKLOADS, Dtype, Workload, named
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import LatencyTable
+from flextron_lit.terminal.console import about
 
 DEFAULT_WORKLOAD = "chat"
 OVERRIDES = {
@@ -31,9 +33,9 @@ class CommandLine(ArgumentParser):
     """The parser of a command, with the options that several have."""
 
     @classmethod
-    def on_checkpoint(cls, command: str, description: str) -> CommandLine:
+    def on_checkpoint(cls, command: Callable[..., Any]) -> CommandLine:
         """Of a command that works on a Flextron checkpoint."""
-        made = cls(prog=f"main.py {command}", description=description)
+        made = cls(**about(command))
         made.add_argument("--checkpoint", type=Path, required=True, help=FOLDER_HELP)
         return made
 
@@ -53,10 +55,8 @@ class CommandLine(ArgumentParser):
 
     def add_device(self) -> None:
         """Where to run."""
-        text = (
-            "cpu, cuda, cuda:1. Default: a GPU if there is one, but the CPU if latencies were measured on a CPU alone."
-        )
-        self.add_argument("--device", type=str, help=text)
+        text = "a GPU if there is one, but the CPU if latencies were measured on a CPU alone."
+        self.add_argument("--device", type=str, help=f"cpu, cuda, cuda:1. Default: {text}")
 
     def add_latency(self) -> None:
         """Which latency table holds."""

@@ -22,7 +22,7 @@ from flextron_lit.files.whole_folder import free_space
 from flextron_lit.report.assembly import report_pipeline
 from flextron_lit.report.origin import note_invocation
 from flextron_lit.report.summary import summarise
-from flextron_lit.terminal.console import duration, show, table
+from flextron_lit.terminal.console import about, duration, show, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +147,12 @@ def _fit(options: list[str]) -> None:
 
 
 def command(args: Sequence[str]) -> None:
-    """`python main.py pipeline`."""
-    parser = ArgumentParser(
-        prog="main.py pipeline",
-        description="All stages in turn, ending with a table and a web page. Examples: main.py pipeline -c "
-        "configs/quickstart.yaml; with a model and text of your own: main.py pipeline -c configs/quickstart.yaml "
-        "--checkpoint ./model --text book.txt --run_folder runs/mine",
-    )
+    """All stages in turn, ending with a table and a web page.
+
+    Examples: main.py pipeline -c configs/quickstart.yaml; with a model and text of your own: main.py pipeline -c
+    configs/quickstart.yaml --checkpoint ./model --text book.txt --run_folder runs/mine
+    """
+    parser = ArgumentParser(**about(command))
     parser.add_argument("-c", "--config", action="config", help="The pipeline, in YAML.")
     parser.add_argument("--fresh", action="store_true", help=FRESH_HELP)
     parser.add_argument(

@@ -45,14 +45,13 @@ def _rows(measured: LatencyTable, space: ElasticSpace) -> Iterator[Sequence[str]
 
 
 def command(args: Sequence[str]) -> None:
-    """`python main.py profile`."""
-    parser = CommandLine.on_checkpoint(
-        "profile",
-        "Measure the latency of every block at every width on this device, with the table's own error on "
-        "held-out sub-networks; with --dynamic, those of a dynamic router, whose tokens take different widths. It goes "
-        "into the checkpoint, in place of a table for the same kind of device and workload, such as another CPU's. "
-        "Example: main.py profile --checkpoint runs/quickstart/elastic --workload chat",
-    )
+    """Measure the latency of every block at every width on this device, with the table's error on other sub-networks.
+
+    With --dynamic, those of a dynamic router, whose tokens take different widths. It goes into the checkpoint, in place
+    of a table for the same kind of device and workload, such as another CPU's. Example: main.py profile --checkpoint
+    runs/quickstart/elastic --workload chat
+    """
+    parser = CommandLine.on_checkpoint(command)
     parser.add_workload()
     parser.add_device()
     parser.add_argument("--seconds", type=float, default=60.0, help="For the table; its check takes as long again.")

@@ -7,15 +7,15 @@ from flextron_lit.commands.options import CommandLine
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.report.assembly import write_report
 from flextron_lit.report.reported_folder import find
+from flextron_lit.terminal.console import about
 
 
 def command(args: Sequence[str]) -> None:
-    """`python main.py report`."""
-    parser = CommandLine(
-        prog="main.py report",
-        description="A pipeline, a run or a checkpoint as one web page: trade-off, widths at every budget, texts, "
-        "origin. The page works offline. Example: main.py report runs/quickstart",
-    )
+    """A pipeline, a run or a checkpoint as one web page: trade-off, widths at every budget, texts, origin.
+
+    The page works offline. Example: main.py report runs/quickstart
+    """
+    parser = CommandLine(**about(command))
     parser.add_argument("folder", type=Path, help="The run folder of a pipeline or a stage, or a Flextron checkpoint.")
     parser.add_argument("--output", type=Path, help="Where to write it (report.html in the run folder).")
     parser.add_argument("--no_texts", action="store_true", help="Leave the texts out: seconds, no weights are read.")

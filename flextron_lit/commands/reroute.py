@@ -30,13 +30,12 @@ def summary(ladder: Ladder, cost: CostTable) -> Table:
 
 
 def command(args: Sequence[str]) -> None:
-    """`python main.py reroute`."""
-    parser = CommandLine.on_checkpoint(
-        "reroute",
-        "Train a static router for the cost tables that a checkpoint holds now, from its kept surrogate "
-        "and without the LLM: after `profile` on another device, or for another cost. "
-        "Example: main.py reroute --checkpoint runs/quickstart/static_router --cost parameters",
-    )
+    """Train a static router for the cost tables that a checkpoint holds now, from its kept surrogate without the LLM.
+
+    After `profile` on another device, or for another cost. Example: main.py reroute --checkpoint
+    runs/quickstart/static_router --cost parameters
+    """
+    parser = CommandLine.on_checkpoint(command)
     parser.add_argument("--cost", type=str, default="latency", help=f"latency, prefill, decode, {', '.join(COUNTED)}.")
     parser.add_costs()
     parser.add_argument("--steps", type=int, default=1000, help="Updates of the router.")

@@ -40,12 +40,11 @@ def shown(selection: Selection, space: ElasticSpace, tables: Mapping[str, CostTa
 
 
 def command(args: Sequence[str]) -> None:
-    """`python main.py select`."""
-    parser = CommandLine.on_checkpoint(
-        "select",
-        "The sub-network for a budget: widths, costs, loss. "
-        "Example: main.py select --checkpoint runs/quickstart/elastic --budget 0.6",
-    )
+    """The sub-network for a budget: widths, costs, loss.
+
+    Example: main.py select --checkpoint runs/quickstart/elastic --budget 0.6
+    """
+    parser = CommandLine.on_checkpoint(command)
     parser.add_argument("--budget", type=str, required=True, help=HELP)
     parser.add_argument(
         "--search",

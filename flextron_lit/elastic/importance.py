@@ -118,11 +118,6 @@ def falling_order(importance: Sequence[Tensor]) -> list[Tensor]:
     return [torch.argsort(scores, descending=True, stable=True) for scores in importance]
 
 
-def inverse_order(orders: Sequence[Tensor]) -> list[Tensor]:
-    """The orders that undo `orders`, bit for bit."""
-    return [torch.argsort(order) for order in orders]
-
-
 @torch.no_grad()
 def permute(backbone: ElasticBackbone, orders: Sequence[Tensor]) -> None:
     """Put the units of every block into a new order, in place and jointly in all tensors that carry them.

@@ -42,7 +42,7 @@ class BudgetedLM(HFLM):  # type: ignore[misc,unused-ignore]  # an Any where the 
     """
 
     def __init__(self, model: FlextronModel, batch_size: int) -> None:
-        logging.getLogger(HFLM.__module__).addFilter(_is_news)
+        logging.getLogger(HFLM.__module__).addFilter(lambda record: not record.getMessage().startswith(EXPECTED))
         # sums of many log-probabilities: bfloat16 has too few digits for them
         settings = {"backend": "causal", "batch_size": batch_size, "softmax_dtype": "float32"}
         super().__init__(pretrained=model, tokenizer=model.tokenizer, **settings)
@@ -57,10 +57,6 @@ class BudgetedLM(HFLM):  # type: ignore[misc,unused-ignore]  # an Any where the 
         self.batch_size_per_gpu = 1 if isinstance(selection, DynamicPolicy) else self.asked_batch_size
         with self._model.use(selection):
             yield
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(EXPECTED)
 
 
 @dataclass(frozen=True)

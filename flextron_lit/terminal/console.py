@@ -1,7 +1,7 @@
 """How commands print: rich tables of plain text, numbers that can be read."""
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -100,3 +100,11 @@ def settings(values: Mapping[str, Any], key: str = "") -> Iterator[str]:
 def end_with_the_reader() -> None:
     """Let `| head` end a command that only prints, quietly, as other tools do."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def about(command: Callable[..., Any]) -> dict[str, Any]:
+    """What the parser of a command says of it: the name of its file, and its own docstring."""
+    return {
+        "prog": f"main.py {command.__module__.rpartition('.')[2]}",
+        "description": " ".join(f"{command.__doc__}".split()),
+    }

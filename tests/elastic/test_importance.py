@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.elastic.importance import balanced, falling_order, inverse_order, measure, permute, unit_magnitude
+from flextron_lit.elastic.importance import balanced, falling_order, measure, permute, unit_magnitude
 from tests.conftest import SPACE, elastic_pair, make_llama
 
 
@@ -50,7 +50,7 @@ def test_importance_needs_text():
 def test_falling_order_keeps_ties_in_place():
     (order,) = falling_order([torch.tensor([1.0, 3.0, 1.0, 2.0])])
     assert order.tolist() == [1, 3, 0, 2]
-    (back,) = inverse_order([order])
+    back = order.argsort()
     assert order[back].tolist() == [0, 1, 2, 3]
 
 
