@@ -14,12 +14,15 @@ from flextron_lit.commands import evaluate as evaluating
 from flextron_lit.commands.evaluate import check, command, parser
 from flextron_lit.commands.info import tables
 from flextron_lit.evaluation import loss_rows as measured
+from flextron_lit.evaluation.bootstrap import interval
+from flextron_lit.evaluation.document_losses import document_losses
 from flextron_lit.evaluation.networks import WAYS
 from flextron_lit.evaluation.results import default_output
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.losses.measured_loss import MeasuredLoss
 from flextron_lit.routers.search import uniform_pairs
 from flextron_lit.routers.staleness import stale_files
+from flextron_lit.space import SubNetwork
 from tests.front_door import run
 from tests.served import dynamic_router, write
 
@@ -134,11 +137,26 @@ def test_losses_and_differences_are_those_of_the_networks(evaluate, folder, text
         (dynamic, "over_static", static),
         (uniform, "over_full", full),
     ):
-        low, high = row[over]["interval"]
         assert row[over]["difference"] == pytest.approx(row["loss"] - other["loss"], abs=1e-9)
-        assert low <= row[over]["difference"] <= high
-    low, high = full["interval"]
-    assert low < full["loss"] < high
+    # an interval is that of the documents' losses, and so lies between the least and the largest of them
+    selections = {
+        "full": model.backbone.space.full(),
+        "static": model.flextron.answer("0.8").sub_network,
+        "dynamic": model.flextron.dynamic_routing.answer("0.8", model.backbone),
+        "uniform": SubNetwork.from_json(uniform["sub_network"]),
+    }
+    by_document = {
+        name: document_losses(model.backbone, selection, batches, name) for name, selection in selections.items()
+    }
+    for losses, said in (
+        (by_document["full"], full["interval"]),
+        (by_document["static"] - by_document["full"], static["over_full"]["interval"]),
+        (by_document["dynamic"] - by_document["static"], dynamic["over_static"]["interval"]),
+        (by_document["uniform"] - by_document["full"], uniform["over_full"]["interval"]),
+    ):
+        assert said == pytest.approx(interval(losses, seed=0), rel=1e-5, abs=1e-6)
+        means = losses.total / losses.tokens
+        assert means.min() - 1e-6 <= said[0] < said[1] <= means.max() + 1e-6
 
 
 def test_the_uniform_one_is_the_best_that_meets_the_budget(evaluate, folder, text):

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from flextron_lit.commands.generate import command, raw_text
 from flextron_lit.generation import call as generating
 from flextron_lit.generation.call import ROUNDS
 from flextron_lit.generation.speculative import speculate
+from flextron_lit.routers.dynamic import mean_ratio
+from flextron_lit.routers.pricing import LARGEST, Priced, Prices
 from flextron_lit.routers.staleness import stale_files
 from tests.data.chat import CHATML
 from tests.front_door import in_own_process
-from tests.served import write
+from tests.served import dynamic_router, static_router, write
 
 PROMPT = "Ada feeds the owl"
 
@@ -199,16 +202,37 @@ def test_the_costs_are_those_of_the_budget(generate, model):
     answer = model.flextron.answer(0.6)
     assert ratio == model.flextron.routing().tables["parameters"].ratio(answer.sub_network) <= 0.6
     assert found["how"] == answer.how
-    spent = []
     for budget in ("0.76", "0.95"):
         found = json.loads(generate("--budget", budget, "--dynamic", "--json", "--max_new_tokens", 5)[0])
         assert found["how"] == "the dynamic router for flops"
-        spent.append(found["costs"]["flops"])
-    table = model.flextron.dynamic_routing.answer("0.95", model.backbone).table
-    assert all(table.smallest_ratio <= ratio <= table.largest_ratio for ratio in spent)
-    assert spent[0] < spent[1]
+        # all tokens that were read, as the policy itself counts them
+        policy = model.flextron.dynamic_routing.answer(budget, model.backbone)
+        expected(model, tokens=5, budget=budget, dynamic=True)
+        policy.take()
+        with model.use(policy):
+            inputs = model.tokenizer(PROMPT, return_tensors="pt")
+            new = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=256)
+        assert found["new_tokens"] == new.shape[1] - inputs["input_ids"].shape[1]
+        assert found["costs"]["flops"] == pytest.approx(mean_ratio(policy.take(), policy.table), rel=1e-6)
+        assert policy.table.smallest_ratio <= found["costs"]["flops"] <= policy.table.largest_ratio
     assert generate("--max_new_tokens", 5)[1].startswith("the full network\n")
     assert "budget 1.0: the full network meets it" in generate("--budget", "1.0", "--max_new_tokens", 5)[1]
+
+
+def test_a_dynamic_budget_spends_what_its_price_says(generate, tmp_path):
+    def priced(backbone):
+        """Prices that outweigh all logits: every token gets the least at one budget and the most at the other."""
+        prices = Prices((Priced(0.75, LARGEST, 0.75, 3.0), Priced(0.95, -LARGEST, 0.95, 2.0)))
+        return replace(dynamic_router(backbone), prices=prices)
+
+    folder = write(tmp_path / "flextron", history=history("text"), routers=(static_router, priced))
+    model = FlextronModel.from_pretrained(folder)
+    table = model.flextron.dynamic_routing.answer("0.95", model.backbone).table
+    for budget, ratio in (("0.75", table.smallest_ratio), ("0.95", table.largest_ratio)):
+        options = ("--budget", budget, "--dynamic", "--json", "--max_new_tokens", 5)
+        found = json.loads(generate(*options, checkpoint=folder)[0])
+        assert found["costs"]["flops"] == pytest.approx(ratio, rel=1e-6)
+    assert table.smallest_ratio < 0.9 * table.largest_ratio
 
 
 def test_a_comparison_times_as_many_tokens_of_both(generate, model, monkeypatch):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from itertools import chain
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import LatencyTable
+from flextron_lit.losses.on_text import MeasuredLoss
 from flextron_lit.routers.search import uniform_pairs
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, run, succeed
@@ -84,9 +86,26 @@ def test_select_meets_the_budget_and_says_how(trained, backbone, search, tmp_pat
 
 def test_the_loss_is_that_of_the_run(trained):
     found, _ = answer(trained, "parameters<=0.75", "--search", "uniform")
+    loaded = load_elastic(str(trained / "flextron"))
+    loss = MeasuredLoss(loaded.backbone, list(chain(*loaded.held_out("validation", 128).values())))
+    assert found["loss"] == pytest.approx(loss(SubNetwork.from_json(found["sub_network"])), rel=1e-5)
+    # the one that loses least of those that are alike in all layers and within the budget, but for what others contain
+    (limit,) = parse_budget("parameters<=0.75", {"parameters": COUNTED["parameters"](loaded.backbone, Workload())})
+    pairs = dict(uniform_pairs(loaded.backbone.space))
+    fitting = {ratios: each for ratios, each in pairs.items() if limit.allows(each)}
+    widest = [
+        each
+        for ratios, each in fitting.items()
+        if not any(other != ratios and other[0] >= ratios[0] and other[1] >= ratios[1] for other in fitting)
+    ]
+    assert len(widest) > 1
+    assert found["loss"] == pytest.approx(min(map(loss, widest)), rel=1e-5)
+    assert max(map(loss, widest)) > found["loss"]
+    # on all validation tokens it is what the run says of the full network
     rows = json.loads((trained / "training.json").read_text())
-    full = [row["loss"] for row in rows if row["step"] == 6 and row["sub_network"] == "full"]
-    assert abs(found["loss"] - sum(full) / len(full)) < 1.0
+    for domain, batches in loaded.held_out("validation", 512).items():
+        (full,) = (r["loss"] for r in rows if (r["step"], r["sub_network"], r["domain"]) == (6, "full", domain))
+        assert MeasuredLoss(loaded.backbone, batches)(loaded.backbone.space.full()) == pytest.approx(full, rel=1e-5)
 
 
 def test_a_latency_budget_needs_a_profile_and_then_holds(profiled, backbone):

@@ -40,7 +40,7 @@ def test_stratified_draws_one_from_each_range_of_cost(deep, k, generator):
     space, table = deep
     low = table.ratio(space.smallest())
     edges = [low + (1 - low) * i / k for i in range(k + 1)]
-    ratios = [[table.ratio(s) for s in sampling.stratified(space, table, k, generator)] for _ in range(40)]
+    ratios = [[table.ratio(s) for s in sampling.stratified(space, table, k, generator)] for _ in range(80)]
     for row in ratios:
         assert all(edges[i] - 0.02 <= ratio <= edges[i + 1] + 0.02 for i, ratio in enumerate(row))
     first = [row[0] for row in ratios]
@@ -58,13 +58,14 @@ def test_stratified_works_where_few_costs_exist(generator):
 def test_a_mix_uses_each_strategy_in_its_share(deep, generator):
     space, table = deep
     shares = {"independent": 3.0, "uniform": 1.0, "sandwich": 1.0}
-    steps = [sampling.draw(shares, space, table, 2, generator) for _ in range(500)]
+    steps = [sampling.draw(shares, space, table, 2, generator) for _ in range(1000)]
     smallest = space.smallest()
     sandwiches = sum(plan[0] == smallest and not is_uniform(plan[1]) for plan in steps)
     alike = sum(all(map(is_uniform, plan)) for plan in steps)
     assert all(len(plan) == 2 for plan in steps)
-    assert 70 < sandwiches < 130
-    assert 70 < alike < 130
+    # 200 of 1000 each, with a standard deviation of 12.6: five of them are left about once in two million seeds
+    assert 137 < sandwiches < 263
+    assert 137 < alike < 263
     assert not any(
         all(map(is_uniform, sampling.draw({"independent": 1}, space, table, 2, generator))) for _ in range(50)
     )

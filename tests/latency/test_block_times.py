@@ -12,6 +12,7 @@ from flextron_lit.latency.block_times import Passes, probes, profile, table_of
 from flextron_lit.latency.latency_table import LatencyTable, conditions, read_all
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests.conftest import MODELS, SPACE, make_llama
+from tests.options import seed
 
 WORKLOAD = Workload(batch_size=2, prompt_tokens=12, generated_tokens=5, threads=1)
 
@@ -24,7 +25,7 @@ def backbone():
 @pytest.fixture
 def machine(monkeypatch):
     """Times that follow from the widths that ran: neurons cost 1 each, KV groups 8, the rest 50; noise on request."""
-    state = {"noise": 0.0, "passes": 0, "generator": torch.Generator().manual_seed(0)}
+    state = {"noise": 0.0, "passes": 0, "generator": torch.Generator().manual_seed(seed(0))}
 
     def run(self, ids, cache):
         noise = torch.randn((), generator=state["generator"]).item() * state["noise"]

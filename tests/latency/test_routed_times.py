@@ -17,6 +17,7 @@ from flextron_lit.latency.mixtures import shares
 from flextron_lit.latency.routed_times import Observed, fit, profile_dynamic
 from flextron_lit.space import LayerWidths, SpaceConfig, SubNetwork
 from tests.conftest import SPACE, make_llama
+from tests.options import seed
 
 WORKLOAD = Workload(batch_size=2, prompt_tokens=12, generated_tokens=5, threads=1)
 ROUTING = 7.0
@@ -42,7 +43,7 @@ def truth(space, mixture, routing=ROUTING):
 @pytest.fixture
 def machine(monkeypatch):
     """Times that are linear in the shares of the choices; routing costs, and noise on request."""
-    state = {"noise": 0.0, "sorting": 0.0, "generator": torch.Generator().manual_seed(0)}
+    state = {"noise": 0.0, "sorting": 0.0, "generator": torch.Generator().manual_seed(seed(0))}
 
     def run(self, ids, cache):
         static = isinstance(self.selection, SubNetwork)

@@ -3,6 +3,7 @@ import torch
 
 from flextron_lit.latency import timing
 from flextron_lit.latency.timing import Ratio, interleaved, median_with_spread, seconds
+from tests.options import seed
 
 
 class Machine:
@@ -42,16 +43,17 @@ def test_every_run_stands_between_two_runs_of_the_reference_in_turning_order():
 
 
 def test_the_spread_holds_the_true_median():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed(0))
     held = 0
-    for _ in range(400):
+    for _ in range(600):
         values = torch.empty(31).log_normal_(0.0, 0.5, generator=generator).tolist()
         found = median_with_spread(values)
         ordered = sorted(values)
         low, high = ordered[9], ordered[21]
         assert found.spread == pytest.approx((high - low) / 2)
         held += low <= 1.0 <= high
-    assert 370 < held < 400
+    # each does with a chance of 0.9706, so 17.6 of 600 do not: all hold, or 46 do not, once in ten million seeds
+    assert 554 < held < 600
     assert median_with_spread([3.0]) == Ratio(3.0, 0.0)
 
 

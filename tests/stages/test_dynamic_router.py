@@ -59,7 +59,7 @@ def static(elastic, tmp_path_factory):
     checkpoint.extend(elastic, surrogate, files=stage.files())
     space = stage.backbone.space
     costs = COUNTED["flops"](stage.backbone, Workload())
-    router = train_router(space, costs, TrainedSurrogate.read(surrogate, space), steps=30, seed=0)
+    router = train_router(space, costs, TrainedSurrogate.read(surrogate, space), steps=30, seed=seed(0))
     checkpoint.extend(surrogate, folder / "flextron", files=router.files())
     return folder / "flextron"
 

@@ -51,7 +51,7 @@ def routed(tmp_path_factory):
     files = surrogate.files()
     for cost in ("parameters", "flops"):
         costs = COUNTED[cost](surrogate.backbone, Workload())
-        files |= train_router(surrogate.backbone.space, costs, trained, steps=30, seed=0).files()
+        files |= train_router(surrogate.backbone.space, costs, trained, steps=30, seed=options.seed(0)).files()
     checkpoint.extend(folder / "flextron", folder / "routed", files=files)
     return folder / "routed"
 
