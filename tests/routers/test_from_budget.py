@@ -404,10 +404,13 @@ def test_two_ranks_share_the_measuring_and_end_like_one(piped, tmp_path):
     space = checkpoint.read(reference / "flextron").space
     one, two = (TrainedSurrogate.read(tmp_path / name / "flextron", space).pairs for name in ("one", "two"))
     assert torch.equal(one.choices, two.choices)
-    assert torch.allclose(one.losses, two.losses, atol=1e-5)
-    routers = [TrainedRouter.read_all(tmp_path / name / "flextron", space)[0] for name in ("one", "two")]
-    budgets = torch.linspace(0.2, 1, 9)
-    logits = [router.network(budgets).nan_to_num(neginf=0) for router in routers]
-    assert torch.allclose(*logits, atol=1e-3)
-    untrained = TrainedRouter.read_all(reference / "flextron", space)[0].network(budgets).nan_to_num(neginf=0)
-    assert not torch.allclose(logits[0], untrained, atol=1e-1)
+    # a loss is measured by one rank as by the other, and the mean of two equal gradients is either: nothing is rounded
+    assert torch.equal(one.losses, two.losses)
+    assert len(one) > len(TrainedSurrogate.read(piped[0] / "surrogate/flextron", space).pairs)
+    runs = [tmp_path / "one", tmp_path / "two", reference]
+    routers = [TrainedRouter.read_all(run / "flextron", space)[0].network.state_dict() for run in runs]
+    assert all(torch.equal(routers[0][name], routers[1][name]) for name in routers[0])
+    surrogates = [TrainedSurrogate.read(run / "flextron", space).network.state_dict() for run in runs]
+    assert all(torch.equal(surrogates[0][name], surrogates[1][name]) for name in surrogates[0])
+    # which learned on for 200 steps
+    assert not torch.equal(surrogates[0]["main.weight"], surrogates[2]["main.weight"])

@@ -110,8 +110,8 @@ def gaps(costs, choices, values, loss):
 
 
 def test_decoding_finds_the_best_of_all_sub_networks_where_steps_are_worth_less_and_less(monkeypatch):
-    # every step up costs 1 and gains less than the one before: where no step and no exchange of two steps helps, nothing
-    # does (separable and concave), but for the least gain of each of the 15 steps that there are
+    # every step up costs 1 and gains less than the one before: where no step and no exchange of two steps helps,
+    # nothing does (separable and concave), but for the least gain of each of the 15 steps that there are
     costs = CostTable("steps", "units", 1.0, tuple(tuple(map(float, range(len(b.widths)))) for b in SPACE.blocks))
     gained = torch.rand(6, 3, generator=torch.Generator().manual_seed(options.seed(9))).sort(-1, descending=True).values
     effects = torch.cat([torch.zeros(6, 1), -gained.cumsum(-1)], -1)

@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch import Callback
 
 from flextron_lit import callbacks, checkpoint
-from flextron_lit.routers.objective import Routed
 from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
 from flextron_lit.stages import StaticRouterTraining, SurrogateTraining
@@ -77,7 +76,7 @@ class Mended(Callback):
 
 def guided(folder, tmp_path, *before, steps=40, **guidance):
     watch = Watch()
-    stage = StaticRouterTraining(str(folder), cost="parameters", hidden=16)
+    stage = StaticRouterTraining(str(folder), cost="parameters", hidden=16, seed=seed(0))
     guide = callbacks.SurrogateGuidance(**({"every_n_steps": 5, "pairs": 8, "window": 16} | guidance))
     trainer = fit(stage, tmp_path, callbacks.BudgetSampling(k=8), *before, guide, watch, max_steps=steps)
     assert trainer.global_step == steps
@@ -137,19 +136,43 @@ def test_the_guides_loss_reaches_the_router_and_not_the_surrogate(surrogate, tmp
     assert all(p.grad is None for p in stage.surrogate.parameters())
 
 
-def test_training_brings_the_answers_to_their_budgets_and_lowers_their_loss(surrogate, tmp_path):
+def planted(surrogate, folder, monkeypatch, wants):
+    """A checkpoint whose surrogate, pairs and text agree that a choice of a kind is worth so much a step up."""
+    trained = TrainedSurrogate.read(surrogate, checkpoint.read(surrogate).space)
+    space = checkpoint.read(surrogate).space
+    network = Surrogate(space, 64, torch.Generator().manual_seed(seed(0)))
+    worth = torch.tensor([wants[block.kind] for block in space.blocks])
+    with torch.no_grad():
+        network.main.weight.copy_(-(torch.arange(space.num_choices) * worth[:, None]).flatten()[None])
+
+    def losses_of(stage, sub_networks, description=None):
+        return (-(torch.tensor([each.choices for each in sub_networks]) * worth).sum(-1)).tolist()
+
+    monkeypatch.setattr(StaticRouterTraining, "losses_of", losses_of)
+    pairs = dataclasses.replace(trained.pairs, losses=-(trained.pairs.choices * worth).sum(-1))
+    made = dataclasses.replace(trained, network=network, target="loss", pairs=pairs)
+    checkpoint.extend(surrogate, folder, files={SURROGATE: made.to_bytes()})
+    return folder
+
+
+def test_training_brings_the_answers_to_their_budgets_and_lowers_their_loss(surrogate, tmp_path, monkeypatch):
     budgets = torch.linspace(0.3, 0.95, 12)
-    gaps = []
-    for steps in (1, 300):
-        stage, _ = guided(surrogate, tmp_path, steps=steps, pairs=1)
-        with torch.no_grad():
-            logits = stage.router(budgets)
-            choices = torch.nn.functional.one_hot(logits.argmax(-1), 4).float()
-            exceeded = (stage.table.expected(choices) / stage.table.full - budgets).clamp(min=0)
-            gaps.append((exceeded.mean().item(), stage.predicted(Routed(budgets, logits, choices)).item()))
-    assert gaps[1][0] < 0.05
-    weight = stage.options.penalty.weight
-    assert weight * gaps[1][0] + gaps[1][1] < weight * gaps[0][0] + gaps[0][1] - 0.5
+
+    def answered(name, **wants):
+        folder = planted(surrogate, tmp_path / name, monkeypatch, wants)
+        stage, _ = guided(folder, tmp_path, steps=200, pairs=1, threshold=1e9)
+        return stage, stage.router(budgets).argmax(-1)
+
+    # attention is all that matters: a step of it is worth more than what it costs, and all of it fits half of the cost
+    stage, choices = answered("attention", attention=1.0, mlp=0.0)
+    attention = torch.tensor([block.kind == "attention" for block in stage.backbone.space.blocks])
+    widest = torch.tensor(stage.backbone.space.full().choices)
+    assert (choices[budgets > 0.5][:, attention] == widest[attention]).all()
+    # everything is worth less than what it costs beyond the budget, which the full network exceeds by 0.375
+    stage, choices = answered("everything", attention=0.25, mlp=0.25)
+    one_hot = torch.nn.functional.one_hot(choices, stage.backbone.space.num_choices).float()
+    exceeded = (stage.table.expected(one_hot) / stage.table.full - budgets).clamp(min=0)
+    assert exceeded.mean() < 0.375 / 3
 
 
 def test_through_the_backbone_the_text_guides(surrogate, tmp_path):
@@ -189,13 +212,19 @@ def test_what_does_not_fit_together_is_one_clear_error(surrogate, tmp_path, sett
         fit(stage, tmp_path, *extra, max_steps=2, limit_val_batches=1)
 
 
-def test_the_loss_itself_can_be_the_target(elastic, tmp_path):
+def test_the_loss_itself_can_be_the_target(elastic, tmp_path, monkeypatch):
+    def losses_of(stage, sub_networks, description=None):
+        """A sum of what every choice adds, as the surrogate starts from: what it learns on leaves it nearly right."""
+        return [4.0 - 0.1 * sum(each.choices) for each in sub_networks]
+
+    monkeypatch.setattr(SurrogateTraining, "losses_of", losses_of)
+    monkeypatch.setattr(StaticRouterTraining, "losses_of", losses_of)
     stage = SurrogateTraining(
         str(elastic), target="loss", pairs=128, held_out=8, tokens=512, block_size=64, batch_size=16
     )
     fit(stage, tmp_path, max_epochs=10)
     pairs, predicted = stage.held_out()
-    assert (predicted - pairs.losses).abs().mean() < pairs.losses.std()
+    assert (predicted - pairs.losses).abs().mean() < 0.2 * pairs.losses.std()
     checkpoint.extend(elastic, tmp_path / "flextron", files=stage.files())
     router = StaticRouterTraining(str(tmp_path / "flextron"), cost="parameters", hidden=16)
     guide = callbacks.SurrogateGuidance(threshold=1e9)
