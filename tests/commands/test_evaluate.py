@@ -14,7 +14,7 @@ from flextron_lit.commands import evaluate as evaluating
 from flextron_lit.commands.evaluate import check, command, parser
 from flextron_lit.commands.info import tables
 from flextron_lit.evaluation import loss_rows as measured
-from flextron_lit.evaluation.bootstrap import interval
+from flextron_lit.evaluation.bootstrap_intervals import interval
 from flextron_lit.evaluation.document_losses import document_losses
 from flextron_lit.evaluation.networks import WAYS
 from flextron_lit.evaluation.results import default_output

@@ -13,8 +13,8 @@ from flextron_lit.commands.generate import command, raw_text
 from flextron_lit.generation import call as generating
 from flextron_lit.generation.call import ROUNDS
 from flextron_lit.generation.speculative import speculate
+from flextron_lit.routers.budget_prices import LARGEST, Priced, Prices
 from flextron_lit.routers.dynamic import mean_ratio
-from flextron_lit.routers.pricing import LARGEST, Priced, Prices
 from flextron_lit.routers.staleness import stale_files
 from tests.data.chat import CHATML
 from tests.front_door import in_own_process
