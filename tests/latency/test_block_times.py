@@ -63,7 +63,8 @@ def test_the_table_gives_the_times_of_every_sub_network(backbone, machine, gener
 
 def test_two_profiles_agree_within_their_spread(backbone, machine):
     machine["noise"] = 0.02
-    one, other = (profile(backbone, WORKLOAD, budget_seconds=0.2, held_out=0) for _ in range(2))
+    # time for as many rounds as there may be, however busy the machine: medians of 100 are far closer than the spread
+    one, other = (profile(backbone, WORKLOAD, budget_seconds=1e6, held_out=0) for _ in range(2))
     for phase in ("prefill", "decode"):
         mine, yours = one.phases[phase], other.phases[phase]
         assert mine.spread > 0
