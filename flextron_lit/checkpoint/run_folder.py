@@ -1,6 +1,7 @@
 """A run folder is a promise: the same command resumes what is unfinished and never repeats what is done."""
 
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -86,6 +87,8 @@ class RunFolder:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ValueError(f"another process is working in {self.path}; wait for it, or stop it") from error
+            # a loader's workers outlive a killed run by seconds, and would keep the lock that they inherit
+            os.register_at_fork(after_in_child=handle.close)
             yield
 
     def begin(

@@ -104,7 +104,5 @@ def end_with_the_reader() -> None:
 
 def about(command: Callable[..., Any]) -> dict[str, Any]:
     """What the parser of a command says of it: the name of its file, and its own docstring."""
-    return {
-        "prog": f"main.py {command.__module__.rpartition('.')[2]}",
-        "description": " ".join(f"{command.__doc__}".split()),
-    }
+    name = command.__module__.rpartition(".")[2]
+    return {"prog": f"main.py {name}", "description": " ".join(f"{command.__doc__}".split())}

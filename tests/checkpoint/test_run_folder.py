@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 
 from flextron_lit.checkpoint.run_folder import RunFolder
@@ -59,6 +61,22 @@ def test_one_process_at_a_time(folder):
         pass
     with folder.lock():
         assert folder.path.exists()
+
+
+def test_a_process_that_was_forked_meanwhile_does_not_keep_the_lock(folder):
+    # as a loader's worker, which outlives a killed run
+    forks = multiprocessing.get_context("fork")
+    begun, ended = forks.Event(), forks.Event()
+    with folder.lock():
+        worker = forks.Process(target=lambda: (begun.set(), ended.wait()))
+        worker.start()
+        begun.wait()
+    try:
+        with folder.lock():
+            assert worker.is_alive()
+    finally:
+        ended.set()
+        worker.join()
 
 
 def test_a_path_that_cannot_be_written_is_one_clear_error(tmp_path):
