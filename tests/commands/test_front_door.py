@@ -4,6 +4,7 @@ import math
 import random
 import signal
 import time
+from operator import mul
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic
-from flextron_lit.losses.on_text import MeasuredLoss
+from flextron_lit.losses.measured_loss import MeasuredLoss
 from flextron_lit.sources import load_tokenizer
 from tests.front_door import ROOT, fail, in_own_process, run, start, succeed
 from tests.runs import TIMED, compared_by, equal, logged, pictures, table, weights
@@ -187,11 +188,13 @@ def test_predict_writes_a_row_a_block(finished):
     assert {r["domain"] for r in rows} == {"stories", "reports"}
     assert sum(len(r["loss"]["full"]) for r in rows) == 2 * 512 // 64
     assert all(len(r["tokens"]) == len(r["loss"]["mlp50"]) for r in rows)
-    # the blocks that are tested on, all of one length
+    # the blocks that are tested on, in which as many tokens are predicted as documents leave
     succeed("test", *DEBUG, "--run_folder", folder)
     for tested in json.loads((folder / "test.json").read_text()):
-        own = [loss for r in rows if r["domain"] == tested["domain"] for loss in r["loss"][tested["sub_network"]]]
-        assert tested["loss"] == pytest.approx(sum(own) / len(own), rel=1e-5)
+        own = [row for row in rows if row["domain"] == tested["domain"]]
+        tokens = sum(sum(row["tokens"]) for row in own)
+        total = sum(sum(map(mul, row["loss"][tested["sub_network"]], row["tokens"])) for row in own)
+        assert tested["loss"] == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_evaluating_before_training_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import LatencyTable
-from flextron_lit.losses.on_text import MeasuredLoss
+from flextron_lit.losses.measured_loss import MeasuredLoss
 from flextron_lit.routers.search import uniform_pairs
 from flextron_lit.space import SubNetwork
 from tests.front_door import fail, run, succeed
