@@ -99,10 +99,14 @@ def test_words_come_one_by_one(generate, monkeypatch, options):
             written.append(text)
             return len(text)
 
+    def pieces(draw):
+        written.clear()
+        generate("--max_new_tokens", 60, "--temperature", 5, "--seed", draw, *options)
+        return len([text for text in written if text])
+
     monkeypatch.setattr(sys, "stdout", Told())
-    generate("--max_new_tokens", 60, "--temperature", 5, *options)
-    # at once it would be the text, and the line break that ends it
-    assert len([text for text in written if text]) > 2
+    # at once it would be the text, and the line break that ends it; a text may lack the spaces that it is cut at
+    assert any(pieces(draw) > 2 for draw in range(30))
 
 
 def test_a_prompt_comes_from_a_file_or_standard_input_too(generate, model, monkeypatch, tmp_path):
