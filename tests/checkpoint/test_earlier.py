@@ -47,7 +47,8 @@ def test_a_key_that_it_lacks_is_no_other_config(run_folder):
     config = yaml.safe_load((run_folder / "config.yaml").read_text())
     del config["model"]["init_args"]["accumulate"]
     (run_folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    succeed(*fit(run_folder))
+    assert "finished" in succeed(*fit(run_folder))
+    assert checkpoint.read(run_folder / "flextron").history[-1]["steps"] == 12
 
 
 def test_another_value_still_is(run_folder):
