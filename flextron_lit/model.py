@@ -19,6 +19,7 @@ from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.latency.latency_table import FOLDER as COSTS
+from flextron_lit.routers.excess import FILE as EXCESS
 from flextron_lit.routers.from_budget import Answer, Budget
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.routers.trained import FOLDER as ROUTERS
@@ -30,7 +31,7 @@ else:
     # what a model is beside a FlextronModel comes from its config, when it is loaded
     Stock = object
 
-ADDED = (f"{COSTS}/*", f"{ROUTERS}/*", SURROGATE)
+ADDED = (f"{COSTS}/*", f"{ROUTERS}/*", SURROGATE, EXCESS)
 """Files of a Flextron checkpoint that belong to its network and are neither weights nor the record."""
 TRAINED_HERE = "training in Python"
 """What stale routers say of weights that were changed through this class."""
@@ -227,4 +228,11 @@ def _refuse_given(**options: Any) -> None:
 def _same_weights(loaded: Loaded) -> bool:
     """Whether the weights in memory are those of the checkpoint, in the precision that they were loaded in."""
     live, kept = loaded.backbone.model.state_dict(), Weights(loaded.folder)
-    return all(torch.equal(kept.tensor(name).to(live[name]), live[name]) for name in kept.headers)
+    own = checkpoint.read_compensation(loaded.folder, loaded.backbone.space) or [{}] * len(loaded.backbone.blocks)
+    narrower = (
+        named.keys() == (there := elastic.compensation.state_dict()).keys()
+        and all(torch.equal(tensor.to(there[name]), there[name]) for name, tensor in named.items())
+        for named, elastic in zip(own, loaded.backbone.blocks, strict=True)
+    )
+    full = (torch.equal(kept.tensor(name).to(live[name]), live[name]) for name in kept.headers)
+    return all(full) and all(narrower)

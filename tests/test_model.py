@@ -220,7 +220,7 @@ def test_a_mistake_is_one_clear_error(model, call, message):
 
 def test_a_network_without_routers_says_what_is_missing(tmp_path):
     model = FlextronModel.from_pretrained(write(tmp_path / "bare", routers=()))
-    with pytest.raises(ValueError, match="neither a router nor a surrogate"):
+    with pytest.raises(ValueError, match="no router, no surrogate and no excess losses"):
         model.set_budget(0.6)
     with pytest.raises(ValueError, match="holds no dynamic router"):
         generate(model, budget=0.8, dynamic=True)

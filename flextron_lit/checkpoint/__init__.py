@@ -14,6 +14,7 @@ In reading order:
 """
 
 from flextron_lit.checkpoint.folder import (
+    COMPENSATION,
     CONFIG,
     RECORD,
     FlextronCheckpoint,
@@ -23,6 +24,7 @@ from flextron_lit.checkpoint.folder import (
     is_flextron,
     other_files,
     read,
+    read_compensation,
     read_config,
     verify,
     weight_files,

@@ -4,6 +4,8 @@
 config.json, model.safetensors, tokenizer files    a plain Hugging Face checkpoint of the full network
 flextron.json                                      format version, space, history, sha256 of every file; evaluations
 order.safetensors                                  per block, where the units stood in the dense model
+elastic/compensation.safetensors                   what narrower widths have of their own
+elastic/excess_losses.json                         what each block loses at each width, computed by conversion
 costs/, routers/, surrogate.safetensors            what later stages and commands add
 ```
 """
@@ -27,6 +29,8 @@ from flextron_lit.space import ElasticSpace
 FORMAT_VERSION = 1
 RECORD = "flextron.json"
 ORDER = "order.safetensors"
+COMPENSATION = "elastic/compensation.safetensors"
+"""In a folder of its own: at the top a loader might take it for weights of the full network."""
 CONFIG = "config.json"
 EVALUATIONS = "evaluations"
 """In the record; a checkpoint that is made from this one has none of them: they are of other weights or routers."""
@@ -122,13 +126,35 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def read_compensation(folder: Path, space: ElasticSpace) -> list[dict[str, Tensor]] | None:
+    """What narrower widths have of their own, a dict a block; None if they have nothing.
+
+    Args:
+        folder: the checkpoint.
+        space: widths that it lacks are left out.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path = folder / COMPENSATION
+    if not path.is_file():
+        return None
+    with damage(path, MEND):
+        named = load_file(path)
+    found: list[dict[str, Tensor]] = [{} for _ in space.blocks]
+    for own, block in zip(found, space.blocks, strict=True):
+        kept = {f"{kind}.{width}" for kind in ("projections", "scales") for width in block.widths[:-1]}
+        own.update({name: named[f"{block.name}.{name}"] for name in kept if f"{block.name}.{name}" in named})
+    return found
+
+
 def other_files(folder: Path) -> dict[str, Path]:
     """Files beside config, record, order and weights, by their path in the folder: tokenizer, cost tables, routers.
 
     Raises:
         ValueError: if a weight file is missing.
     """
-    network = {CONFIG, RECORD, ORDER, WEIGHT_INDEX, *(file.name for file in weight_files(folder))}
+    network = {CONFIG, RECORD, ORDER, COMPENSATION, WEIGHT_INDEX, *(file.name for file in weight_files(folder))}
     return {name: path for name, path in files_in(folder).items() if name not in network}
 
 

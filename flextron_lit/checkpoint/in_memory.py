@@ -13,6 +13,7 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint import FlextronCheckpoint
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.reconstruction import compensate
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.from_budget import Answer, Budget, DynamicRouting, Routing
@@ -98,12 +99,15 @@ class Loaded:
             workload: as in `routing`.
 
         Raises:
-            ValueError: if it cannot be read or met, or the checkpoint has neither router nor surrogate.
+            ValueError: if it cannot be read or met, or the checkpoint has nothing to answer it with.
         """
         routing = self.routing(latency, workload)
         answer = routing.answer(routing.parse(budget))
         if answer is None:
-            raise ValueError(f"{self.folder} has neither a router nor a surrogate; train them, or search with `select`")
+            raise ValueError(
+                f"{self.folder} has no router, no surrogate and no excess losses to answer a budget with: convert the "
+                "model (`convert`), train routers, or search with `select`"
+            )
         return answer
 
     @cached_property
@@ -144,6 +148,9 @@ def load_elastic(
     model = load_dense(source, attn_implementation=attn_implementation, dtype=dtype)
     torch.nn.Module.to(model, device)
     backbone = ElasticBackbone(model, space or (record.space if record else None))
+    own = checkpoint.read_compensation(folder, backbone.space) if record else None
+    if own is not None:
+        compensate(backbone, own)
     return Loaded(backbone, load_tokenizer(source), record, folder)
 
 

@@ -7,10 +7,15 @@ from typing import Any
 
 OWN = ("flextron_lit.", "callbacks.")
 """How the class paths of ours begin, as configs may write them."""
-DONE_THEN: dict[str, Any] = {}
-"""Settings that were added after the first release and whose default is not what was done before: dotted name in a
-stage's config, and what was done. Whoever changes what a run does by default adds a row, so that unfinished runs of
-before still resume; a new setting whose default is what was done before needs none."""
+DONE_THEN: dict[str, tuple[Any, Any]] = {
+    "model.init_args.calibration.importance": ("magnitude", "greedy"),
+    "model.init_args.calibration.compensation": ("none", "own"),
+    "model.init_args.calibration.excess_tokens": (0, 8192),
+}
+"""Settings whose default is not what was done before: dotted name in a stage's config, what was done, and the default.
+Whoever changes what a run does by default adds a row, so that unfinished runs of before still resume, and go on as they
+were begun; a new setting whose default is what was done before needs none."""
+NOTHING = object()
 
 
 def canonical(value: Any) -> Any:
@@ -31,13 +36,42 @@ def _public(path: str) -> str:
     return next(f"{each}.{name}" for each in packages if getattr(sys.modules[each], name, None) is found)
 
 
-def completed(config: Mapping[str, Any], done_then: Mapping[str, Any] = DONE_THEN) -> dict[str, Any]:
+def completed(config: Mapping[str, Any], done_then: Mapping[str, tuple[Any, Any]] = DONE_THEN) -> dict[str, Any]:
     """An older config with what was done then, where it lacks a setting."""
     made = dict(config)
-    for key, value in done_then.items():
+    for key, (value, today) in done_then.items():
         name, _, rest = key.partition(".")
         if not rest:
             made.setdefault(name, value)
         elif isinstance(made.get(name), Mapping):
-            made[name] = completed(made[name], {rest: value})
+            made[name] = completed(made[name], {rest: (value, today)})
     return made
+
+
+def as_begun(
+    config: Mapping[str, Any], before: Mapping[str, Any], done_then: Mapping[str, tuple[Any, Any]] = DONE_THEN
+) -> dict[str, Any]:
+    """With what a run of an older program goes on, where today's config has no more than today's default.
+
+    Args:
+        config: of today, resolved.
+        before: of the run, as its program wrote it.
+        done_then: rows as in `DONE_THEN`.
+
+    Returns:
+        Values by dotted name; none for a run of this program.
+    """
+    kept = {key: _value(before, key) for key in done_then}
+    if NOTHING not in kept.values():
+        return {}
+    return {
+        key: then
+        for key, (then, today) in done_then.items()
+        if kept[key] in (NOTHING, then) and _value(config, key) == today
+    }
+
+
+def _value(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name, NOTHING) if isinstance(config, Mapping) else NOTHING
+    return config

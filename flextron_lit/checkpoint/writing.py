@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flextron_lit.checkpoint.folder import (
+    COMPENSATION,
     EVALUATIONS,
     FORMAT_VERSION,
     ORDER,
@@ -68,6 +69,7 @@ def write(
         tokenizer.save_pretrained(partial)
         named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
         save_file(named, partial / ORDER)
+        _save_compensation(partial / COMPENSATION, backbone)
         _add(partial, files or {})
         _write_record(partial, _record(backbone.space, history))
 
@@ -130,6 +132,17 @@ def note_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
     with whole_file(folder / RECORD) as partial:
         partial.write_text(json_text(noted), encoding="utf-8")
         os.utime(partial, ns=(made.st_atime_ns, made.st_mtime_ns))
+
+
+def _save_compensation(path: Path, backbone: ElasticBackbone) -> None:
+    named = {
+        f"{elastic.block.name}.{name}": tensor.detach().contiguous()
+        for elastic in backbone.blocks
+        for name, tensor in elastic.compensation.named_parameters()
+    }
+    if named:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(named, path)
 
 
 def _record(space: ElasticSpace, history: Sequence[Mapping[str, Any] | StageRecord]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import traceback
 import warnings
 
 COMMANDS = {
+    "convert": ("convert", "a pretrained model as an elastic one that answers budgets, in minutes, without training"),
     "pipeline": ("pipeline", "all stages of a config in turn; picks up at the first unfinished one"),
     "fit": ("fit", "train one stage; the same command resumes an unfinished run"),
     "validate": ("fit", "loss of the watched sub-networks on the validation documents"),

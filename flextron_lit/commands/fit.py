@@ -20,8 +20,9 @@ import flextron_lit.data.datamodule  # noqa: F401  # importing registers the cla
 from flextron_lit import callbacks, callbacks_name
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint.resume_io import StreamedCheckpointIO
-from flextron_lit.checkpoint.run_config import canonical, completed
+from flextron_lit.checkpoint.run_config import as_begun, canonical, completed
 from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.files.ranks import tell
 from flextron_lit.files.whole_folder import recover
 from flextron_lit.stages import Stage
 
@@ -101,6 +102,7 @@ class StageCLI(LightningCLI):
         if config.trainer.max_steps < 0 and not (config.trainer.max_epochs or config.trainer.max_time):
             raise ValueError("nothing says how long to train: add --trainer.max_steps 2000, max_epochs or max_time")
         self.resuming = not config.fresh
+        self._go_on_as_begun(config)
         if getattr(rank_zero_only, "rank", 0) != 0:
             return
         self.resources.enter_context(self.folder.lock())
@@ -108,6 +110,15 @@ class StageCLI(LightningCLI):
         if status == "finished":
             print(f"{self.folder.path} is finished; its checkpoint is {self.folder.checkpoint}. --fresh starts anew.")
             raise SystemExit(0)
+
+    def _go_on_as_begun(self, config: Any) -> None:
+        """Let an unfinished run of an older program keep what it did by default."""
+        before = self.folder.config if self.resuming else None
+        for name, value in (as_begun(self._resolved(self.config), before) if before else {}).items():
+            tell(
+                f"{self.folder.path} was begun by an older program: {name.removeprefix('model.init_args.')} is {value}"
+            )
+            config[name] = value
 
     def _resolved(self, config: Namespace) -> dict[str, Any]:
         """What a run folder keeps."""

@@ -49,9 +49,9 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument(
         "--search",
         choices=[*SEARCHES, "router"],
-        help="router: a look-up, or a search by the surrogate where no router was trained for the budget; uniform: all "
-        "layers alike; random: the best of --count; evolution: --count losses. Default: router if the checkpoint has "
-        "one or a surrogate, else uniform.",
+        help="router: a look-up, or, where no router was trained for the budget, a search by the surrogate or the "
+        "excess losses; uniform: all layers alike; random: the best of --count; evolution: --count losses. Default: "
+        "router if the checkpoint has any of these, else uniform.",
     )
     parser.add_argument("--count", type=int, help=f"Losses that random and evolution measure ({COUNT}).")
     text = "A text file to measure losses on. Default: validation documents, where losses are measured at all."

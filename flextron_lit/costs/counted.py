@@ -9,6 +9,7 @@ import torch
 from flextron_lit.costs.table import CostTable, weighted_sum
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
+from flextron_lit.elastic.compensation import ATTRIBUTE
 
 OfPass = Callable[[ElasticBackbone, Workload, Phase], CostTable]
 """What counts one pass of a request."""
@@ -17,7 +18,7 @@ OfPass = Callable[[ElasticBackbone, Workload, Phase], CostTable]
 def parameter_table(backbone: ElasticBackbone) -> CostTable:
     """Parameters. Tied weights count once; a skipped block counts nothing, not even the biases all widths share."""
     blocks = _per_choice(backbone, _parameters)
-    total = sum(parameter.numel() for parameter in backbone.model.parameters())
+    total = sum(parameter.numel() for parameter in backbone.parameters.values())
     return CostTable("parameters", "parameters", total - sum(row[-1] for row in blocks), blocks)
 
 
@@ -107,5 +108,8 @@ def _per_choice(backbone: ElasticBackbone, cost: Callable[[ElasticBlock, int], f
 
 def _parameters(elastic: ElasticBlock, width: int) -> float:
     carried = {axis.tensor: axis.prefix_numel(tensor, width, elastic.block.full) for axis, tensor in elastic.tensors}
-    shared = sum(p.numel() for name, p in elastic.module.named_parameters() if name not in carried)
+    # a width's own projection stands in the place of its columns of the common one
+    own = f"{ATTRIBUTE}."
+    named = elastic.module.named_parameters()
+    shared = sum(p.numel() for name, p in named if name not in carried and not name.startswith(own))
     return float(sum(carried.values()) + shared)

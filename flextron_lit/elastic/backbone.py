@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flextron_lit.elastic.axis import Axis
+from flextron_lit.elastic.compensation import ATTRIBUTE, Compensation
 from flextron_lit.elastic.families import BlockHandle, ElasticModule, Family, family_of
 from flextron_lit.elastic.prefix import weight_of
 from flextron_lit.elastic.selection import ActiveSelection, Selection
@@ -42,11 +43,21 @@ class ElasticBlock:
         return weight_of(cast(Any, self.output)).t()
 
     @property
+    def compensation(self) -> Compensation:
+        """What makes up for the units that narrower widths leave out."""
+        return cast(Compensation, getattr(self.module, ATTRIBUTE))
+
+    @property
+    def rows(self) -> int:
+        """Rows of a unit in what `output` reads: 1 for a neuron, those of all its query heads for a KV group."""
+        return len(self.outgoing) // self.block.full
+
+    @property
     def heads_per_unit(self) -> int:
         """Query heads of a KV group; 1 for a neuron."""
         if self.block.kind == "mlp":
             return 1
-        return len(self.outgoing) // self.block.full // self.head_dim
+        return self.rows // self.head_dim
 
     @property
     def head_dim(self) -> int:
@@ -86,6 +97,17 @@ class ElasticBackbone:
             # the class alone changes: a new module would lose hooks, device and names, and need weights of its own
             elastic.module.__class__ = elastic.elastic_class
             elastic.module.elastic = BlockHandle(index, elastic.block.full, self.selection)  # type: ignore[assignment]
+            setattr(elastic.module, ATTRIBUTE, Compensation())
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Those of the full network, by name in the model; narrower widths may have more of their own."""
+        return {name: each for name, each in self.model.named_parameters() if f".{ATTRIBUTE}." not in name}
+
+    @property
+    def compensations(self) -> dict[str, nn.Parameter]:
+        """Those that narrower widths alone use, by name in the model."""
+        return {name: each for name, each in self.model.named_parameters() if f".{ATTRIBUTE}." in name}
 
     def use(self, selection: Selection) -> AbstractContextManager[None]:
         """Make a sub-network (or a policy that chooses one) active; see `ActiveSelection.use`."""
@@ -114,6 +136,7 @@ class ElasticBackbone:
         for elastic in self.blocks:
             elastic.module.__class__ = elastic.elastic_class.stock()
             del elastic.module.elastic
+            delattr(elastic.module, ATTRIBUTE)
         return self.model
 
     def summary(self) -> str:

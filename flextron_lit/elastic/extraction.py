@@ -3,12 +3,14 @@
 import copy
 from typing import Any, NoReturn, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flextron_lit.elastic.backbone import ElasticBackbone, match
+from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock, match
 from flextron_lit.elastic.families import ElasticModule
+from flextron_lit.elastic.prefix import weight_of
 from flextron_lit.elastic.remote_code.flextron_layers import SkippedAttention, SkippedMLP
 from flextron_lit.space import BlockKind, SubNetwork
 
@@ -33,11 +35,13 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
     # copying takes what the memo holds for an object in its place, so the full weights are never copied
     memo: dict[int, Any] = {}
     for elastic, width in zip(backbone.blocks, widths, strict=True):
-        memo[id(elastic.module.elastic)] = None
+        memo[id(elastic.module.elastic)] = memo[id(elastic.compensation)] = None
         if width == 0:
             memo[id(elastic.module)] = SKIPPED[elastic.block.kind]()
         for axis, tensor in elastic.tensors:
             prefix = axis.prefix(tensor.detach(), width, elastic.block.full)
+            if width and axis.tensor == f"{elastic.elastic_class.outer}.weight":
+                prefix = _folded(elastic, width)
             memo[id(tensor)] = nn.Parameter(prefix.clone(), requires_grad=tensor.requires_grad)
     # a policy that is active hooks the model
     with backbone.use(backbone.space.full()):
@@ -54,9 +58,17 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
     return model
 
 
+@torch.no_grad()
+def _folded(elastic: ElasticBlock, width: int) -> Tensor:
+    """What a width reads its units with, as the block's output layer holds weights."""
+    output: Any = elastic.output
+    own = elastic.compensation.folded(weight_of(output), width, width * elastic.rows)
+    return (own.t() if isinstance(output, Conv1D) else own).contiguous()
+
+
 def _become_stock(module: ElasticModule, width: int) -> None:
     module.narrow(width)
-    del module.elastic
+    del module.elastic, module.compensation
     for path in (*module.inner, module.outer):
         layer: Any = module.get_submodule(path)
         if isinstance(layer, Conv1D):

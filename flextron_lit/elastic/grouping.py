@@ -78,6 +78,29 @@ class TokenGroups:
             total[: band.rows] += part(rows[: band.rows], index)
         return self.scatter(total, inputs)
 
+    def each_width(self, inputs: Tensor, part: Part, read: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """What every token's own width makes of the units that the bands give it; for widths that read differently.
+
+        Args:
+            inputs: [B, T, features]; some token uses some unit.
+            part: [..., features] to [..., units of the band x rows of a unit].
+            read: those of all bands of a width side by side, and the width, to [..., D].
+
+        Returns:
+            [B, T, D]; zeros for tokens that use no unit.
+        """
+        rows = self.gather(inputs)
+        parts = [part(rows if self.order is None else rows[: band.rows], i) for i, band in enumerate(self.bands)]
+        if self.order is None:
+            return read(parts[0], self.units)
+        # from the widest on: those of one width lie behind all that are wider
+        stops = [band.rows for band in self.bands] + [0]
+        widths = [
+            read(torch.cat([own[start:stop] for own in parts[: i + 1]], -1), self.bands[i].stop)
+            for i, (stop, start) in reversed(list(enumerate(pairwise(stops))))
+        ]
+        return self.scatter(torch.cat(widths), inputs)
+
     def spread(self, inputs: Tensor, part: Part) -> Tensor:
         """Side by side what the bands give to their tokens; zeros where a token does not use a band.
 

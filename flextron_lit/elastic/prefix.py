@@ -27,11 +27,6 @@ def first_rows(linear: Linear, inputs: Tensor, rows: int, start: int = 0) -> Ten
     return F.linear(inputs, weight_of(linear)[wanted], bias)
 
 
-def first_columns(linear: Linear, inputs: Tensor) -> Tensor:
-    """A linear layer fed with only its first input features: [..., columns] to [..., out]."""
-    return F.linear(inputs, weight_of(linear)[:, : inputs.shape[-1]], linear.bias)
-
-
 def bands(linear: Linear, groups: TokenGroups, rows: int = 1) -> list[tuple[Tensor, Tensor | None]]:
     """Weight and bias of the output features of every band, for `F.linear`; a unit has so many rows."""
     weights = groups.split(weight_of(linear), 0, rows)

@@ -7,13 +7,14 @@ of a choice that was not taken needs what it would have added. For training rout
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
+from flextron_lit.elastic.families import ElasticModule
 from flextron_lit.space import Block
 
 Choose = Callable[[int, Tensor], Tensor]
@@ -60,12 +61,14 @@ def gated(backbone: ElasticBackbone, choose: Choose) -> Iterator[None]:
 
 
 def _gate(elastic: ElasticBlock, index: int, choose: Choose) -> list[RemovableHandle]:
+    chosen: Tensor | None = None
     gates: Tensor | None = None
 
     def on_input(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        nonlocal gates
+        nonlocal chosen, gates
         hidden_states = inputs[0] if inputs else options["hidden_states"]
-        gates = unit_gates(choose(index, hidden_states), elastic.block)
+        chosen = choose(index, hidden_states)
+        gates = unit_gates(chosen, elastic.block)
 
     def on_units(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         assert gates is not None
@@ -73,12 +76,28 @@ def _gate(elastic: ElasticBlock, index: int, choose: Choose) -> list[RemovableHa
         rows = activations.shape[-1] // elastic.block.full
         return (activations * gates.repeat_interleave(rows, -1).to(activations.dtype), *rest)
 
+    def on_mixture(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert chosen is not None
+        activations, widths, reader = inputs[0], elastic.block.widths, cast(ElasticModule, elastic.module)
+        rows = activations.shape[-1] // elastic.block.full
+        shares = chosen.to(output.dtype)
+        narrower = (
+            shares[..., c : c + 1] * reader.read(activations[..., : width * rows], width)
+            for c, width in enumerate(widths[:-1])
+            if width
+        )
+        last = len(widths) - 1
+        return sum(narrower, shares[..., last : last + 1] * output)
+
     def on_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert gates is not None
         # a skipped block adds nothing, not even the bias that all widths share
         return output * gates[..., :1].to(output.dtype)
 
     hooks = [elastic.module.register_forward_pre_hook(on_input, with_kwargs=True)]
+    if not elastic.compensation.empty:
+        # widths that read in ways of their own: the mean of what each gives, which gates on one reading cannot say
+        return [*hooks, elastic.output.register_forward_hook(on_mixture)]
     hooks.append(elastic.output.register_forward_pre_hook(on_units))
     if elastic.block.widths[0] == 0:
         hooks.append(elastic.output.register_forward_hook(on_output))

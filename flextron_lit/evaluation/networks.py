@@ -47,15 +47,15 @@ def ways_of(
         return []
     routing = loaded.routing(latency)
     can: dict[Way, bool] = {
-        "static": bool(routing.routers) or routing.surrogate is not None,
+        "static": routing.answers,
         "dynamic": bool(TrainedDynamicRouter.read_all(loaded.folder, loaded.backbone.space)),
         "uniform": True,
     }
     if wanted is None:
         if not (can["static"] or can["dynamic"]):
             raise ValueError(
-                f"{loaded.folder} has neither a router nor a surrogate to answer budgets with; train them, or evaluate "
-                "the best uniform sub-networks alone with --networks uniform"
+                f"{loaded.folder} has nothing to answer budgets with; convert the model (`convert`), train routers, or "
+                "evaluate the best uniform sub-networks alone with --networks uniform"
             )
         return [way for way in WAYS if can[way]]
     missing = [way for way in wanted if not can[way]]

@@ -29,7 +29,7 @@ class Asked:
     """How a sub-network is to be found, as far as someone said so."""
 
     search: Search | Literal["router"] | None = None
-    """None takes the router or the surrogate, else `DEFAULT_SEARCH`."""
+    """None takes the router, the surrogate or the excess losses, else `DEFAULT_SEARCH`."""
     count: int | None = None
     """Losses to measure, in searches that can go on and on."""
     seed: int | None = None
@@ -74,7 +74,9 @@ def answer(
             noted = {"calibrated" if found.measured else "predicted": found.loss}
             return Selection(budget, found.sub_network, found.how, loss, **noted)
     if asked.search == "router":
-        raise ValueError(f"{folder} holds no router and no surrogate; take --search {', '.join(SEARCHES)}")
+        raise ValueError(
+            f"{folder} holds no router, no surrogate, no excess losses; take --search {', '.join(SEARCHES)}"
+        )
     search, count = asked.search or DEFAULT_SEARCH, asked.count or COUNT
     measured, text = _measured(asked, folder, device)
     where = f", measured on {latency.conditions['device']['name']}" if latency else ""

@@ -79,7 +79,7 @@ def page(
 
 def _lead(backbone: ElasticBackbone, findings: Findings) -> str:
     """One line: which network this is."""
-    parameters = short(sum(parameter.numel() for parameter in backbone.model.parameters()))
+    parameters = short(sum(parameter.numel() for parameter in backbone.parameters.values()))
     layers = len({block.layer for block in findings.space.blocks})
     return f"{type(backbone.model).__name__}, {parameters} parameters, {layers} layers"
 

@@ -1,7 +1,7 @@
 """From a budget to an answer: by what a Flextron checkpoint holds, without measuring anything.
 
-Static routers and the surrogate answer with a sub-network for all tokens, dynamic routers with what chooses for every
-token.
+Static routers, the surrogate and the table of excess losses answer with a sub-network for all tokens, dynamic routers
+with what chooses for every token.
 """
 
 import warnings
@@ -17,7 +17,8 @@ from flextron_lit.costs.dynamic import refuse_constant
 from flextron_lit.costs.table import CostTable
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.routers.dynamic import DynamicPolicy
-from flextron_lit.routers.feasible_decoding import Bound, decode
+from flextron_lit.routers.excess import ExcessTable
+from flextron_lit.routers.feasible_decoding import Bound, Predict, decode
 from flextron_lit.routers.search import fit
 from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
@@ -36,7 +37,7 @@ class Answer:
     """Where it comes from, in words."""
     loss: float | None
     """In nats per token on the text that the surrogate learned from, or that the ladder was measured on; None for the
-    full network."""
+    full network, and where nothing predicts it."""
     measured: bool = False
     """Whether the loss was measured when the ladder was made, rather than predicted by a surrogate."""
 
@@ -50,6 +51,13 @@ class Routing:
     routers: Mapping[str, TrainedRouter]
     """By the sha256 of the cost table that each belongs to."""
     surrogate: TrainedSurrogate | None
+    excess: ExcessTable | None = None
+    """What conversion computed: the answer of a checkpoint that has neither router nor surrogate."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is anything to answer budgets with."""
+        return bool(self.routers or self.surrogate or self.excess)
 
     @classmethod
     def read(cls, folder: Path, space: ElasticSpace, tables: Mapping[str, CostTable]) -> Self:
@@ -59,7 +67,7 @@ class Routing:
             ValueError: if a file is damaged, or belongs to another space.
         """
         routers = {router.table.sha256: router for router in TrainedRouter.read_all(folder, space)}
-        return cls(space, tables, routers, TrainedSurrogate.read(folder, space))
+        return cls(space, tables, routers, TrainedSurrogate.read(folder, space), ExcessTable.read(folder, space))
 
     def parse(self, budget: Budget) -> list[Limit]:
         """Read a budget; a ratio without a name is of the one cost that there is a router for.
@@ -71,7 +79,9 @@ class Routing:
         return parse_budget(str(budget), self.tables, usable.pop() if len(usable) == 1 else None)
 
     def answer(self, limits: Limits) -> Answer | None:
-        """The sub-network for some limits: a look-up if a router was trained for them, else a search by the surrogate.
+        """The sub-network for some limits: a look-up if a router was trained for them, else a search.
+
+        The search goes by the surrogate, or, before there is one, by the table of excess losses.
 
         Returns:
             None if the checkpoint has nothing to answer with.
@@ -87,23 +97,33 @@ class Routing:
             how = f"a look-up in the ladder of the router for {router.table.name}"
             how += ", with losses that were measured" if measured else ""
             return Answer(rung.sub_network, how + _warned("router", router.stale), rung.loss, measured)
-        return None if self.surrogate is None else self._searched(limits, self.surrogate)
+        if self.surrogate is not None:
+            best, predicted = self._searched(limits, self.surrogate.network)
+            how = f"a search by the surrogate, since {self._why(limits)}{_warned('surrogate', self.surrogate.stale)}"
+            return Answer(best, how, float(self.surrogate.to_nats(predicted)))
+        if self.excess is not None:
+            how = "a search by the excess losses that conversion computed, since there is no router and no surrogate"
+            return Answer(self._searched(limits, self.excess.objective())[0], how, None)
+        return None
 
-    def _searched(self, limits: Limits, surrogate: TrainedSurrogate) -> Answer:
-        """The best of several starts, each narrowed to the limits and widened again where the surrogate says so."""
+    @torch.no_grad()
+    def _searched(self, limits: Limits, predict: Predict) -> tuple[SubNetwork, torch.Tensor]:
+        """The best of several starts, each narrowed to the limits and widened where it helps; what is predicted of it.
+
+        Raises:
+            ValueError: if none of them meets all limits at once.
+        """
         starts = list(self._starts(limits))
         choices = torch.tensor([start.choices for start in starts])
         bounds = [Bound(limit.table, torch.full((len(starts),), limit.value).double()) for limit in limits]
-        choices, _ = decode(self.space, choices, bounds, surrogate.network)
+        choices, _ = decode(self.space, choices, bounds, predict)
         found = [sub for row in choices.tolist() if meets(sub := SubNetwork(tuple(row)), limits)]
         if not found:
             raise ValueError("no sub-network that was tried meets all limits of the budget at once; loosen one")
         one_hot = torch.stack([self.space.one_hot(sub_network) for sub_network in found])
-        predicted = surrogate.predict(one_hot)
+        predicted = predict(one_hot)
         best = int(predicted.argmin())
-        loss = float(surrogate.to_nats(predicted[best]))
-        how = f"a search by the surrogate, since {self._why(limits)}{_warned('surrogate', surrogate.stale)}"
-        return Answer(found[best], how, loss)
+        return found[best], predicted[best]
 
     def _starts(self, limits: Limits) -> Sequence[SubNetwork]:
         """The full network, what routers say to each limit alone, and random ones that meet them all."""

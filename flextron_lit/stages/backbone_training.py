@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_w
 
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.losses.cross_entropy import distillation, mean_cross_entropy
+from flextron_lit.routers.excess import FILE as EXCESS
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig
@@ -89,6 +90,11 @@ class BackboneTraining(WatchedStage):
             torch.nn.Module.to(original.requires_grad_(False), self.trainer.strategy.root_device)
             # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
             self._original = (original,)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What data-parallel ranks leave to `_reduce_compensation`: the full network's backward does not reach it."""
+        return [f"model.{name}" for name in self.backbone.compensations]
 
     def configure_optimizers(self) -> Any:
         """The backbone's optimizer and schedule.
@@ -222,6 +228,7 @@ class BackboneTraining(WatchedStage):
         Raises:
             NonFiniteError: before the update, naming the step and the sub-network.
         """
+        self._reduce_compensation()
         for name, loss in losses.items():
             check_finite(loss, self.trainer.global_step, f"the loss of {name}")
         norms = self.clip()
@@ -231,6 +238,21 @@ class BackboneTraining(WatchedStage):
             )
         self.step_optimizers()
         return norms
+
+    def _reduce_compensation(self) -> None:
+        """Mean over ranks of the gradients of what narrower widths have of their own.
+
+        A width that no rank ran has no gradient, so that the update neither moves nor decays it.
+        """
+        own, strategy = list(self.backbone.compensations.values()), self.trainer.strategy
+        if self.trainer.world_size == 1 or not own:
+            return
+        # tokens that choose their own widths may do so differently on each rank
+        ran = torch.tensor([float(parameter.grad is not None) for parameter in own], device=self.device)
+        for parameter, ranks in zip(own, strategy.reduce(ran, reduce_op="sum").tolist(), strict=True):
+            if ranks:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = strategy.reduce(gradient, reduce_op="mean")
 
     def clip(self) -> dict[str, Tensor]:
         """Clip the backbone's gradients; norms before that, by name."""
@@ -250,13 +272,19 @@ class BackboneTraining(WatchedStage):
     # --- what is kept -------------------------------------------------------------------------------------------
 
     def files(self) -> dict[str, bytes]:
-        """What the checkpoint that the stage started from knew of its weights: kept, and marked as stale."""
+        """What the checkpoint that the stage started from knew of its weights: kept, and marked as stale.
+
+        Not so the excess losses: widths that lost most before training still do (docs/experiments.md).
+        """
         if not self.history:
             return {}
         folder = resolve_model(self.checkpoint)
         space = flextron_checkpoint.read(folder).space
-        # choices of another space would mean other widths
-        return stale_files(folder, space, type(self).__name__) if space == self.backbone.space else {}
+        if space != self.backbone.space:
+            # choices of another space would mean other widths
+            return {}
+        kept = {EXCESS: (folder / EXCESS).read_bytes()} if (folder / EXCESS).is_file() else {}
+        return kept | stale_files(folder, space, type(self).__name__)
 
     def settings(self) -> dict[str, Any]:
         """As for every stage, with the optimizer."""

@@ -1,32 +1,52 @@
-"""How the units of a dense network are sorted before training."""
+"""How the units of a dense network are ordered, and made up for where widths leave them out, before training."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone, importance
+from flextron_lit.elastic.compensation import FORMS, Form
 from flextron_lit.elastic.importance import Importance
+
+Order = Literal[Importance, "greedy"]
+ORDERS: tuple[Order, ...] = (*get_args(Importance), "greedy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How unit importance is measured before training."""
+    """How the units of a dense network are put in order, and narrower widths reconstructed, before training."""
 
-    tokens: int = 8192
-    """Training tokens that run through the dense model; 0 leaves the units unsorted."""
+    tokens: int = 16384
+    """Training tokens that run through the dense model; 0 leaves the network as it is."""
     domains: list[str] | None = None
     """Domains to take them from; None means all, by their mixing weights."""
-    importance: Importance = "magnitude"
-    """`magnitude` of the activation (paper), or `outgoing`: of what the unit adds, its outgoing weights included."""
+    importance: Order = "greedy"
+    """`greedy`: the unit first that explains most of what those before it leave (ours; with own projections alone);
+    `magnitude` of the activation (paper), or `outgoing`: of what the unit adds, its outgoing weights included."""
+    compensation: Form = "own"
+    """What makes up for the units that a width leaves out: an `own` output projection for each width, by least squares
+    (ours); `scales`, a factor for each unit and width, which takes no memory to speak of; or `none` (paper)."""
+    excess_tokens: int = 8192
+    """Training tokens of the one backward pass from which the excess loss of every block and width is computed, which
+    answers budgets until there is a surrogate; 0 leaves that out."""
     balance_domains: bool = False
     """Let every domain count the same, however large its activations are."""
 
     def __post_init__(self) -> None:
         if self.tokens < 0:
             raise ValueError(f"calibration.tokens must be 0 or more, not {self.tokens}")
-        if self.importance not in importance.SCORES:
-            raise ValueError(f"importance is one of {', '.join(importance.SCORES)}, not {self.importance!r}")
+        if self.excess_tokens < 0:
+            raise ValueError(f"calibration.excess_tokens must be 0 or more, not {self.excess_tokens}")
+        for name, known in (("importance", ORDERS), ("compensation", FORMS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.importance == "greedy" and self.compensation != "own":
+            raise ValueError(
+                f"importance greedy counts on own projections, but compensation is {self.compensation}; take "
+                "importance magnitude with it"
+            )
         if self.domains is not None and not self.domains:
             raise ValueError("calibration.domains names no domain; null means all")
 
@@ -37,9 +57,14 @@ def falling_importance(backbone: ElasticBackbone, text: TextDataModule, calibrat
     Raises:
         ValueError: if a domain does not exist, or there is too little text.
     """
-    names = calibration.domains or text.domain_names
-    groups: list[list[str]] = [[name] for name in names] if calibration.balance_domains else [names]
-    tokens = -(-calibration.tokens // len(groups))
-    batches = (text.calibration_batches(tokens, group) for group in groups)
+    assert calibration.importance != "greedy"
+    batches = (text.calibration_batches(*group) for group in groups(text, calibration))
     measured = [importance.measure(backbone, each, calibration.importance) for each in batches]
     return importance.falling_order(importance.balanced(measured) if len(measured) > 1 else measured[0])
+
+
+def groups(text: TextDataModule, calibration: Calibration) -> list[tuple[int, list[str]]]:
+    """Tokens and domains that are measured together."""
+    names = calibration.domains or text.domain_names
+    together = [[name] for name in names] if calibration.balance_domains else [names]
+    return [(-(-calibration.tokens // len(together)), group) for group in together]

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from flextron_lit.checkpoint import StageRecord
 from flextron_lit.costs import parameter_table
-from flextron_lit.elastic import importance
+from flextron_lit.elastic.reconstruction import prepare, rebuild
+from flextron_lit.routers.excess import FILE as EXCESS
+from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining
 from flextron_lit.stages.base import Pass
-from flextron_lit.stages.calibration import Calibration, falling_importance
+from flextron_lit.stages.calibration import Calibration
+from flextron_lit.stages.conversion import convert
 from flextron_lit.stages.validation import ValidationSet
 
 
@@ -26,13 +29,13 @@ class ElasticSettings(BackboneSettings):
     space: SpaceConfig | None = None
     """Width choices; the default are those of the checkpoint, or a quarter to all neurons and every KV group."""
     calibration: Calibration = Calibration()
-    """How importance is measured; a Flextron checkpoint is sorted already."""
+    """How units are ordered and narrower widths reconstructed; a Flextron checkpoint is converted already."""
     validation: ValidationSet = ValidationSet()
     """The sub-networks to watch."""
 
 
 class ElasticTraining(BackboneTraining):
-    """Sort a dense network by importance, then train it together with sampled sub-networks of itself.
+    """Order and reconstruct a dense network in closed form, then train it together with sampled sub-networks of itself.
 
     Each step: the full network's forward, every sampled sub-network's forward and backward, the full network's
     backward, one update. A callback (BudgetSampling) sets the step's sub-networks.
@@ -57,31 +60,34 @@ class ElasticTraining(BackboneTraining):
         **settings: Any,
     ) -> None:
         super().__init__(checkpoint, optimizer, ElasticSettings(**settings))
+        self.excess: ExcessTable | None = None
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
     def build(self) -> None:
-        """Load, convert, sort."""
+        """Load, and convert a dense network."""
         self.load_trainable(self.options.space)
-        # a resumed run has its sorted weights, and their order, in its state
-        if self._calibrates and self.trainer.ckpt_path is None:
-            self._sort()
+        if self._converts and self.trainer.ckpt_path is None:
+            self._convert()
+        elif self._converts:
+            # a resumed run has its weights, their order and what narrower widths have of their own in its state
+            prepare(self.backbone, self.options.calibration.compensation)
         self.costs = parameter_table(self.backbone)
         self.watch(self.options.validation.resolve(self.backbone.space, self.costs), self.costs)
 
     @property
-    def _calibrates(self) -> bool:
-        """A Flextron checkpoint is sorted already."""
+    def _converts(self) -> bool:
+        """A Flextron checkpoint is converted already."""
         return not self.history and self.options.calibration.tokens > 0
 
-    def _sort(self) -> None:
+    def _convert(self) -> None:
         calibration = self.options.calibration
-        rank_zero_info(f"sorting units by importance on {calibration.tokens} training tokens")
+        rank_zero_info(f"ordering units, {calibration.importance}, on {calibration.tokens} training tokens")
         self.model.to(self.trainer.strategy.root_device)
-        order = falling_importance(self.backbone, self.text, calibration)
-        # ranks may sum in another order; they must not permute in one
-        self.order = self.trainer.strategy.broadcast(order)
-        importance.permute(self.backbone, self.order)
+        # ranks may sum in another order; they must not end with other weights
+        found, self.excess = self.trainer.strategy.broadcast(convert(self.backbone, self.text, calibration))
+        rebuild(self.backbone, found)
+        self.order = [each.order for each in found]
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -98,5 +104,21 @@ class ElasticTraining(BackboneTraining):
 
     def record(self) -> StageRecord:
         """As for every stage, with the calibration."""
-        calibration = asdict(self.options.calibration) if self._calibrates else None
+        calibration = asdict(self.options.calibration) if self._converts else None
         return replace(super().record(), calibration=calibration)
+
+    def files(self) -> dict[str, bytes]:
+        """As for every stage that trains the backbone, with the excess losses that conversion computed."""
+        own = {} if self.excess is None else {EXCESS: self.excess.to_bytes(self.backbone.space)}
+        return super().files() | own
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As for every stage, with the excess losses."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["flextron"]["excess"] = None if self.excess is None else asdict(self.excess)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Inverse of `on_save_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        kept = checkpoint["flextron"].get("excess")
+        self.excess = None if kept is None else ExcessTable(**kept)

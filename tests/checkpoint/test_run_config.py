@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from flextron_lit.checkpoint.run_config import canonical, completed
+from flextron_lit.checkpoint.run_config import as_begun, canonical, completed
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.commands.fit import StageCLI
 from tests.front_door import ROOT
@@ -49,7 +49,8 @@ def test_a_class_of_the_users_own_callbacks_keeps_its_name(monkeypatch):
 
 def test_what_was_done_before_there_was_a_setting_is_filled_in():
     before = {"model": {"init_args": {"lr": 0.1, "clip": None}}, "seed": 0}
-    rows = {"model.init_args.clip": 1.0, "model.init_args.decay": 0.5, "trainer.gone": 3, "seed": 4, "new": 5}
+    then = {"model.init_args.clip": 1.0, "model.init_args.decay": 0.5, "trainer.gone": 3, "seed": 4, "new": 5}
+    rows = {key: (value, None) for key, value in then.items()}
     assert completed(before, rows) == {
         "model": {"init_args": {"lr": 0.1, "clip": None, "decay": 0.5}},
         "seed": 0,
@@ -57,6 +58,17 @@ def test_what_was_done_before_there_was_a_setting_is_filled_in():
     }
     assert before == {"model": {"init_args": {"lr": 0.1, "clip": None}}, "seed": 0}
     assert completed(before) == before
+
+
+def test_a_run_of_an_older_program_goes_on_as_it_was_begun():
+    rows = {"model.order": ("size", "greedy"), "model.own": (False, True), "model.tokens": (0, 8)}
+    today = {"model": {"order": "greedy", "own": True, "tokens": 16}}
+    # what the user asks for is not replaced, and neither is what the run said
+    assert as_begun(today, {"model": {"order": "size"}}, rows) == {"model.order": "size", "model.own": False}
+    assert as_begun(today, {"model": {"order": "norm"}}, rows) == {"model.own": False}
+    # of this program
+    assert as_begun(today, {"model": {"order": "size", "own": False, "tokens": 0}}, rows) == {}
+    assert as_begun({"trainer": 1}, {"trainer": 1}, rows) == {}
 
 
 # --- as `fit` uses it -------------------------------------------------------------------------------------------

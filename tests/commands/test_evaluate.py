@@ -305,7 +305,7 @@ def test_two_texts_of_one_name_are_refused(evaluate, text, tmp_path):
 def test_without_routers_budgets_go_to_uniform_ones_if_one_says_so(evaluate, tmp_path):
     bare = write(tmp_path / "bare", history=HISTORY, routers=())
     options = ("--budgets", "parameters=0.8", "--tokens", 128)
-    with pytest.raises(ValueError, match="neither a router nor a surrogate .* --networks uniform"):
+    with pytest.raises(ValueError, match="nothing to answer budgets with.* --networks uniform"):
         evaluate(*options, checkpoint=bare)
     assert ("uniform", "parameters=0.8", "stories") in evaluate(*options, "--networks", "uniform", checkpoint=bare)
     with pytest.raises(ValueError, match="has no dynamic router; what can answer budgets there: uniform"):

@@ -380,7 +380,7 @@ def test_a_folder_that_cannot_answer_says_why(tmp_path, generate):
         generate(checkpoint=tmp_path / "none")
     bare = write(tmp_path / "bare", routers=())
     for options, message in (
-        (("--budget", "0.6"), "neither a router nor a surrogate"),
+        (("--budget", "0.6"), "no router, no surrogate and no excess losses"),
         (("--budget", "0.8", "--dynamic"), "holds no dynamic router"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -22,7 +22,9 @@ from tests.front_door import fail, run, succeed
 def trained(tmp_path_factory):
     """A run folder of a short debug run."""
     folder = tmp_path_factory.mktemp("select") / "run"
+    # without excess losses, so that what is searched is searched by measuring
     settings = ("--trainer.max_steps", 6, "--trainer.val_check_interval", 6)
+    settings += ("--model.init_args.calibration.excess_tokens", 0)
     succeed("fit", "-c", "configs/debug.yaml", *settings, "--run_folder", folder)
     return folder
 
@@ -135,7 +137,7 @@ def test_people_see_tables(trained, tmp_path):
         (("--budget", "parameters<=0.001"), "the smallest parameters possible is"),
         (("--budget", "decode=3ms", "--latency", "none"), "no latency table 'none'; there are"),
         (("--budget", "quickly"), "cannot read the budget 'quickly'"),
-        (("--budget", "0.9", "--search", "router"), "holds no router and no surrogate"),
+        (("--budget", "0.9", "--search", "router"), "holds no router, no surrogate, no excess losses"),
         (("--budget", "0.5", "--workload", "talk"), "no workload 'talk'"),
         (("--budget", "0.5", "--device", "abacus"), "cannot use the device 'abacus'"),
         (("--budget", "flops<=0.8", "--text", "nowhere.txt"), "nowhere.txt"),

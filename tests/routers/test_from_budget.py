@@ -209,9 +209,10 @@ def test_select_searches_by_the_surrogate_where_no_router_was_trained(routed, lo
     )
     assert answer(routed, "parameters<=0.5")["how"].endswith("since no router was trained for parameters")
     assert answer(routed, "flops<=0.5", "--search", "uniform", "--tokens", 128)["how"].startswith("uniform search")
-    assert "holds no router and no surrogate" in fail(
-        "select", "--checkpoint", routed.parent / "elastic", "--budget", "0.5", "--search", "router"
-    )
+    before = answer(routed.parent / "elastic", "0.5")
+    assert before["how"].startswith("a search by the excess losses that conversion computed")
+    assert before["predicted_loss"] is None
+    assert before["costs"]["flops"]["ratio"] <= 0.5
 
 
 def test_a_search_spends_a_limit_on_what_the_surrogate_wants_and_a_tighter_one_predicts_more_loss(loaded):
@@ -273,8 +274,9 @@ def test_set_budget_switches_a_loaded_model(routed):
         model.set_budget(1.0)
     with pytest.raises(ValueError, match="the smallest flops possible"):
         model.set_budget(0.001)
-    with pytest.raises(ValueError, match="neither a router nor a surrogate"):
-        FlextronModel.from_pretrained(routed.parent / "elastic").set_budget(0.5)
+    early = FlextronModel.from_pretrained(routed.parent / "elastic").set_budget("parameters<=0.5")
+    assert early.how.startswith("a search by the excess losses")
+    assert early.loss is None
 
 
 def test_a_router_of_another_cost_table_is_not_used(loaded):

@@ -33,6 +33,24 @@ def test_ranks_agree_though_they_see_different_text(notes):
     assert not any(step["batches_equal"] for step in steps)
 
 
+def test_what_narrower_widths_have_of_their_own_is_reduced_where_it_was_drawn(notes):
+    kinds = ("self_attn", "mlp")
+    for step in notes[0][:-1]:
+        assert step["drawn_equal"]
+        narrower = {(block, choice) for plan in step["plan"] for block, choice in enumerate(plan)}
+        widths = {"self_attn": (0, 1, 2, 4), "mlp": (0, 32, 64, 128)}
+        wanted = {
+            f"model.layers.{block // 2}.{kinds[block % 2]}.compensation.projections.{widths[kinds[block % 2]][choice]}"
+            for block, choice in narrower
+            if 0 < choice < 3
+        }
+        # the first layer's attention cannot be skipped: its choices are one further on
+        assert {name for name in step["drawn"] if "layers.0.self_attn" not in name} == {
+            name for name in wanted if "layers.0.self_attn" not in name
+        }
+        assert wanted
+
+
 def test_gradients_are_reduced_once_a_step_also_when_blocks_are_skipped(notes):
     for rank in notes:
         for step in rank[:-1]:

@@ -43,12 +43,16 @@ class Notes(Callback):
         self.batch = batch["input_ids"].sum()
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        gradients = torch.cat([p.grad.flatten() for p in pl_module.model.parameters()])
+        backbone = pl_module.backbone
+        gradients = torch.cat([p.grad.flatten() for p in backbone.parameters.values()])
+        drawn = {name: p.grad for name, p in backbone.compensations.items() if p.grad is not None}
         self.rows.append(
             {
                 "reductions": self.reductions,
                 "parameters_reduced": self.parameters,
-                "parameters": len(list(pl_module.model.parameters())),
+                "parameters": len(backbone.parameters),
+                "drawn": sorted(drawn),
+                "drawn_equal": all(same(gradient) for gradient in drawn.values()),
                 "gradients_equal": same(gradients),
                 "gradient_norm": gradients.norm().item(),
                 "batches_equal": same(self.batch),

@@ -10,7 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from flextron_lit.elastic.families.base import ElasticModule
 from flextron_lit.elastic.grouping import TokenGroups
-from flextron_lit.elastic.prefix import first_columns, weight_of
+from flextron_lit.elastic.prefix import weight_of
 
 Width = int | TokenGroups
 """KV groups in use: one number, or a width for every token."""
@@ -113,7 +113,9 @@ class ElasticAttention(ElasticModule):
         """What the heads read, [B, T, H x head_dim], to [B, T, D]."""
         outer, rows = getattr(self, self.outer), self.query_rows
         if not isinstance(width, TokenGroups):
-            return first_columns(outer, heads)
+            return self.read(heads, width)
+        if not self.compensation.empty:
+            return width.each_width(heads, lambda own, i: own[..., width.bands[i].columns(rows)], self.read)
         weights = width.split(weight_of(outer), 1, rows)
 
         def part(own: Tensor, band: int) -> Tensor:

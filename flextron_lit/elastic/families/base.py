@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.axis import Axis
+from flextron_lit.elastic.compensation import Compensation
 from flextron_lit.elastic.grouping import TokenGroups
+from flextron_lit.elastic.prefix import weight_of
 from flextron_lit.elastic.selection import ActiveSelection
 from flextron_lit.space import BlockKind
 
@@ -39,10 +42,12 @@ class ElasticModule(nn.Module):
     """Stands in for a stock attention or MLP, and uses its first units only; the class is the table of its layers.
 
     A family's class has an elastic base first and the stock class last among its bases. It adds no state but the
-    handle, so that a module becomes elastic, and stock again, by a change of its class alone.
+    handle and what narrower widths have of their own, so that a module becomes elastic, and stock again, by a change of
+    its class alone.
     """
 
     elastic: BlockHandle
+    compensation: Compensation
     path: ClassVar[str]
     """Attribute path of the module within a decoder layer."""
     inner: ClassVar[tuple[str, ...]]
@@ -74,6 +79,12 @@ class ElasticModule(nn.Module):
         weights = [Axis(f"{name}.weight", outputs, cls.parts) for name in cls.inner]
         biases = [Axis(f"{name}.bias", 0, cls.parts) for name in cls.inner]
         return (*weights, *biases, Axis(f"{cls.outer}.weight", inputs))
+
+    def read(self, units: Tensor, width: int, *, bias: bool = True) -> Tensor:
+        """By the outer layer, what a width's own units say: [..., width x rows of a unit] to [..., D]."""
+        outer: Any = getattr(self, self.outer)
+        weight, units = self.compensation.reading(weight_of(outer), units, width)
+        return F.linear(units, weight, outer.bias if bias else None)
 
     def narrow(self, width: int) -> None:
         """Note that the weights hold so many units, in families whose stock forward reads such a number."""

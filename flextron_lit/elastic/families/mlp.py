@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from flextron_lit.elastic.families.base import ElasticModule
 from flextron_lit.elastic.grouping import TokenGroups
-from flextron_lit.elastic.prefix import bands, first_columns, first_rows, weight_of
+from flextron_lit.elastic.prefix import bands, first_rows, weight_of
 
 
 class ElasticMLP(ElasticModule):
@@ -40,18 +40,20 @@ class ElasticMLP(ElasticModule):
     def _prefix(self, hidden_states: Tensor, width: int) -> Tensor:
         """All tokens with the same width, neither 0 nor the full one."""
         projected = (first_rows(getattr(self, name), hidden_states, width) for name in self.inner)
-        return first_columns(getattr(self, self.outer), self._activate(*projected))
+        return self.read(self._activate(*projected), width)
 
     def _grouped(self, hidden_states: Tensor, groups: TokenGroups) -> Tensor:
         """Every token with its own width, of which one at least is not 0."""
         outer = getattr(self, self.outer)
         firsts = [bands(getattr(self, name), groups) for name in self.inner]
-        lasts = groups.split(weight_of(outer), 1)
 
-        def part(rows: Tensor, band: int) -> Tensor:
-            return F.linear(self._activate(*(F.linear(rows, *first[band]) for first in firsts)), lasts[band])
+        def activations(rows: Tensor, band: int) -> Tensor:
+            return self._activate(*(F.linear(rows, *first[band]) for first in firsts))
 
-        return groups.add_up(hidden_states, part, outer.bias)
+        if self.compensation.empty:
+            lasts = groups.split(weight_of(outer), 1)
+            return groups.add_up(hidden_states, lambda own, i: F.linear(activations(own, i), lasts[i]), outer.bias)
+        return groups.each_width(hidden_states, activations, self.read)
 
 
 class GatedMLP(ElasticMLP):

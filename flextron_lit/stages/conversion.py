@@ -1,0 +1,94 @@
+"""From a dense network to an elastic one without training: order, compensation, excess losses (ours, closed form)."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from flextron_lit import checkpoint
+from flextron_lit.checkpoint import StageRecord
+from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
+from flextron_lit.data import TextDataModule
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.fisher import output_gradients
+from flextron_lit.elastic.reconstruction import Reconstructed, rebuild, reconstruct
+from flextron_lit.files.provenance import git_commit, versions
+from flextron_lit.routers.excess import FILE, ExcessTable
+from flextron_lit.space import SpaceConfig
+from flextron_lit.stages.calibration import Calibration, falling_importance, groups
+
+
+def convert(
+    backbone: ElasticBackbone, text: TextDataModule, calibration: Calibration
+) -> tuple[list[Reconstructed], ExcessTable | None]:
+    """Work out order and compensation of every block of a dense network on training text, and what its widths lose.
+
+    The network stays as it is; see `reconstruction.rebuild`.
+
+    Raises:
+        ValueError: if a domain does not exist, or there is too little text.
+    """
+    greedy = calibration.importance == "greedy"
+    orders = None if greedy else falling_importance(backbone, text, calibration)
+    names = calibration.domains or text.domain_names
+    fisher = None
+    if calibration.excess_tokens:
+        batches = text.calibration_batches(calibration.excess_tokens, names, batch_size=1)
+        fisher = output_gradients(backbone, batches, torch.Generator().manual_seed(0))
+    blocks = [block for group in groups(text, calibration) for block in text.calibration_batches(*group)]
+    whole = {name: torch.cat([block[name] for block in blocks]) for name in ("input_ids", "position_ids")}
+    found = reconstruct(backbone, whole, orders, calibration.compensation, fisher)
+    rows = [tuple(each.excess) for each in found if each.excess is not None]
+    return found, ExcessTable(tuple(rows), calibration.excess_tokens) if rows else None
+
+
+def convert_model(
+    source: str,
+    folder: Path,
+    text: TextDataModule,
+    space: SpaceConfig,
+    calibration: Calibration,
+    device: torch.device | str = "cpu",
+) -> Loaded:
+    """Write a Flextron checkpoint of a dense model that answers budgets, without a training step.
+
+    Args:
+        source: the dense model.
+        folder: the checkpoint to write; an existing one is replaced.
+        text: to calibrate on; its datamodule is prepared here.
+        space: the width choices.
+        calibration: how units are ordered, and narrower widths reconstructed.
+        device: where to compute.
+
+    Raises:
+        ValueError: if the source is an elastic network already or cannot become one, there is too little text, or the
+            folder cannot be written.
+    """
+    loaded = load_elastic(source, space, device=device)
+    if loaded.record is not None:
+        raise ValueError(f"{source} is a Flextron checkpoint already: it answers budgets, or can be trained on")
+    text.prepare_data()
+    backbone = loaded.backbone
+    found, excess = convert(backbone, text, calibration)
+    rebuild(backbone, found)
+    record = StageRecord(
+        stage="Conversion",
+        steps=0,
+        tokens=0,
+        seed=None,
+        source=source,
+        data=text.describe(),
+        settings={},
+        calibration=asdict(calibration),
+        versions=versions(),
+        git_commit=git_commit(),
+    )
+    checkpoint.write(
+        folder,
+        backbone,
+        loaded.tokenizer,
+        order=[each.order for each in found],
+        history=[record],
+        files={} if excess is None else {FILE: excess.to_bytes(backbone.space)},
+    )
+    return loaded
