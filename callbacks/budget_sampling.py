@@ -9,6 +9,7 @@ from flextron_lit.stages import Stage
 
 DEFAULT = {"independent": 0.75, "uniform": 0.25}
 COST = "parameters"
+EXCESS = "excess"
 
 
 class BudgetSampling(Callback):
@@ -22,9 +23,10 @@ class BudgetSampling(Callback):
         k: sub-networks or budgets a step.
         strategies: how a step draws sub-networks, with the share of the steps that do so: `independent` (every block
             for itself), `uniform` (all layers alike), `stratified` (evenly over cost), `sandwich` (the smallest, the
-            others independent). None means what our comparison found best (docs/experiments.md).
-        cost: what `stratified` is even over: a counted cost, or with LatencyProfiling `latency`, `prefill`, `decode`;
-            None means `parameters`. A router's budgets are of the router's own cost.
+            others independent), `excess` (such as budgets get, by the excess losses that conversion computed). None
+            means what our comparison found best (docs/experiments.md).
+        cost: what `stratified` and `excess` are even over: a counted cost, or with LatencyProfiling `latency`,
+            `prefill`, `decode`; None means `parameters`. A router's budgets are of the router's own cost.
         seed: seed of the draws.
 
     Raises:
@@ -39,9 +41,10 @@ class BudgetSampling(Callback):
         self.k = k
         self.given = strategies is not None or cost is not None
         self.strategies = dict(DEFAULT if strategies is None else strategies)
-        unknown = sorted(set(self.strategies) - set(STRATEGIES))
+        known = (*STRATEGIES, EXCESS)
+        unknown = sorted(set(self.strategies) - set(known))
         if unknown:
-            raise ValueError(f"there is no strategy {unknown[0]!r}; there are {', '.join(STRATEGIES)}")
+            raise ValueError(f"there is no strategy {unknown[0]!r}; there are {', '.join(known)}")
         if not self.strategies or min(self.strategies.values()) <= 0:
             raise ValueError(f"strategies need shares above 0, not {self.strategies}; leave a strategy out instead")
         self.cost = COST if cost is None else cost
@@ -56,6 +59,15 @@ class BudgetSampling(Callback):
                 "of its own cost; leave them out"
             )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what the network cannot do."""
+        assert isinstance(pl_module, Stage)
+        if pl_module.plans == "sub-networks" and EXCESS in self.strategies and pl_module.excess is None:
+            raise ValueError(
+                "the strategy excess of callbacks.BudgetSampling goes by excess losses, and this network has none: "
+                "convert it anew with calibration.excess_tokens above 0, or take another strategy"
+            )
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw this step's sub-networks or budgets."""
         assert isinstance(pl_module, Stage)
@@ -63,7 +75,9 @@ class BudgetSampling(Callback):
             pl_module.plan = sampling.budgets(pl_module.table.smallest_ratio, self.k, self.generator)
         else:
             table = pl_module.cost_table(self.cost)
-            pl_module.plan = draw(self.strategies, pl_module.backbone.space, table, self.k, self.generator)
+            known = STRATEGIES if pl_module.excess is None else {**STRATEGIES, EXCESS: pl_module.excess.draw}
+            space = pl_module.backbone.space
+            pl_module.plan = draw(self.strategies, space, table, self.k, self.generator, known)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator."""

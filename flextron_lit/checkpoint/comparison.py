@@ -60,7 +60,7 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
         "history": list(differences(*_numbered(old.history, new.history))),
         "order": moved_units(old, new),
         "files": list(_other_files(before, after)),
-        "weights": compare_weights(Weights(before), Weights(after)),
+        "weights": compare_weights(*(Weights(folder, compensation=True) for folder in (before, after))),
     }
     return {"identical": not any(parts.values()), **parts}
 

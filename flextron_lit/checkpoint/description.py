@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ CONFIG_KEYS = {
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 SURROGATE = "surrogate.safetensors"
 ROUTERS = "routers/"
+EXCESS = "elastic/excess_losses.json"
 STALE, META = "stale_since", "flextron"
 """As the room `routers` has them, which would bring transformers along: seconds that a look should not take."""
 
@@ -44,12 +46,13 @@ def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
     return {
         "checkpoint": str(folder),
         "run_folder": None if location.run_folder is None else str(location.run_folder.path),
-        "model": _model(folder, record.space, Weights(folder).headers),
+        "model": _model(folder, record.space, Weights(folder).headers) | _compensation(folder),
         "space": {"groups": _groups(record.space), "num_sub_networks": record.space.num_sub_networks},
         "costs": [name for name in files if name.startswith("costs/")],
         "routers": [name for name in files if name.startswith(ROUTERS)],
         "stale": _stale(folder),
         "surrogate": SURROGATE if SURROGATE in files else None,
+        "excess_losses": EXCESS if EXCESS in files else None,
         "history": record.history,
         "evaluations": checkpoint.evaluations(folder),
         "files": files,
@@ -98,6 +101,17 @@ def _model(folder: Path, space: ElasticSpace, headers: Mapping[str, Header]) -> 
         "tie_word_embeddings": tied,
         "num_parameters": sum(parameters.values()),
         "num_parameters_by_part": parameters,
+    }
+
+
+def _compensation(folder: Path) -> dict[str, Any]:
+    """What narrower widths have of their own, beside the full network's parameters: number and form."""
+    headers = Weights(folder, compensation=True).headers
+    own = {name: header for name, header in headers.items() if name not in Weights(folder).headers}
+    forms = {name.split(".")[-2] for name in own}
+    return {
+        "num_compensation_parameters": sum(prod(header.shape) for header in own.values()),
+        "compensation": ", ".join(sorted(forms)) or "none",
     }
 
 

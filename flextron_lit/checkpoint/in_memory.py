@@ -16,6 +16,7 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.reconstruction import compensate
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.losses.measured_loss import Batch
+from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.routers.from_budget import Answer, Budget, DynamicRouting, Routing
 from flextron_lit.sources import load_dense, load_tokenizer, resolve_model
 from flextron_lit.space import ElasticSpace, SpaceConfig
@@ -37,6 +38,16 @@ class Loaded:
     def order(self) -> list[Tensor]:
         """Per block, the unit of the dense model that stands at each position, [units]."""
         return self.record.order if self.record else [torch.arange(block.full) for block in self.backbone.space.blocks]
+
+    @cached_property
+    def excess(self) -> ExcessTable | None:
+        """What each block loses at each width, as conversion computed it; None if there is no such table for it.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        own = self.record is not None and self.record.space == self.backbone.space
+        return ExcessTable.read(self.folder, self.backbone.space) if own else None
 
     @property
     def history(self) -> list[dict[str, Any]]:

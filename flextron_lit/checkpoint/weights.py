@@ -39,14 +39,19 @@ class Header:
 class Weights:
     """The full network's weights, of a checkpoint whose files `checkpoint.read` has found whole.
 
+    Args:
+        folder: the checkpoint.
+        compensation: with what narrower widths have of their own, under the names of their blocks.
+
     Raises:
         ValueError: if a weight file is missing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, compensation: bool = False) -> None:
         self._files: dict[str, Path] = {}
         self.headers: dict[str, Header] = {}
-        for path in checkpoint.weight_files(folder):
+        own = folder / checkpoint.COMPENSATION
+        for path in [*checkpoint.weight_files(folder), *([own] if compensation and own.is_file() else [])]:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  # no mapping
                     tensor: Any = file.get_slice(name)

@@ -38,6 +38,13 @@ def _contents(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     parts = ", ".join(f"{part} {short(count)}" for part, count in largest_first)
     tied = "; tied embeddings count once" if model["tie_word_embeddings"] else ""
     yield "parameters", f"{model['num_parameters']:,} ({parts}{tied})"
+    if model["num_compensation_parameters"]:
+        share = model["num_compensation_parameters"] / model["num_parameters"]
+        yield (
+            "narrower widths",
+            f"{model['num_compensation_parameters']:,} parameters of their own ({model['compensation']}), {share:.0%} "
+            "more in memory while all budgets are kept; an export holds those of its widths in place of others",
+        )
     yield "size on disk", f"{decimal(description['bytes'])} in {len(description['files'])} files"
     yield "sha256", _integrity(description)
     yield "search space", "\n".join(_space(description["space"]["groups"]))
@@ -48,6 +55,7 @@ def _contents(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         marks = (f"{name}, since {stage} changed the network" for name, stage in description["stale"].items())
         yield "stale", "\n".join(marks)
     yield "surrogate", description["surrogate"] or "none"
+    yield "excess losses", description["excess_losses"] or "none"
     if description["evaluations"]:
         yield "evaluations", "\n".join(line for each in description["evaluations"] for line in _evaluation(each))
 

@@ -46,7 +46,12 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def draw(
-    shares: Mapping[str, float], space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator
+    shares: Mapping[str, float],
+    space: ElasticSpace,
+    table: CostTable,
+    k: int,
+    generator: torch.Generator,
+    strategies: Mapping[str, Strategy] = STRATEGIES,
 ) -> list[SubNetwork]:
     """The sub-networks of one step, by a strategy drawn by its share.
 
@@ -56,11 +61,12 @@ def draw(
         table: the cost that strata are ranges of.
         k: number of sub-networks.
         generator: source of all draws.
+        strategies: what the names mean.
     """
     names = list(shares)
     weights = torch.tensor([shares[name] for name in names], dtype=torch.float64)
     chosen = names[int(torch.multinomial(weights, 1, generator=generator))]
-    return STRATEGIES[chosen](space, table, k, generator)
+    return strategies[chosen](space, table, k, generator)
 
 
 def budgets(smallest: float, k: int, generator: torch.Generator) -> list[float]:

@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from flextron_lit.costs import CostTable
+from flextron_lit.costs.sub_network_sampling import budgets, stratified
 from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.whole_file import json_text
 from flextron_lit.routers.feasible_decoding import Additive
-from flextron_lit.space import ElasticSpace
+from flextron_lit.space import ElasticSpace, SubNetwork
 
 FILE = "elastic/excess_losses.json"
 POWER = 0.7
 """Of an entry in the sum: to second order large errors are overrated, since losses saturate."""
+
+SPREAD = 0.5
+"""Standard deviation of the logarithm by which `draw` takes an entry for larger or smaller than it is."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,24 @@ class ExcessTable:
         """What a search makes small: no loss, but networks that it ranks low lose little."""
         rows = [torch.tensor(row).clamp(min=0) ** POWER for row in self.blocks]
         return Additive(pad_sequence(rows, batch_first=True))
+
+    def draw(self, space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator) -> list[SubNetwork]:
+        """Sub-networks such as budgets get: one from each of k equal ranges of cost, good there by these losses (ours).
+
+        Each by the losses times random factors, since they are no more than an estimate, and so that the sub-networks
+        around the best ones are drawn too. It is a strategy, as those of `sub_network_sampling` are.
+        """
+        effects = self.objective().effects.double()
+        noise = torch.randn(k, *effects.shape, generator=generator, dtype=torch.float64)
+        ratios = torch.tensor(budgets(table.smallest_ratio, k, generator), dtype=torch.float64)
+        choices = _cheapest(effects * (SPREAD * noise).exp(), table.padded, ratios * table.full - table.fixed, space)
+        return [SubNetwork(tuple(row)) for row in choices.tolist()]
+
+    def drawn_or_stratified(
+        self, space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator
+    ) -> list[SubNetwork]:
+        """Half of them such as budgets get, the others evenly over cost."""
+        return self.draw(space, table, k // 2, generator) + stratified(space, table, k - k // 2, generator)
 
     def to_bytes(self, space: ElasticSpace) -> bytes:
         """A JSON file that people can read, a row a block by its name."""
@@ -56,3 +80,33 @@ class ExcessTable:
             if [len(row) for row in rows] != [len(block.widths) for block in space.blocks]:
                 raise ValueError("its rows are not those of the space")
             return cls(rows, int(content["tokens"]))
+
+
+def _cheapest(effects: Tensor, costs: Tensor, limits: Tensor, space: ElasticSpace) -> Tensor:
+    """Choices of least loss plus price times cost, at the price at which the cost comes nearest below a limit, [k, 2L].
+
+    Args:
+        effects: what is lost, [k, 2L, N].
+        costs: [2L, N].
+        limits: of the sum over blocks, [k].
+        space: the choices there are.
+    """
+
+    def chosen(price: Tensor) -> Tensor:
+        total = effects + price[:, None, None] * costs
+        return total.masked_fill(~space.exists, torch.inf).argmin(-1)
+
+    # at the largest price nothing but cost counts
+    low = torch.zeros_like(limits)
+    high = torch.full_like(limits, float(effects.max() / _least_step(costs)) + 1)
+    for _ in range(60):
+        price = (low + high) / 2
+        over = costs.gather(1, chosen(price).T).sum(0) > limits
+        low, high = torch.where(over, price, low), torch.where(over, high, price)
+    return chosen(high)
+
+
+def _least_step(costs: Tensor) -> Tensor:
+    """The smallest difference of cost that two choices of a block have, above 0."""
+    steps = costs.diff(dim=1).abs()
+    return steps[steps > 0].min()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flextron_lit.costs import sub_network_sampling as sampling
+from flextron_lit.costs.sub_network_sampling import Strategy
 from flextron_lit.costs.table import CostTable
 from flextron_lit.space import ElasticSpace, SubNetwork
 
@@ -89,11 +90,20 @@ class Memory:
 
 
 def draw(
-    space: ElasticSpace, table: CostTable, counts: Sequence[int], generator: torch.Generator
+    space: ElasticSpace,
+    table: CostTable,
+    counts: Sequence[int],
+    generator: torch.Generator,
+    strategy: Strategy = sampling.stratified,
 ) -> list[list[SubNetwork]]:
     """Sets of sub-networks to measure, each spread evenly over cost and in random order; none is in two places (ours).
 
-    Independent draws would cluster at middling costs.
+    Args:
+        space: the choices.
+        table: the cost.
+        counts: of each set.
+        generator: source of all draws.
+        strategy: how a set is drawn; independent draws would cluster at middling costs.
 
     Raises:
         ValueError: if the space has too few sub-networks.
@@ -101,7 +111,7 @@ def draw(
     known: set[SubNetwork] = set()
     sets = []
     for count in counts:
-        spread = sampling.stratified(space, table, count, generator)
+        spread = strategy(space, table, count, generator)
         fresh = [_fresh(drawn, known, space, table, generator) for drawn in spread]
         sets.append([fresh[i] for i in torch.randperm(count, generator=generator).tolist()])
     return sets

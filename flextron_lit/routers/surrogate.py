@@ -98,18 +98,25 @@ class Surrogate(nn.Module):
         return ((self(one_hot) - targets) / self.scale).square().mean()
 
     @torch.no_grad()
-    def start(self, one_hot: Tensor, targets: Tensor) -> None:
+    def start(self, one_hot: Tensor, targets: Tensor, prior: Tensor | None = None) -> None:
         """Take the scale of the targets, and the ridge solution for the main effects.
 
         Args:
             one_hot: [n, 2L, N].
             targets: [n].
+            prior: what main effects are expected to be but for a factor, [2L, N]; the ridge solution is of what they
+                leave (ours: few pairs then suffice).
         """
         self.centre.copy_(targets.mean())
         self.scale.copy_(targets.std().clamp(min=1e-6))
-        weight, bias = ridge(one_hot.flatten(-2), (targets - self.centre) / self.scale)
-        self.main.weight.copy_(weight[None])
-        self.main.bias.copy_(bias)
+        inputs, scaled = one_hot.flatten(-2), (targets - self.centre) / self.scale
+        expected = torch.zeros(inputs.shape[-1], device=inputs.device) if prior is None else prior.flatten().float()
+        said = inputs @ expected
+        apart = said - said.mean()
+        factor = (apart @ scaled) / apart.square().sum().clamp(min=1e-12)
+        weight, bias = ridge(inputs, scaled - factor * apart)
+        self.main.weight.copy_((weight + factor * expected)[None])
+        self.main.bias.copy_(bias - factor * said.mean())
 
 
 class TokenSurrogate(nn.Module):

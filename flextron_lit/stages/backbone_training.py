@@ -274,17 +274,15 @@ class BackboneTraining(WatchedStage):
     def files(self) -> dict[str, bytes]:
         """What the checkpoint that the stage started from knew of its weights: kept, and marked as stale.
 
-        Not so the excess losses: widths that lost most before training still do (docs/experiments.md).
+        Not so the excess losses: widths that lost most before training still do.
         """
-        if not self.history:
-            return {}
+        space = self.backbone.space
+        excess = {} if self.excess is None else {EXCESS: self.excess.to_bytes(space)}
         folder = resolve_model(self.checkpoint)
-        space = flextron_checkpoint.read(folder).space
-        if space != self.backbone.space:
-            # choices of another space would mean other widths
-            return {}
-        kept = {EXCESS: (folder / EXCESS).read_bytes()} if (folder / EXCESS).is_file() else {}
-        return kept | stale_files(folder, space, type(self).__name__)
+        # choices of another space would mean other widths
+        if not self.history or flextron_checkpoint.read(folder).space != space:
+            return excess
+        return excess | stale_files(folder, space, type(self).__name__)
 
     def settings(self) -> dict[str, Any]:
         """As for every stage, with the optimizer."""

@@ -16,6 +16,7 @@ from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.latency.latency_table import LatencyTable
+from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.data_wait import WaitingForData
@@ -110,6 +111,8 @@ class Stage(WaitingForData):
     tokenizer: PreTrainedTokenizerBase
     source_folder: Path
     """Where `checkpoint` was found or fetched to."""
+    excess: ExcessTable | None
+    """What each block loses at each width, as conversion computed it."""
     order: list[Tensor]
     history: list[dict[str, Any]]
 
@@ -218,6 +221,7 @@ class Stage(WaitingForData):
         loaded = load_elastic(self.checkpoint, space, attn_implementation=self.options.attn_implementation)
         self.backbone, self.tokenizer = loaded.backbone, loaded.tokenizer
         self.order, self.history, self.source_folder = loaded.order, loaded.history, loaded.folder
+        self.excess = loaded.excess
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, T, V] of the active sub-network; documents packed into a block do not see each other."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from flextron_lit.checkpoint import StageRecord
 from flextron_lit.costs import parameter_table
 from flextron_lit.elastic.reconstruction import prepare, rebuild
-from flextron_lit.routers.excess import FILE as EXCESS
 from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining
@@ -60,7 +59,6 @@ class ElasticTraining(BackboneTraining):
         **settings: Any,
     ) -> None:
         super().__init__(checkpoint, optimizer, ElasticSettings(**settings))
-        self.excess: ExcessTable | None = None
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
@@ -106,11 +104,6 @@ class ElasticTraining(BackboneTraining):
         """As for every stage, with the calibration."""
         calibration = asdict(self.options.calibration) if self._converts else None
         return replace(super().record(), calibration=calibration)
-
-    def files(self) -> dict[str, bytes]:
-        """As for every stage that trains the backbone, with the excess losses that conversion computed."""
-        own = {} if self.excess is None else {EXCESS: self.excess.to_bytes(self.backbone.space)}
-        return super().files() | own
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As for every stage, with the excess losses."""

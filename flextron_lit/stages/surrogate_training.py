@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.functional.regression import mean_absolute_error, spearman_corrcoef
 
+from flextron_lit.costs.sub_network_sampling import stratified
 from flextron_lit.data.loader import ResumableLoader
 from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.staleness import measured_files
@@ -120,13 +121,17 @@ class SurrogateTraining(FrozenStage):
         self._inputs = learned.one_hot(self.backbone.space).to(self.device)
         self._targets = self.trained.targets(learned.losses).to(self.device)
         if self._restored is None:
-            self.surrogate.start(self._inputs, self._targets)
+            prior = None if self.excess is None else self.excess.objective().effects.to(self.device)
+            self.surrogate.start(self._inputs, self._targets, prior)
         self._report_ridge()
 
     def _measured_pairs(self) -> tuple[float, Pairs]:
         space, table = self.backbone.space, self.cost_table(self.options.cost)
         generator = torch.Generator().manual_seed(self.options.seed)
-        learned, checked = draw(space, table, (self.options.pairs, self.options.held_out), generator)
+        counts = (self.options.pairs, self.options.held_out)
+        # near what budgets get the surrogate has to be right, and elsewhere to know that it is worse
+        strategy = stratified if self.excess is None else self.excess.drawn_or_stratified
+        learned, checked = draw(space, table, counts, generator, strategy)
         full = self.measure([space.full()]).losses
         pairs = self.measure(learned, f"measuring losses of {len(learned)} sub-networks")
         held_out = self.measure(checked, f"measuring losses of {len(checked)} held-out sub-networks", held_out=True)
