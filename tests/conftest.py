@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.compensation import shapes
+from flextron_lit.elastic.reconstruction import compensate
 from flextron_lit.space import SpaceConfig
 from tests import options
 from tests.options import seed
@@ -131,6 +133,19 @@ REPRESENTATIVES = {
     "gpt2",  # transposed matrices, learned positions
 }
 """One for each way through the code of the families: these are tested always."""
+
+
+def with_compensation(backbone, form="own"):
+    """The same, its narrower widths with something of their own, so large that leaving it out shows."""
+    generator = torch.Generator().manual_seed(seed(2))
+
+    def drawn(elastic):
+        named = shapes(elastic.block.widths, elastic.rows, elastic.outgoing.shape[1], form)
+        noise = {name: torch.randn(shape, generator=generator) for name, shape in named.items()}
+        return {name: 0.2 * each if "projections" in name else 1 + each for name, each in noise.items()}
+
+    compensate(backbone, [drawn(elastic) for elastic in backbone.blocks])
+    return backbone
 
 
 def space_for(model):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 RIDGE = 1e-3
 """Of the mean square of what is read."""
-NEURONS_AT_ONCE = 16
-"""Picked between two updates of what is left: one at a time is no better."""
+NEURONS_AT_ONCE, UPDATES = 16, 96
+"""How many neurons are picked between two updates of what is left: at least so many, or units over so many updates."""
 
 
 def rows_of(units: Tensor, rows: int) -> Tensor:
@@ -40,7 +40,9 @@ def greedy_order(gram: Tensor, projection: Tensor, units: int, picks: int, ridge
     free = torch.ones(units, dtype=torch.bool, device=gram.device)
     order: list[int] = []
     while len(order) < picks:
-        at_once = min(NEURONS_AT_ONCE if rows == 1 else 1, picks - len(order))
+        # of large blocks more: there it is the number of updates that takes the time
+        many = max(NEURONS_AT_ONCE, units // UPDATES) if rows == 1 else 1
+        at_once = min(many, picks - len(order))
         best = _explained(left_gram, left_output, units).masked_fill(~free, -1.0).topk(at_once).indices
         order += best.tolist()
         free[best] = False

@@ -17,7 +17,7 @@ from flextron_lit.elastic.reconstruction import compensate, prepare, rebuild, re
 from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests import options
-from tests.conftest import elastic_pair, make_gpt2, make_llama, space_for
+from tests.conftest import elastic_pair, make_gpt2, make_llama, space_for, with_compensation
 from tests.elastic.test_families import TOLERANCE, WRONG, output_of, some_sub_networks
 from tests.elastic.test_grouping import Fixed, mixture
 
@@ -139,16 +139,8 @@ def test_gradients_at_outputs_are_those_of_the_loss(tokens):
 # --- a network that has them ------------------------------------------------------------------------------------
 
 
-def random_compensation(backbone, form, generator):
-    """As large as the weights that it stands for, so that leaving it out shows."""
-    for elastic in backbone.blocks:
-        named = shapes(elastic.block.widths, elastic.rows, elastic.outgoing.shape[1], form)
-        noise = {name: torch.randn(shape, generator=generator) for name, shape in named.items()}
-        yield {name: 0.2 * drawn if "projections" in name else 1 + drawn for name, drawn in noise.items()}
-
-
 @pytest.fixture(params=["own", "scales", "shared"])
-def compensated(request, model, generator):
+def compensated(request, model):
     """A dense model and its elastic network, whose narrower widths have something of their own."""
     space = space_for(model)
     if request.param == "shared":
@@ -156,7 +148,7 @@ def compensated(request, model, generator):
         space = SpaceConfig(mlp=[0, 8, 16, 24, 32, 48, 64], attention=space.attention)
     dense, backbone = copy.deepcopy(model), ElasticBackbone(copy.deepcopy(model), space)
     form = "scales" if request.param == "scales" else "own"
-    compensate(backbone, list(random_compensation(backbone, form, generator)))
+    with_compensation(backbone, form)
     return dense, backbone
 
 

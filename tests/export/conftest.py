@@ -15,6 +15,7 @@ from flextron_lit.commands.export import command
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.routers.from_budget import Selection, to_json
 from flextron_lit.space import SubNetwork
+from tests.conftest import with_compensation
 from tests.export.families import MAKE, SPACE, VOCABULARY, write_checkpoint
 from tests.options import seed, threads
 
@@ -50,7 +51,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def backbones():
-    return {family: ElasticBackbone(make(), SPACE) for family, make in MAKE.items()}
+    return {family: with_compensation(ElasticBackbone(make(), SPACE)) for family, make in MAKE.items()}
 
 
 @pytest.fixture(scope="session")

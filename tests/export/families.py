@@ -23,7 +23,7 @@ from flextron_lit.checkpoint import StageRecord
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.export.gguf_tokenizer import KNOWN
 from flextron_lit.space import SpaceConfig
-from tests.conftest import make_gpt2, make_llama, randomised
+from tests.conftest import make_gpt2, make_llama, randomised, with_compensation
 
 VOCABULARY = 320
 TEXT = (
@@ -92,7 +92,7 @@ def _pre_tokenizer(described):
 
 def write_checkpoint(folder, model, tokenizer=None, space=SPACE):
     """A Flextron checkpoint as a stage leaves it, with its units in the order of the dense model."""
-    backbone = ElasticBackbone(model, space)
+    backbone = with_compensation(ElasticBackbone(model, space))
     order = [torch.arange(block.full) for block in backbone.space.blocks]
     history = [
         StageRecord(

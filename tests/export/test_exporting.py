@@ -11,6 +11,7 @@ from flextron_lit.costs.budget import parse_budget
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.export.writing import read_selection
 from flextron_lit.space import SpaceConfig, SubNetwork
+from tests.conftest import with_compensation
 from tests.export.families import MAKE, SPACE, TEXT, write_checkpoint
 from tests.front_door import fail, succeed
 
@@ -41,7 +42,7 @@ def test_a_budget_through_the_front_door(folder):
     assert f"wrote {folder / 'small'} (float32), read back: logits differ" in said
     assert "nats per token" in said
     record = json.loads((folder / "small" / "sub_network.json").read_text())
-    backbone = ElasticBackbone(MAKE["llama"](), SPACE)
+    backbone = with_compensation(ElasticBackbone(MAKE["llama"](), SPACE))
     limit = parse_budget("parameters<=0.8", {"parameters": COUNTED["parameters"](backbone, Workload())})[0]
     assert limit.allows(SubNetwork.from_json(record["sub_network"]))
     model = AutoModelForCausalLM.from_pretrained(folder / "small")

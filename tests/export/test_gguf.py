@@ -18,6 +18,7 @@ from flextron_lit.export.small_model import cut_out
 from flextron_lit.export.verification import logits
 from flextron_lit.sources import load_dense, load_tokenizer
 from flextron_lit.space import LayerWidths, SpaceConfig, SubNetwork
+from tests.conftest import with_compensation
 from tests.export.conftest import KINDS
 from tests.export.families import MAKE, SPACE, TEXT, VOCABULARY, make_tokenizer
 
@@ -66,7 +67,7 @@ def make(case, folder):
     tokenizer = make_tokenizer(pre)
     model = MAKE[family](**more)
     say_characters_only(model, tokenizer)
-    backbone = ElasticBackbone(model, SPACE)
+    backbone = with_compensation(ElasticBackbone(model, SPACE))
     sub_network = KINDS[kind](backbone.space)
     path = folder / f"{case}.gguf"
     gguf_file.write(path, cut_out(backbone, sub_network), byte_pairs(tokenizer, VOCABULARY), name="tiny", stored=stored)
@@ -175,7 +176,7 @@ def test_storage_types_and_blocks_that_do_not_fit(tmp_path):
     ],
 )
 def test_what_llama_cpp_cannot_compute_is_refused(family, more, reason):
-    backbone = ElasticBackbone(MAKE[family](**more), SPACE)
+    backbone = with_compensation(ElasticBackbone(MAKE[family](**more), SPACE))
     with pytest.raises(ValueError, match=reason):
         gguf_file.architecture(cut_out(backbone, backbone.space.full()))
 

@@ -20,6 +20,7 @@ from flextron_lit.export.verification import TOLERANCE
 from flextron_lit.export.writing import export, round_weights
 from flextron_lit.routers.from_budget import Selection
 from flextron_lit.space import SubNetwork
+from tests.conftest import with_compensation
 from tests.export.families import MAKE, SPACE, VOCABULARY, make_tokenizer
 from tests.options import seed
 
@@ -32,7 +33,7 @@ PLAIN = Form()
 
 
 def loaded(family="llama", **more):
-    return Loaded(ElasticBackbone(MAKE[family](**more), SPACE), make_tokenizer(), None, None)
+    return Loaded(with_compensation(ElasticBackbone(MAKE[family](**more), SPACE)), make_tokenizer(), None, None)
 
 
 def written(folder, form=PLAIN, sub_network=SKIPS, family="llama", batches=(), **more):
