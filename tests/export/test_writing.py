@@ -134,7 +134,21 @@ def test_quantising_says_what_it_costs(tmp_path, form, sub_network, batches):
 
 
 def test_quantised_gpt2_with_its_transposed_matrices(tmp_path):
-    assert written(tmp_path / "int8", Form(quantize="int8"), family="gpt2").difference < 0.1
+    """By the numbers in the file: how int8 products come out differs between processors (oneDNN saturates on some)."""
+    written(tmp_path / "plain", PLAIN, family="gpt2")
+    written(tmp_path / "int8", Form(quantize="int8"), family="gpt2")
+    plain, quantised = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "int8"))
+    integers = [name for name, weight in quantised.items() if weight.dtype == torch.int8]
+    assert len(integers) > 4
+    for name in integers:
+        scales = quantised[name.replace("weight", "SCB")][:, None] / 127
+        original = plain[name] if plain[name].shape == quantised[name].shape else plain[name].t()
+        apart = (quantised[name] * scales - original).abs()
+        # half a step, and what float16 rounds before that
+        assert (apart <= 0.6 * scales).all(), name
+        # the control: the matrix the other way round
+        if original.shape[0] == original.shape[1]:
+            assert not ((quantised[name] * scales - original.t()).abs() <= 0.6 * scales).all()
 
 
 def test_sizes_that_nf4_cannot_pack_are_refused(tmp_path):
