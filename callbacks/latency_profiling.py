@@ -61,7 +61,8 @@ class LatencyProfiling(Callback):
                 rank_zero_info(f"latencies: {known[0]}")
                 return known[1]
         dtype: torch.dtype = getattr(torch, self.workload.dtype)
-        blank = blank_elastic(backbone.model.config, backbone.space, dtype=dtype, device=stage.device)
+        own = [elastic.compensation.state_dict() for elastic in backbone.blocks]
+        blank = blank_elastic(backbone.model.config, backbone.space, own, dtype=dtype, device=stage.device)
         measure = profile_dynamic if stage.dynamic else profile
         table = measure(blank, self.workload, budget_seconds=self.seconds, held_out=self.held_out)
         rank_zero_info(f"latencies: measured, wrote {table.write(run_folder)}")

@@ -1,5 +1,6 @@
 """An elastic network in memory: from a checkpoint or a dense model, or with random weights where only time matters."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -166,13 +167,29 @@ def load_elastic(
 
 
 def blank_elastic(
-    config: PreTrainedConfig, space: ElasticSpace, *, dtype: torch.dtype, device: torch.device | str
+    config: PreTrainedConfig,
+    space: ElasticSpace,
+    compensation: Sequence[Mapping[str, Tensor]] = (),
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
 ) -> ElasticBackbone:
-    """A network of the same shape with random weights: as fast, without a checkpoint's to read or to disturb."""
+    """A network of the same shape with random weights: as fast, without a checkpoint's to read or to disturb.
+
+    Args:
+        config: of the full network.
+        space: the choices.
+        compensation: what narrower widths have of their own, which changes how they compute; a mapping a block.
+        dtype: of the weights.
+        device: where they are.
+    """
     # measuring in the middle of a run must not change what the run draws next
     with torch.random.fork_rng(), torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=config._attn_implementation)
-    return ElasticBackbone(model.eval(), space)
+    backbone = ElasticBackbone(model.eval(), space)
+    if compensation:
+        compensate(backbone, [dict(own) for own in compensation])
+    return backbone
 
 
 def shape_of(
@@ -181,4 +198,6 @@ def shape_of(
     """The network of a Flextron checkpoint without its weights; for counting by default: nothing is allocated."""
     config = AutoConfig.from_pretrained(folder)
     config._attn_implementation = "sdpa"
-    return blank_elastic(config, space, dtype=dtype, device=device)
+    # what is counted does not depend on it
+    own = () if str(device) == "meta" else checkpoint.read_compensation(folder, space) or ()
+    return blank_elastic(config, space, own, dtype=dtype, device=device)

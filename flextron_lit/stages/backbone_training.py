@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -26,6 +26,7 @@ from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.stop_on_nan import check_finite
 from flextron_lit.stages.watched_losses import WatchedStage
 
+Trained = Literal["all", "compensation"]
 WARMUP_SHARE = 0.1
 FINAL_LEARNING_RATE = 0.1
 
@@ -38,6 +39,9 @@ class BackboneSettings(StageSettings):
     """KL terms beside the language loss; in joint tuning what holds for sampled sub-networks holds for routed ones."""
     full_weight: FullWeight = FullWeight()
     """Weight of the full network's loss over the run; that of a sampled or routed sub-network is 1."""
+    trained: Trained = "all"
+    """`all` weights, or only the `compensation` that narrower widths have of their own: then the full network stays
+    what it is to the last bit, and needs no backward pass."""
     lr_scheduler: LRSchedulerCallable | None = None
     """Any schedule of the backbone, stepped at every update; the default warms up over a tenth of the steps and falls
     as a cosine to a tenth of the learning rate."""
@@ -54,6 +58,13 @@ class BackboneSettings(StageSettings):
             raise ValueError(f"clip_norm must be above 0, not {self.clip_norm}; a large number switches clipping off")
         if self.accumulate < 1:
             raise ValueError(f"accumulate counts batches and must be 1 or more, not {self.accumulate}")
+        if self.trained not in get_args(Trained):
+            raise ValueError(f"trained is one of {', '.join(get_args(Trained))}, not {self.trained!r}")
+        if self.trained == "compensation" and (self.full_weight != FullWeight() or self.distillation.from_original):
+            raise ValueError(
+                "trained is compensation, so the full network is the original and does not learn: full_weight, "
+                "full_from_original and sampled_from_original have no effect; leave them out"
+            )
 
 
 class BackboneTraining(WatchedStage):
@@ -68,7 +79,7 @@ class BackboneTraining(WatchedStage):
         options: how it is trained.
     """
 
-    recorded = (*WatchedStage.recorded, "clip_norm", "accumulate", "full_weight", "distillation")
+    recorded = (*WatchedStage.recorded, "trained", "clip_norm", "accumulate", "full_weight", "distillation")
     options: BackboneSettings
 
     def __init__(self, checkpoint: str, optimizer: OptimizerCallable, options: BackboneSettings) -> None:
@@ -91,10 +102,30 @@ class BackboneTraining(WatchedStage):
             # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
             self._original = (original,)
 
+    def configure_model(self) -> None:
+        """As for every stage; then what does not learn is frozen, before a strategy wraps it.
+
+        Raises:
+            ValueError: if nothing would learn.
+        """
+        super().configure_model()
+        if self.options.trained == "all":
+            return
+        own = self.backbone.compensations.values()
+        if not own:
+            raise ValueError(
+                f"trained is compensation, but narrower widths of {self.checkpoint} have nothing of their own: convert "
+                "it with calibration.compensation own or scales, or train all"
+            )
+        self.model.requires_grad_(False)
+        for parameter in own:
+            parameter.requires_grad_(True)
+
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """What data-parallel ranks leave to `_reduce_compensation`: the full network's backward does not reach it."""
-        return [f"model.{name}" for name in self.backbone.compensations]
+        # where nothing else learns no backward pass is for DDP, which wants to be asked for something
+        return [f"model.{name}" for name in self.backbone.compensations] if self.options.trained == "all" else []
 
     def configure_optimizers(self) -> Any:
         """The backbone's optimizer and schedule.
@@ -102,7 +133,7 @@ class BackboneTraining(WatchedStage):
         Raises:
             ValueError: for a schedule that waits for a metric.
         """
-        optimizer = self.optimizer(self.model.parameters())
+        optimizer = self.optimizer([each for each in self.model.parameters() if each.requires_grad])
         if self.options.lr_scheduler is None:
             steps = self.planned_updates()
             scheduler: Any = get_cosine_with_min_lr_schedule_with_warmup(
@@ -139,7 +170,8 @@ class BackboneTraining(WatchedStage):
         space = self.backbone.space
         self.parts = LossParts()
         original = self._original_logits(batch)
-        with self.backbone.use(space.full()):
+        learns = self.options.trained == "all"
+        with self.backbone.use(space.full()), torch.set_grad_enabled(learns):
             full = Pass(space.full(), batch, self.logits(batch))
             teachers = {"original": (original, self.options.distillation.full_from_original)}
             full_loss = self._loss(full, "full", 1.0, teachers)
@@ -148,9 +180,9 @@ class BackboneTraining(WatchedStage):
         # and DDP would wait for the others
         with self._no_sync():
             trained = dict(chain.from_iterable(self.train_planned(p, full, original) for p in self.plan))
-            if not last:
+            if learns and not last:
                 self.train_full(full_loss)
-        if last:
+        if learns and last:
             self.train_full(full_loss)
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
         if last:
