@@ -17,7 +17,7 @@ class FlextronCheckpointWriter(Callback):
 
     Args:
         keep: `last` writes the final state; `best` the one with the lowest validation loss, the mean over watched
-            sub-networks and domains.
+            sub-networks and domains: if that was before the first step, the network goes on as the stage found it.
 
     Raises:
         ValueError: if `keep` is neither.
@@ -28,6 +28,7 @@ class FlextronCheckpointWriter(Callback):
             raise ValueError(f"keep is last or best, not {keep!r}")
         self.keep = keep
         self.best = float("inf")
+        self.improved = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse `best` where no validation loss says which state is best."""
@@ -40,27 +41,46 @@ class FlextronCheckpointWriter(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With `best`: write when the validation loss has fallen."""
-        if self.keep == "last" or trainer.state.fn != "fit" or trainer.sanity_checking:
+        if self.keep == "last" or trainer.state.fn != "fit":
             return
         assert isinstance(pl_module, Stage)
         assert pl_module.result is not None
         loss = pl_module.result.mean_loss
-        if loss < self.best:
-            self.best = loss
+        if trainer.sanity_checking:
+            # a dense network has no folder yet to go on from
+            self.best = loss if pl_module.history else self.best
+        elif loss < self.best:
+            self.best, self.improved = loss, True
             self._write(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With `last`: write."""
+        """With `last`: write; with `best`, where nothing was better than the start: write that."""
+        assert isinstance(pl_module, Stage)
         if self.keep == "last":
             self._write(trainer, pl_module)
+        elif not self.improved:
+            self._write_start(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The best loss so far."""
-        return {"best": self.best}
+        return {"best": self.best, "improved": self.improved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.best = state_dict["best"]
+        # runs of before wrote whatever they had as best
+        self.improved = state_dict.get("improved", self.best < float("inf"))
+
+    def _write_start(self, trainer: Trainer, stage: Stage) -> None:
+        """The checkpoint that the stage started from, with a record of what was tried."""
+        if trainer.is_global_zero:
+            source, folder = stage.source_folder, RunFolder(Path(trainer.default_root_dir)).checkpoint
+            flextron_checkpoint.extend(source, folder, files={}, history=[*stage.history, stage.record()])
+            rank_zero_info(
+                f"no validation was better than {self.best:.3f}, the mean before training: {folder} is the network of "
+                f"{source} as it was"
+            )
+        trainer.strategy.barrier()
 
     def _write(self, trainer: Trainer, stage: LightningModule) -> None:
         assert isinstance(stage, Stage)

@@ -111,7 +111,7 @@ class Stage(WaitingForData):
     tokenizer: PreTrainedTokenizerBase
     source_folder: Path
     """Where `checkpoint` was found or fetched to."""
-    excess: ExcessTable | None
+    excess: ExcessTable | None = None
     """What each block loses at each width, as conversion computed it."""
     order: list[Tensor]
     history: list[dict[str, Any]]

@@ -7,7 +7,8 @@ from lightning.pytorch import Callback
 from flextron_lit import checkpoint
 from flextron_lit.callbacks import BudgetSampling, ExactResume, FlextronCheckpointWriter
 from flextron_lit.costs import parameter_table
-from flextron_lit.stages import Calibration, ElasticTraining, FullWeight, NonFiniteError
+from flextron_lit.space import SubNetwork
+from flextron_lit.stages import Calibration, Distillation, ElasticTraining, FullWeight, NonFiniteError
 from flextron_lit.stages.validation import Uniform, ValidationSet
 from tests.stages.training import PLAN, Gradients, Plan, fit, stage, sum_of_losses
 
@@ -112,8 +113,82 @@ def test_a_wrong_setting_is_refused(settings, message):
         stage(**settings)
     with pytest.raises(ValueError, match="must be 0 or more"):
         Calibration(tokens=-1)
-    with pytest.raises(ValueError, match="importance is one of magnitude, outgoing, not 'taylor'"):
+    with pytest.raises(ValueError, match="importance is one of magnitude, outgoing, greedy, not 'taylor'"):
         Calibration(importance="taylor")
+
+
+class Weights(Callback):
+    """Those of the network when training starts, by name."""
+
+    def on_train_start(self, trainer, pl_module):
+        backbone = pl_module.backbone
+        self.full, self.own = (
+            {name: each.detach().clone() for name, each in named.items()}
+            for named in (backbone.parameters, backbone.compensations)
+        )
+
+
+CONVERTED = Calibration(tokens=256, excess_tokens=128)
+
+
+def test_compensation_alone_learns_and_the_full_network_stays_to_the_last_bit():
+    for trained in ("compensation", "all"):
+        module, before = stage(calibration=CONVERTED, trained=trained), Weights()
+        fit(module, Plan(), before, steps=3)
+        backbone = module.backbone
+        kept = all(torch.equal(each, before.full[name]) for name, each in backbone.parameters.items())
+        assert kept == (trained == "compensation")
+        moved = {name for name, each in backbone.compensations.items() if not torch.equal(each, before.own[name])}
+        module_of = {"mlp": "mlp", "attention": "self_attn"}
+        drawn = {
+            f"model.layers.{block.layer}.{module_of[block.kind]}.compensation.projections.{width}"
+            for sub_network in PLAN
+            for block, width in zip(backbone.space.blocks, backbone.space.widths(sub_network), strict=True)
+            if 0 < width < block.full
+        }
+        assert moved == drawn
+        assert drawn < before.own.keys()
+
+
+def test_a_step_that_draws_the_full_network_has_nothing_to_learn():
+    module = stage(calibration=CONVERTED, trained="compensation")
+    full = SubNetwork((2, 3, 3, 3, 3, 3))
+    trainer = fit(module, Plan([full, *PLAN]))
+    assert module.backbone.space.full() == full
+    assert trainer.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trained": "compensation"}, "have nothing of their own: convert it with calibration.compensation own"),
+        ({"trained": "half"}, "trained is one of all, compensation, not 'half'"),
+        ({"trained": "compensation", "full_weight": FullWeight(end=2.0)}, "have no effect; leave them out"),
+        ({"trained": "compensation", "distillation": Distillation(full_from_original=1.0)}, "have no effect"),
+        ({"calibration": Calibration(tokens=10**7)}, "blocks of domain stories; it has"),
+    ],
+)
+def test_what_cannot_learn_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        fit(stage(**settings), Plan())
+
+
+def test_sub_networks_are_drawn_by_the_excess_losses_of_the_network():
+    class Drawn(Callback):
+        plans: list = []  # noqa: RUF012  # of both runs
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.plans.append(list(pl_module.plan))
+
+    module = stage(calibration=CONVERTED)
+    fit(module, BudgetSampling(k=3, strategies={"excess": 1}), Drawn())
+    generator = torch.Generator().manual_seed(0)
+    # the strategy is drawn too, though there is but one
+    torch.multinomial(torch.ones(1, dtype=torch.float64), 1, generator=generator)
+    wanted = module.excess.draw(module.backbone.space, module.cost_table("parameters"), 3, generator)
+    assert Drawn.plans == [wanted]
+    with pytest.raises(ValueError, match="goes by excess losses, and this network has none"):
+        fit(stage(), BudgetSampling(strategies={"excess": 1}))
 
 
 def test_the_learning_rate_warms_up_and_falls():
@@ -202,3 +277,35 @@ def test_the_best_checkpoint_is_kept_on_request(tmp_path):
     assert means[0] < means[1]
     (record,) = checkpoint.read(tmp_path / "flextron").history
     assert record["steps"] == 2
+
+
+class Scale(Callback):
+    """Makes the outputs of the network larger or smaller, by which its loss is worse or better."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def on_train_start(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.model.model.norm.weight.mul_(self.factor)
+
+
+def test_training_that_does_not_help_is_not_kept(tmp_path):
+    watched = ValidationSet(uniform=[Uniform(mlp=0.5)], random_costs=[])
+    settings = {"limit_val_batches": 1.0, "val_check_interval": 1, "check_val_every_n_epoch": None}
+    found = tmp_path / "first" / "flextron"
+    writers = [Plan(), Scale(20), FlextronCheckpointWriter()]
+    fit(stage(validation=watched), callbacks=writers, default_root_dir=tmp_path / "first", **settings)
+
+    def tuned(name, factor):
+        module = ElasticTraining(str(found), validation=watched, clip_norm=1e9)
+        callbacks = [Plan(), Scale(factor), FlextronCheckpointWriter(keep="best")]
+        fit(module, callbacks=callbacks, default_root_dir=tmp_path / name, num_sanity_val_steps=-1, **settings)
+        return tmp_path / name / "flextron"
+
+    worse, better = tuned("worse", 20), tuned("better", 1 / 20)
+    assert (worse / "model.safetensors").read_bytes() == (found / "model.safetensors").read_bytes()
+    assert [row["stage"] for row in checkpoint.read(worse).history] == ["ElasticTraining", "ElasticTraining"]
+    checkpoint.verify(worse)
+    # the control
+    assert (better / "model.safetensors").read_bytes() != (found / "model.safetensors").read_bytes()
