@@ -51,6 +51,15 @@ def test_what_narrower_widths_have_of_their_own_is_reduced_where_it_was_drawn(no
         assert wanted
 
 
+def test_two_processes_learn_what_one_would(notes):
+    for rank in notes:
+        for step in rank[:-1]:
+            assert step["one_process"] < 1e-5
+            assert step["one_process_own"] < 1e-5
+            # the control: gradients of one rank's text alone are others
+            assert step["other_text"] > 1e-4
+
+
 def test_gradients_are_reduced_once_a_step_also_when_blocks_are_skipped(notes):
     for rank in notes:
         for step in rank[:-1]:

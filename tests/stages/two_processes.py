@@ -1,8 +1,10 @@
 """Run by test_data_parallel.py in a process of its own: two gloo ranks train three steps and compare notes."""
 
+import copy
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -12,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages import Calibration, ElasticTraining
+from tests.stages.training import sum_of_losses
 
 TINY = "random:" + str(Path(__file__).parents[2] / "configs/models/tiny-llama")
 
@@ -40,7 +43,10 @@ class Notes(Callback):
         trainer.strategy.model.register_comm_hook(None, count)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.inputs = batch
         self.batch = batch["input_ids"].sum()
+        # what one process would compute with, before the update
+        self.alone = copy.deepcopy(pl_module.backbone)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         backbone = pl_module.backbone
@@ -53,6 +59,7 @@ class Notes(Callback):
                 "parameters": len(backbone.parameters),
                 "drawn": sorted(drawn),
                 "drawn_equal": all(same(gradient) for gradient in drawn.values()),
+                **self.against_one_process(pl_module),
                 "gradients_equal": same(gradients),
                 "gradient_norm": gradients.norm().item(),
                 "batches_equal": same(self.batch),
@@ -61,15 +68,37 @@ class Notes(Callback):
         )
         self.reductions = 0
 
+    def against_one_process(self, pl_module):
+        """Largest differences to gradients of one process that sees both ranks' text, and to those of this rank's."""
+        inputs = {name: gathered(tensor) for name, tensor in self.inputs.items()}
+        batches = [{name: both[rank] for name, both in inputs.items()} for rank in range(2)]
+        found = {name: p.grad for name, p in pl_module.model.named_parameters() if p.grad is not None}
+        differences = []
+        for seen in (batches, [self.inputs]):
+            alone = SimpleNamespace(backbone=self.alone, model=self.alone.model, zero_grad=self.alone.model.zero_grad)
+            wanted = sum_of_losses(alone, seen, pl_module.plan)
+            assert {name for name, gradient in wanted.items() if gradient is not None} == found.keys()
+            differences.append({name: (found[name] - wanted[name]).abs().max().item() for name in found})
+        together, own = differences
+        return {
+            "one_process": max(together.values()),
+            "one_process_own": max(value for name, value in together.items() if "compensation" in name),
+            "other_text": max(value for name, value in own.items() if "compensation" in name),
+        }
+
     def on_train_end(self, trainer, pl_module):
         weights = torch.cat([p.detach().flatten() for p in pl_module.model.parameters()])
         self.rows.append({"weights_equal": same(weights)})
 
 
+def gathered(tensor):
+    both = [torch.empty_like(tensor) for _ in range(2)]
+    distributed.all_gather(both, tensor.contiguous())
+    return both
+
+
 def same(tensor):
-    gathered = [torch.empty_like(tensor) for _ in range(2)]
-    distributed.all_gather(gathered, tensor)
-    return torch.equal(*gathered)
+    return torch.equal(*gathered(tensor))
 
 
 def main(folder):
@@ -78,7 +107,8 @@ def main(folder):
     stage = ElasticTraining(
         TINY,
         space=SpaceConfig(mlp=[0, 32, 64, 128], attention=[0, 1, 2, 4]),
-        calibration=Calibration(tokens=128),
+        calibration=Calibration(tokens=128, excess_tokens=64),
+        clip_norm=1e9,
     )
     notes = Notes()
     trainer = Trainer(
