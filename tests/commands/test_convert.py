@@ -121,6 +121,23 @@ def test_a_mistake_is_one_clear_line(options, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_config_names_texts_too(tmp_path):
+    few = TEXT[2:]
+    done = succeed(
+        "convert", "--checkpoint", TINY, "--data", "configs/data/generated.yaml", *few, "--output", tmp_path / "a"
+    )
+    assert "wrote" in done
+    described = checkpoint.read(tmp_path / "a").history[0]["data"]
+    assert set(described["domains"]) == {"stories", "reports"}
+    for options, message in (
+        ((), "name the text to calibrate on"),
+        ((*TEXT[:2], "--data", "configs/data/generated.yaml"), "name the text to calibrate on"),
+        (("--data", "configs/trainer/cpu.yaml"), "is no config of texts"),
+        (("--data", "nowhere.yaml"), "nowhere.yaml"),
+    ):
+        assert message in fail("convert", "--checkpoint", TINY, *few, *options, "--output", tmp_path / "b")
+
+
 def test_what_is_there_is_not_replaced_by_accident(converted, tmp_path):
     assert "exists; name another place" in fail("convert", "--checkpoint", TINY, *TEXT, "--output", converted)
     (tmp_path / "mine").mkdir()
