@@ -1,5 +1,6 @@
 """Surrogates: predict language losses from choices, so that a router learns without running the network."""
 
+import math
 from collections.abc import Iterable
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 OFFSET = 1.0
 """Nats added before the logarithm. Without it the noise of sub-networks near the full one would be most of the target:
 rank correlation 0.963 against 0.983 of the ridge fit on 200 pairs (docs/experiments.md)."""
+FOLDS = 8
 PENALTIES = (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -104,8 +106,8 @@ class Surrogate(nn.Module):
         Args:
             one_hot: [n, 2L, N].
             targets: [n].
-            prior: what main effects are expected to be but for a factor, [2L, N]; the ridge solution is of what they
-                leave (ours: few pairs then suffice).
+            prior: what main effects are expected to be but for a factor, [2L, N]; they stay unless the pairs clearly
+                say otherwise (ours: few pairs then suffice).
         """
         self.centre.copy_(targets.mean())
         self.scale.copy_(targets.std().clamp(min=1e-6))
@@ -114,7 +116,8 @@ class Surrogate(nn.Module):
         said = inputs @ expected
         apart = said - said.mean()
         factor = (apart @ scaled) / apart.square().sum().clamp(min=1e-12)
-        weight, bias = ridge(inputs, scaled - factor * apart)
+        solve = ridge if prior is None else cautious
+        weight, bias = solve(inputs, scaled - factor * apart)
         self.main.weight.copy_((weight + factor * expected)[None])
         self.main.bias.copy_(bias - factor * said.mean())
 
@@ -187,6 +190,39 @@ def ridge(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     weights = vh.T @ (s / (s.square() + min(PENALTIES, key=score)) * projected)
     return weights.to(targets.dtype), (y_mean - x_mean @ weights).to(targets.dtype)
+
+
+def cautious(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """As `ridge`, with the largest penalty whose error in cross-validation is within a standard error of the least.
+
+    The largest of all leaves nothing but a constant (one-standard-error rule, Breiman et al. 1984). A search for what
+    is predicted to be best finds the weights that are too small by chance, so that weights which are no more than
+    chance do harm (ours).
+    """
+    x, y = inputs.double(), targets.double()
+    fold = torch.arange(len(y), device=y.device) % FOLDS
+    errors: dict[float, Tensor] = {}
+    for penalty in (*PENALTIES, math.inf):
+        each = [_left_out(x, y, fold == k, penalty) for k in range(min(FOLDS, len(y)))]
+        errors[penalty] = torch.cat(each)
+    best = min(errors.values(), key=lambda found: float(found.mean()))
+    bound = best.mean() + best.std() / len(y) ** 0.5
+    weights = _solution(x - x.mean(0), y - y.mean(), max(p for p, found in errors.items() if found.mean() <= bound))
+    return weights.to(targets.dtype), (y.mean() - x.mean(0) @ weights).to(targets.dtype)
+
+
+def _left_out(x: Tensor, y: Tensor, out: Tensor, penalty: float) -> Tensor:
+    """Squared errors on some pairs of what the others say."""
+    mean_x, mean_y = x[~out].mean(0), y[~out].mean()
+    weights = _solution(x[~out] - mean_x, y[~out] - mean_y, penalty)
+    return (y[out] - mean_y - (x[out] - mean_x) @ weights).square()
+
+
+def _solution(x: Tensor, y: Tensor, penalty: float) -> Tensor:
+    if penalty == math.inf:
+        return x.new_zeros(x.shape[1])
+    # as many equations as pairs, which are fewer than choices
+    return x.T @ torch.linalg.solve(x @ x.T + penalty * torch.eye(len(x), dtype=x.dtype, device=x.device), y)
 
 
 def _initialise(layers: Iterable[nn.Linear], generator: torch.Generator) -> None:

@@ -4,7 +4,7 @@ import torch
 from flextron_lit.costs import CostTable
 from flextron_lit.costs.sub_network_sampling import stratified
 from flextron_lit.routers.pairs import Pairs, draw
-from flextron_lit.routers.surrogate import OFFSET, Surrogate, decode, encode, ridge
+from flextron_lit.routers.surrogate import OFFSET, Surrogate, cautious, decode, encode, ridge
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
 from tests import options
 
@@ -131,3 +131,34 @@ def test_held_out_pairs_are_kept_apart():
     assert torch.equal(both.select(held_out=False).losses, learned.losses)
     assert torch.equal(both.select(held_out=True).choices, checked.choices)
     assert len(both) == 8
+
+
+def test_what_is_known_beforehand_stays_unless_the_pairs_say_otherwise():
+    generator = torch.Generator().manual_seed(options.seed(7))
+    blocks, choices, count = len(SPACE), SPACE.num_choices, 12
+    truth = torch.rand(blocks, choices, generator=generator)
+
+    def drawn(count):
+        chosen = torch.stack([SPACE.one_hot(SPACE.random(generator)) for _ in range(count)])
+        return chosen, (chosen * truth).sum((1, 2))
+
+    (inputs, targets), (fresh, wanted) = drawn(count), drawn(200)
+    errors = {}
+    for name, prior in (("none", None), ("true", 5 * truth), ("wrong", torch.rand(truth.shape, generator=generator))):
+        surrogate = Surrogate(SPACE, 8, torch.Generator().manual_seed(0))
+        surrogate.start(inputs, targets, prior)
+        errors[name] = float((surrogate(fresh).detach() - wanted).square().mean())
+    # but for a factor the prior is all that there is to know
+    assert errors["true"] < 1e-8
+    assert errors["true"] < min(errors["none"], errors["wrong"])
+
+
+def test_weights_that_chance_explains_are_left_out():
+    generator = torch.Generator().manual_seed(options.seed(8))
+    inputs = torch.randn(40, 30, generator=generator)
+    noise, signal = torch.randn(40, generator=generator), inputs @ torch.ones(30)
+    few = [cautious(inputs[i:], noise[i:])[0].norm() for i in range(3)]
+    assert min(few) == 0
+    weight, bias = cautious(inputs, signal + 3)
+    torch.testing.assert_close(weight, torch.ones(30), rtol=0.05, atol=0.05)
+    assert bias == pytest.approx(3, abs=0.2)
