@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ class FlextronCheckpointWriter(Callback):
     """Writes the folder that the next stage starts from: `<run folder>/flextron`.
 
     Args:
-        keep: `last` writes the final state; `best` the one with the lowest validation loss, the mean over watched
-            sub-networks and domains: if that was before the first step, the network goes on as the stage found it.
+        keep: `last` writes the final state; `best` the one with the lowest validation loss, the mean over domains and
+            watched sub-networks, where there are routers over what they answer: if that was before the first step, the
+            network goes on as the stage found it.
 
     Raises:
         ValueError: if `keep` is neither.
@@ -75,7 +77,8 @@ class FlextronCheckpointWriter(Callback):
         """The checkpoint that the stage started from, with a record of what was tried."""
         if trainer.is_global_zero:
             source, folder = stage.source_folder, RunFolder(Path(trainer.default_root_dir)).checkpoint
-            flextron_checkpoint.extend(source, folder, files={}, history=[*stage.history, stage.record()])
+            record = replace(stage.record(), steps=0)
+            flextron_checkpoint.extend(source, folder, files={}, history=[*stage.history, record])
             rank_zero_info(
                 f"no validation was better than {self.best:.3f}, the mean before training: {folder} is the network of "
                 f"{source} as it was"

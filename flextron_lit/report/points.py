@@ -80,11 +80,13 @@ def validated(stages: Sequence[RunFolder]) -> list[Point]:
 
 
 def _last_table(stage: RunFolder, *, earlier: bool) -> list[Point]:
-    """Of a stage; empty where it watched no losses."""
+    """Of a stage, at the step that its checkpoint holds; empty where it watched no losses."""
     rows = read_rows(stage.path / "training.json")
+    held = checkpoint.read(stage.checkpoint).history[-1].get("steps")
+    step = held if any(row["step"] == held for row in rows) else rows[-1]["step"] if rows else None
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["step"] == rows[-1]["step"]:
+        if row["step"] == step:
             by_name.setdefault(row["sub_network"], []).append(row)
     return [_point(each, stage.path.name, earlier=earlier) for each in by_name.values()]
 

@@ -158,8 +158,15 @@ class ValidationResult:
 
     @property
     def mean_loss(self) -> float:
-        """Mean over sub-networks and domains, in nats per token."""
-        return float(self.losses.mean())
+        """Mean over sub-networks and domains, in nats per token; where routers answer, over those and the full network.
+
+        What a stage is there for: tuning for what budgets get may cost networks that no budget gets.
+        """
+        answers = [name.startswith((ROUTED, DYNAMIC)) for name in self.watched]
+        counted = [
+            answer or name == FULL or not any(answers) for name, answer in zip(self.watched, answers, strict=True)
+        ]
+        return float(self.losses[torch.tensor(counted)].mean())
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Under stable names: `<prefix>/<sub-network>/<domain>/loss` and `/perplexity`, and the mean loss of each.

@@ -1,3 +1,4 @@
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
@@ -5,8 +6,11 @@ import torch
 from lightning.pytorch import Callback
 
 from flextron_lit import checkpoint
-from flextron_lit.callbacks import BudgetSampling, ExactResume, FlextronCheckpointWriter
+from flextron_lit.callbacks import BudgetSampling, ExactResume, FlextronCheckpointWriter, ParetoReport
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs import parameter_table
+from flextron_lit.files.damage import read_rows
+from flextron_lit.report.points import validated
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages import Calibration, Distillation, ElasticTraining, FullWeight, NonFiniteError
 from flextron_lit.stages.validation import Uniform, ValidationSet
@@ -279,6 +283,14 @@ def test_the_best_checkpoint_is_kept_on_request(tmp_path):
     assert record["steps"] == 2
 
 
+def start(folder):
+    """Mean loss of what was watched before training, by name."""
+    rows = [row for row in read_rows(folder / "training.json") if row["step"] == 0]
+    return {
+        name: fmean(r["loss"] for r in rows if r["sub_network"] == name) for name in {r["sub_network"] for r in rows}
+    }
+
+
 class Scale(Callback):
     """Makes the outputs of the network larger or smaller, by which its loss is worse or better."""
 
@@ -299,7 +311,7 @@ def test_training_that_does_not_help_is_not_kept(tmp_path):
 
     def tuned(name, factor):
         module = ElasticTraining(str(found), validation=watched, clip_norm=1e9)
-        callbacks = [Plan(), Scale(factor), FlextronCheckpointWriter(keep="best")]
+        callbacks = [Plan(), Scale(factor), ParetoReport(), FlextronCheckpointWriter(keep="best")]
         fit(module, callbacks=callbacks, default_root_dir=tmp_path / name, num_sanity_val_steps=-1, **settings)
         return tmp_path / name / "flextron"
 
@@ -307,5 +319,8 @@ def test_training_that_does_not_help_is_not_kept(tmp_path):
     assert (worse / "model.safetensors").read_bytes() == (found / "model.safetensors").read_bytes()
     assert [row["stage"] for row in checkpoint.read(worse).history] == ["ElasticTraining", "ElasticTraining"]
     checkpoint.verify(worse)
+    # what is shown of it is what was validated before training
+    assert checkpoint.read(worse).history[-1]["steps"] == 0
+    assert {point.value for point in validated([RunFolder(worse.parent)])} == set(start(worse.parent).values())
     # the control
     assert (better / "model.safetensors").read_bytes() != (found / "model.safetensors").read_bytes()
