@@ -121,8 +121,10 @@ def test_routers_that_are_tuned_together_are_for_one_cost(name, quick):
         layers = [stage.get("settings", {}), *([stage.get("quick", {})] if quick else [])]
         given = [_init_args(layer)["cost"] for layer in layers if "cost" in _init_args(layer)]
         costs.append(given[-1] if given else "latency")
-    assert _init_args(stages["joint_tuning"].get("settings", {}))["router"] == "both"
-    assert len(set(costs)) == 1, costs
+    # the quickstart tunes the static one alone, since its budgets are of this machine's latency
+    tuned = _init_args(stages["joint_tuning"].get("settings", {})).get("router", "static")
+    assert tuned == ("static" if name == "quickstart.yaml" else "both")
+    assert tuned == "static" or len(set(costs)) == 1, costs
 
 
 def _init_args(settings):

@@ -48,6 +48,7 @@ TRAINED = ("runs/debug_pipeline/elastic", "runs/debug_pipeline/static_router", "
 SERVED = (
     *TRAINED,
     "runs/converted",
+    "runs/quickstart/dynamic_router",
     "runs/quickstart/static_router",
     "runs/quickstart/joint_tuning",
     "runs/mine/joint_tuning",
@@ -132,7 +133,7 @@ def test_the_processors_build_of_torch_is_the_pinned_version():
 
 def test_the_python_of_the_readme_runs(place):
     # its budgets are of a latency; that of a tiny network, measured on a busy machine, may be nearly that of none
-    folder = place / "runs/quickstart/joint_tuning/flextron"
+    folder = place / "runs/quickstart/dynamic_router/flextron"
     latency_table(load_elastic(str(folder)).backbone, 32).write(folder)
     (code,) = blocks("python")
     found = {}

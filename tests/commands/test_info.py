@@ -102,7 +102,7 @@ def test_history_is_shown_stage_by_stage(tmp_path, capsys):
 
 
 def test_what_later_stages_add_is_listed(written, capsys):
-    assert printed(written, capsys).count("none") == 3
+    assert printed(written, capsys).count("none") == 4
     for name in ("costs/latency.json", "routers/static.safetensors", "surrogate.safetensors"):
         (written / name).parent.mkdir(exist_ok=True)
         (written / name).touch()
