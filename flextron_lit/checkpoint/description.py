@@ -106,8 +106,8 @@ def _model(folder: Path, space: ElasticSpace, headers: Mapping[str, Header]) -> 
 
 def _compensation(folder: Path) -> dict[str, Any]:
     """What narrower widths have of their own, beside the full network's parameters: number and form."""
-    headers = Weights(folder, compensation=True).headers
-    own = {name: header for name, header in headers.items() if name not in Weights(folder).headers}
+    full, every = Weights(folder).headers, Weights(folder, compensation=True).headers
+    own = {name: header for name, header in every.items() if name not in full}
     forms = {name.split(".")[-2] for name in own}
     return {
         "num_compensation_parameters": sum(prod(header.shape) for header in own.values()),
