@@ -193,6 +193,12 @@ class BackboneTraining(WatchedStage):
         """Forward and backward of what one entry of the plan stands for: what to call each pass, and its loss."""
         raise NotImplementedError
 
+    def backward_planned(self, loss: Tensor) -> None:
+        """Backward of one pass of what is planned, with the selection still active that it ran with."""
+        # where compensation alone is trained, the full network may be drawn too and have nothing to learn
+        if loss.requires_grad:
+            self.manual_backward(loss / self.options.accumulate)
+
     def train_full(self, loss: Tensor) -> None:
         """The full network's backward."""
         weight = self.options.full_weight

@@ -95,9 +95,7 @@ class ElasticTraining(BackboneTraining):
         with self.backbone.use(planned):
             done = Pass(planned, full.batch, self.logits(full.batch))
             loss = self.smaller_loss(done, "sampled", full, original)
-            # where compensation alone is trained, the full network may be drawn too and have nothing to learn
-            if loss.requires_grad:
-                self.manual_backward(loss / self.options.accumulate)
+            self.backward_planned(loss)
         yield str(planned.choices), loss.detach()
 
     # --- what is kept -------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
                 penalty = self.options.penalty.of(ratios, torch.full_like(ratios, budget))
                 self.parts.add(f"{tuned.prefix}/cost_penalty", penalty)
                 loss = loss + penalty
-            self.manual_backward(loss / self.options.accumulate)
+            self.backward_planned(loss)
         self.parts.add(f"{tuned.prefix}/cost_gap", ratios.mean() - budget)
         self.parts.add(f"{tuned.prefix}/entropy", entropy(drawn.routed.logits.detach()).mean())
         return loss

@@ -80,11 +80,11 @@ class ElasticModule(nn.Module):
         biases = [Axis(f"{name}.bias", 0, cls.parts) for name in cls.inner]
         return (*weights, *biases, Axis(f"{cls.outer}.weight", inputs))
 
-    def read(self, units: Tensor, width: int, *, bias: bool = True) -> Tensor:
+    def read(self, units: Tensor, width: int) -> Tensor:
         """By the outer layer, what a width's own units say: [..., width x rows of a unit] to [..., D]."""
         outer: Any = getattr(self, self.outer)
         weight, units = self.compensation.reading(weight_of(outer), units, width)
-        return F.linear(units, weight, outer.bias if bias else None)
+        return F.linear(units, weight, outer.bias)
 
     def narrow(self, width: int) -> None:
         """Note that the weights hold so many units, in families whose stock forward reads such a number."""
