@@ -42,11 +42,12 @@ def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
     folder = location.checkpoint
     record = checkpoint.read(folder)
     verified = checkpoint.verify(folder) if verify else None
+    full = Weights(folder).headers
     files = {name: path.stat().st_size for name, path in files_in(folder).items()}
     return {
         "checkpoint": str(folder),
         "run_folder": None if location.run_folder is None else str(location.run_folder.path),
-        "model": _model(folder, record.space, Weights(folder).headers) | _compensation(folder),
+        "model": _model(folder, record.space, full) | _compensation(folder, full),
         "space": {"groups": _groups(record.space), "num_sub_networks": record.space.num_sub_networks},
         "costs": [name for name in files if name.startswith("costs/")],
         "routers": [name for name in files if name.startswith(ROUTERS)],
@@ -104,9 +105,9 @@ def _model(folder: Path, space: ElasticSpace, headers: Mapping[str, Header]) -> 
     }
 
 
-def _compensation(folder: Path) -> dict[str, Any]:
+def _compensation(folder: Path, full: Mapping[str, Header]) -> dict[str, Any]:
     """What narrower widths have of their own, beside the full network's parameters: number and form."""
-    full, every = Weights(folder).headers, Weights(folder, compensation=True).headers
+    every = Weights(folder, compensation=True).headers
     own = {name: header for name, header in every.items() if name not in full}
     forms = {name.split(".")[-2] for name in own}
     return {

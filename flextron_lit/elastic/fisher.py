@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
-from flextron_lit.elastic.importance import Batch
+from flextron_lit.elastic.importance import Batch, inputs_of
 
 
 def output_gradients(backbone: ElasticBackbone, batches: Iterable[Batch], generator: torch.Generator) -> list[Tensor]:
@@ -42,8 +42,7 @@ def _gradients(backbone: ElasticBackbone, batch: Batch, generator: torch.Generat
     with ExitStack() as stack:
         for index, elastic in enumerate(backbone.blocks):
             stack.callback(_keep(elastic, index, outputs).remove)
-        inputs = {k: batch[k].to(backbone.model.device) for k in ("input_ids", "position_ids") if k in batch}
-        logits = backbone.model(**inputs, use_cache=False).logits.flatten(0, 1).float()
+        logits = backbone.model(**inputs_of(backbone, batch), use_cache=False).logits.flatten(0, 1).float()
     drawn = torch.rand(len(logits), 1, generator=generator).to(logits.device)
     with torch.no_grad():
         labels = (logits.softmax(-1).cumsum(-1) < drawn).sum(-1).clamp(max=logits.shape[-1] - 1)

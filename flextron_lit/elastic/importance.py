@@ -86,12 +86,16 @@ def measure(backbone: ElasticBackbone, batches: Iterable[Batch], importance: Imp
         for elastic, total in zip(backbone.blocks, totals, strict=True):
             stack.callback(_listen(elastic, total, SCORES[importance](elastic)).remove)
         for batch in batches:
-            inputs = {k: batch[k].to(backbone.model.device) for k in ("input_ids", "position_ids") if k in batch}
-            backbone.model(**inputs, use_cache=False, logits_to_keep=1)
+            backbone.model(**inputs_of(backbone, batch), use_cache=False, logits_to_keep=1)
             seen += 1
     if not seen:
         raise ValueError("importance needs at least one calibration batch, got none")
     return totals
+
+
+def inputs_of(backbone: ElasticBackbone, batch: Batch) -> dict[str, Tensor]:
+    """What the network is given of a calibration batch, on its device."""
+    return {k: batch[k].to(backbone.model.device) for k in ("input_ids", "position_ids") if k in batch}
 
 
 def _listen(elastic: ElasticBlock, total: Tensor, score: Score) -> torch.utils.hooks.RemovableHandle:

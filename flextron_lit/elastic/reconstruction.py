@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
 from flextron_lit.elastic.compensation import ATTRIBUTE, Compensation, Form, anchors, shapes
-from flextron_lit.elastic.importance import Batch, permute
+from flextron_lit.elastic.importance import Batch, inputs_of, permute
 from flextron_lit.elastic.least_squares import excess_loss, greedy_order, own_projection, rows_of, unit_scales
 from flextron_lit.elastic.prefix import weight_of
 from flextron_lit.terminal.progress import progress
@@ -53,7 +53,6 @@ def reconstruct(
         One entry a block, in the order of the space, on the processor.
     """
     found: dict[int, Reconstructed] = {}
-    inputs = {k: batch[k].to(backbone.model.device) for k in ("input_ids", "position_ids") if k in batch}
     # blocks come to us, so the bar is asked to go on by each of them
     steps = progress(backbone.blocks, f"reconstructing {len(backbone.blocks)} blocks")
     with backbone.use(backbone.space.full()), backbone.evaluating(), ExitStack() as stack:
@@ -65,7 +64,7 @@ def reconstruct(
                 next(steps)
 
             stack.callback(elastic.output.register_forward_pre_hook(read).remove)
-        backbone.model(**inputs, use_cache=False, logits_to_keep=1)
+        backbone.model(**inputs_of(backbone, batch), use_cache=False, logits_to_keep=1)
     next(steps, None)
     return [found[index] for index in range(len(backbone.blocks))]
 

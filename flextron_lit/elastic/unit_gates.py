@@ -55,39 +55,24 @@ def gated(backbone: ElasticBackbone, choose: Choose) -> Iterator[None]:
     """
     with backbone.use(backbone.space.full()), ExitStack() as stack:
         for index, elastic in enumerate(backbone.blocks):
-            for hook in _gate(elastic, index, choose):
+            hooks = _gate if elastic.compensation.empty else _mix
+            for hook in hooks(elastic, index, choose):
                 stack.callback(hook.remove)
         yield
 
 
 def _gate(elastic: ElasticBlock, index: int, choose: Choose) -> list[RemovableHandle]:
-    chosen: Tensor | None = None
+    """Hooks for a block whose widths all read with the first columns of one projection."""
     gates: Tensor | None = None
 
     def on_input(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        nonlocal chosen, gates
-        hidden_states = inputs[0] if inputs else options["hidden_states"]
-        chosen = choose(index, hidden_states)
-        gates = unit_gates(chosen, elastic.block)
+        nonlocal gates
+        gates = unit_gates(choose(index, _hidden_states(inputs, options)), elastic.block)
 
     def on_units(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         assert gates is not None
         activations, *rest = inputs
-        rows = activations.shape[-1] // elastic.block.full
-        return (activations * gates.repeat_interleave(rows, -1).to(activations.dtype), *rest)
-
-    def on_mixture(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        assert chosen is not None
-        activations, widths, reader = inputs[0], elastic.block.widths, cast(ElasticModule, elastic.module)
-        rows = activations.shape[-1] // elastic.block.full
-        shares = chosen.to(output.dtype)
-        narrower = (
-            shares[..., c : c + 1] * reader.read(activations[..., : width * rows], width)
-            for c, width in enumerate(widths[:-1])
-            if width
-        )
-        last = len(widths) - 1
-        return sum(narrower, shares[..., last : last + 1] * output)
+        return (activations * gates.repeat_interleave(elastic.rows, -1).to(activations.dtype), *rest)
 
     def on_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert gates is not None
@@ -95,10 +80,34 @@ def _gate(elastic: ElasticBlock, index: int, choose: Choose) -> list[RemovableHa
         return output * gates[..., :1].to(output.dtype)
 
     hooks = [elastic.module.register_forward_pre_hook(on_input, with_kwargs=True)]
-    if not elastic.compensation.empty:
-        # widths that read in ways of their own: the mean of what each gives, which gates on one reading cannot say
-        return [*hooks, elastic.output.register_forward_hook(on_mixture)]
     hooks.append(elastic.output.register_forward_pre_hook(on_units))
     if elastic.block.widths[0] == 0:
         hooks.append(elastic.output.register_forward_hook(on_output))
     return hooks
+
+
+def _mix(elastic: ElasticBlock, index: int, choose: Choose) -> list[RemovableHandle]:
+    """Hooks for a block whose widths read in ways of their own: the mean of what each of them gives."""
+    chosen: Tensor | None = None
+
+    def on_input(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        nonlocal chosen
+        chosen = choose(index, _hidden_states(inputs, options))
+
+    def on_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert chosen is not None
+        (*narrower, _), reader = elastic.block.widths, cast(ElasticModule, elastic.module)
+        shares, last = chosen.to(output.dtype), len(narrower)
+        read = (
+            shares[..., c : c + 1] * reader.read(inputs[0][..., : width * elastic.rows], width)
+            for c, width in enumerate(narrower)
+            if width
+        )
+        return sum(read, shares[..., last : last + 1] * output)
+
+    hooks = [elastic.module.register_forward_pre_hook(on_input, with_kwargs=True)]
+    return [*hooks, elastic.output.register_forward_hook(on_output)]
+
+
+def _hidden_states(inputs: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+    return inputs[0] if inputs else options["hidden_states"]
