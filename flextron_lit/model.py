@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint import keywords
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.weights import Weights
@@ -24,6 +26,7 @@ from flextron_lit.routers.from_budget import Answer, Budget
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.routers.trained import FOLDER as ROUTERS
 from flextron_lit.routers.trained import SURROGATE
+from flextron_lit.sources import resolve_model
 
 if TYPE_CHECKING:
     Stock = PreTrainedModel
@@ -33,6 +36,8 @@ else:
 
 ADDED = (f"{COSTS}/*", f"{ROUTERS}/*", SURROGATE, EXCESS)
 """Files of a Flextron checkpoint that belong to its network and are neither weights nor the record."""
+MADE: dict[type[PreTrainedModel], type[FlextronModel]] = {}
+"""Of every stock class the one that was made of it."""
 TRAINED_HERE = "training in Python"
 """What stale routers say of weights that were changed through this class."""
 
@@ -43,40 +48,50 @@ class FlextronModel(Stock):
     It is the stock class too (a LlamaForCausalLM, say), so whatever takes a Hugging Face model takes it. Without a
     budget it is the full network. `AutoModelForCausalLM` reads the same folder as the plain dense model.
 
-    The object shares all modules with `backbone.model`, which stays of the stock class, so that what is extracted or
-    saved is stock as well (ours).
+    What is extracted or saved is of the stock class again (ours). peft puts adapters on it like on any model; see
+    `elastic/adapters.py` for what narrower widths make of them.
     """
 
     flextron: Loaded
     """Backbone, tokenizer, record and routers that it is made of."""
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # a source, not a Hub name with thirty options
+    def from_pretrained(  # type: ignore[override]  # a source, not only a Hub name
         cls,
-        source: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         device: torch.device | str = "cpu",
         attn_implementation: str = "sdpa",
+        **options: Any,
     ) -> FlextronModel:
         """Load a network; a dense model becomes elastic with the default space.
 
         Args:
-            source: a Flextron checkpoint, a run folder that holds one, or a dense model in any notation.
-            dtype: of the weights in memory.
+            pretrained_model_name_or_path: a Flextron checkpoint, a run folder that holds one, or a dense model in any
+                notation.
+            dtype: of the weights in memory; also its name, or `auto` for that of the file.
             device: where to put them.
             attn_implementation: `sdpa` or `eager`.
+            options: Hugging Face's; `device_map` with one device and `revision` are honoured, and what asks for what
+                happens anyway.
 
         Raises:
-            ValueError: if the source does not exist, is damaged, or cannot become elastic.
+            ValueError: if the source does not exist, is damaged, or cannot become elastic, or an option asks for what
+                this class does not do.
         """
-        loaded = load_elastic(_resolved(source), attn_implementation=attn_implementation, dtype=dtype, device=device)
-        # a second object around the same modules, parameters and hooks
-        model = copy.copy(loaded.backbone.model)
+        given = keywords.of_loading(str(pretrained_model_name_or_path), dtype, device, options)
+        source = _resolved(given.source)
+        dtype = given.dtype or _dtype_of(source)
+        loaded = load_elastic(source, attn_implementation=attn_implementation, dtype=dtype, device=given.device)
+        model: Any = loaded.backbone.model
         model.__class__ = _flextron_class(type(model))
-        flextron = cast(FlextronModel, model)
-        flextron.flextron = loaded
-        return flextron
+        model.flextron = loaded
+        return cast(FlextronModel, model)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """For copies and pickles: the class is made, not found by its name."""
+        return _blank, (self.backbone.family.model,), self.__dict__
 
     @property
     def backbone(self) -> ElasticBackbone:
@@ -85,8 +100,12 @@ class FlextronModel(Stock):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer."""
+        """The checkpoint's tokenizer, or what was set in its place; saved with the network."""
         return self.flextron.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.flextron = replace(self.flextron, tokenizer=tokenizer)
 
     # --- budgets ------------------------------------------------------------------------------------------------
 
@@ -168,18 +187,36 @@ class FlextronModel(Stock):
 
     # --- saving -------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | Path) -> None:  # type: ignore[override]  # whole, never in part
+    def save_pretrained(  # type: ignore[override]  # Hugging Face's further options are refused, with the reason
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = checkpoint.MAX_SHARD_SIZE,
+        **options: Any,
+    ) -> None:
         """Write a Flextron checkpoint: weights, tokenizer, record, cost tables, routers, surrogate.
 
         If the weights in memory are no longer those of the checkpoint, routers and surrogate go along marked as stale.
 
         Args:
-            folder: target; an existing one is replaced, whole or not at all.
+            save_directory: target; a checkpoint there is replaced, whole or not at all, other files stay.
+            is_main_process: whether this process writes; of several, one should.
+            state_dict: weights to write in the place of those in memory, where these are sharded.
+            push_to_hub: refused.
+            max_shard_size: of a weight file; larger networks are written in several.
+            options: Hugging Face's; what asks for what happens anyway is honoured.
 
         Raises:
-            ValueError: if it cannot be written, or files of the checkpoint it was read from are damaged or gone.
+            ValueError: if it cannot be written, files of the checkpoint it was read from are damaged or gone, adapters
+                are in place, or an option asks for what this class does not do.
         """
+        keywords.of_saving(options, push_to_hub=push_to_hub)
+        if not is_main_process:
+            return
         loaded = self.flextron
+        loaded.backbone.refuse_foreign()
         source = loaded.folder
         files: dict[str, Path | bytes] = {}
         if loaded.record is not None:
@@ -187,26 +224,59 @@ class FlextronModel(Stock):
             if not _same_weights(loaded):
                 files |= stale_files(source, loaded.backbone.space, TRAINED_HERE)
         checkpoint.write(
-            Path(folder),
+            Path(save_directory),
             loaded.backbone,
             loaded.tokenizer,
             order=loaded.order,
             history=loaded.history,
             files=files,
+            state_dict=state_dict,
+            max_shard_size=max_shard_size,
+            among_others=True,
         )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's; refuses weights of the full network alone where narrower widths have trained ones of their own.
+
+        Raises:
+            ValueError: if those are missing, as they are from the weight file of a saved folder.
+        """
+        own = [name for name, each in self.backbone.compensations.items() if each.requires_grad]
+        missing = [name for name in own if name not in state_dict]
+        if missing and not strict:
+            raise ValueError(
+                f"the weights lack {len(missing)} that narrower widths have of their own, {missing[0]} among them: the "
+                "weight file of a folder is the full network alone; load the folder with FlextronModel.from_pretrained"
+            )
+        return cast(Any, super()).load_state_dict(state_dict, strict=strict, assign=assign)
 
 
 def _flextron_class(stock: type[PreTrainedModel]) -> type[FlextronModel]:
     """The stock class with budgets. It keeps its name: pipelines look up by it what a model can do."""
-    return type(stock.__name__, (FlextronModel, stock), {"__module__": __name__, "__doc__": FlextronModel.__doc__})
+    if stock not in MADE:
+        MADE[stock] = type(
+            stock.__name__, (FlextronModel, stock), {"__module__": __name__, "__doc__": FlextronModel.__doc__}
+        )
+    return MADE[stock]
 
 
-def _resolved(source: str | Path) -> str:
+def _blank(stock: type[PreTrainedModel]) -> FlextronModel:
+    made = _flextron_class(stock)
+    return made.__new__(made)
+
+
+def _dtype_of(source: str) -> torch.dtype:
+    """That of the weights, as the config says; float32 where it does not."""
+    config = checkpoint.read_config(resolve_model(source))
+    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _resolved(source: str) -> str:
     """What `load_elastic` reads: of a run folder the checkpoint in it."""
     folder = Path(source).expanduser()
     if folder.is_dir() and not (folder / checkpoint.CONFIG).is_file():
         return str(locate(folder).checkpoint)
-    return str(source)
+    return source
 
 
 def _one(budget: Budget | Sequence[Budget]) -> Budget:

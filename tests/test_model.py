@@ -1,6 +1,7 @@
 """`FlextronModel`: the elastic network as the ecosystem expects a model."""
 
 import copy
+import pickle
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,17 @@ import warnings
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from setuptools import find_namespace_packages
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, LlamaForCausalLM, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    pipeline,
+)
 
 import flextron_lit
 from flextron_lit import FlextronModel, checkpoint
@@ -20,7 +29,7 @@ from flextron_lit.elastic import extract
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_tokenizer
-from tests.conftest import make_gpt2
+from tests.conftest import make_gpt2, with_compensation
 from tests.front_door import ROOT
 from tests.options import seed
 from tests.served import TINY, write
@@ -120,6 +129,186 @@ def test_what_is_extracted_is_stock(model):
     assert small.num_parameters() < model.num_parameters()
 
 
+def test_it_is_one_object(model):
+    assert model.backbone.model is model
+    assert model.train().backbone.model.training
+    assert not model.eval().training
+    config, settings = copy.deepcopy(model.config), GenerationConfig(max_new_tokens=3)
+    model.config, model.generation_config = config, settings
+    assert model.backbone.model.config is config
+    assert model.backbone.model.generation_config is settings
+
+
+def test_what_is_set_on_it_is_saved(model, tmp_path):
+    model.generation_config = GenerationConfig(max_new_tokens=3, repetition_penalty=1.5)
+    model.config = copy.deepcopy(model.config)
+    model.config.pad_token_id = 7
+    model.tokenizer = copy.deepcopy(model.tokenizer)
+    model.tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    model.save_pretrained(tmp_path / "set")
+    again = FlextronModel.from_pretrained(tmp_path / "set")
+    assert again.generation_config.repetition_penalty == 1.5
+    assert again.config.pad_token_id == 7
+    assert again.tokenizer.pad_token == "<pad>"
+
+
+def test_undone_it_is_stock_again(model):
+    full = logits(model)
+    stock = model.backbone.undo()
+    assert type(stock) is LlamaForCausalLM
+    assert torch.equal(logits(stock), full)
+
+
+@pytest.mark.parametrize("way", ["pickle", "torch"])
+def test_it_can_be_pickled(model, tmp_path, way):
+    model.set_budget(0.6)
+    if way == "pickle":
+        again = pickle.loads(pickle.dumps(model))
+    else:
+        torch.save(model, tmp_path / "model.pt")
+        again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert type(again) is type(model)
+    assert torch.equal(logits(again), logits(model))
+    assert again.set_budget(0.8) == model.set_budget(0.8)
+    assert torch.equal(logits(again), logits(model))
+    again.set_budget(1.0)
+    assert not is_full(model)
+
+
+# --- Hugging Face's keywords ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device_map": "cpu"},
+        {"device_map": {"": "cpu"}},
+        {"device_map": None, "trust_remote_code": False, "use_safetensors": True, "low_cpu_mem_usage": True},
+        {"local_files_only": True, "revision": "main", "token": None, "cache_dir": None},
+    ],
+)
+def test_keywords_of_loading_that_ask_for_what_is_done(folder, model, options):
+    again = FlextronModel.from_pretrained(pretrained_model_name_or_path=folder, **options)
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"torch_dtype": torch.bfloat16}, {"dtype": "auto"}])
+def test_the_precision_has_several_spellings(folder, tmp_path, options):
+    FlextronModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    assert FlextronModel.from_pretrained(tmp_path / "half", **options).dtype == torch.bfloat16
+    assert FlextronModel.from_pretrained(tmp_path / "half").dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device_map": "balanced"}, "lies on one device"),
+        ({"device_map": {"a": 0, "b": "cpu"}}, "lies on one device"),
+        ({"revision": "v2"}, "revision='v2' has no effect"),
+        ({"quantization_config": object()}, "quantise after export"),
+        ({"load_in_4bit": True}, "quantise after export"),
+        ({"trust_remote_code": True}, "no code of a model's folder is run"),
+        ({"cache_dir": "/tmp"}, "set HF_HOME"),
+        ({"dtype": "int8"}, "none that weights can have"),
+        ({"use_cache": False}, r"from_pretrained\(use_cache=False\): it has no effect here"),
+    ],
+)
+def test_other_keywords_of_loading_are_refused_with_the_reason(folder, options, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        FlextronModel.from_pretrained(folder, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_keywords_of_saving_that_are_honoured(model, tmp_path):
+    model.save_pretrained(save_directory=tmp_path / "other", is_main_process=False)
+    assert not (tmp_path / "other").exists()
+    doubled = {name: 2 * tensor for name, tensor in model.state_dict().items()}
+    # None of them means today's
+    model.save_pretrained(tmp_path / "same", state_dict=None, safe_serialization=True, token=None, variant=None)
+    model.save_pretrained(tmp_path / "doubled", state_dict=doubled, max_shard_size="20KB")
+    assert torch.equal(logits(FlextronModel.from_pretrained(tmp_path / "same")), logits(model))
+    again = FlextronModel.from_pretrained(tmp_path / "doubled")
+    assert torch.equal(again.state_dict()["model.norm.weight"], doubled["model.norm.weight"])
+    assert len(checkpoint.weight_files(tmp_path / "doubled")) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"push_to_hub": True}, "hf upload"),
+        ({"safe_serialization": False}, "nothing is pickled"),
+        ({"variant": "fp16"}, "one set of weights"),
+        ({"distributed_checkpoint": True}, "written by one process"),
+        ({"nonsense": 1}, r"save_pretrained\(nonsense=1\)"),
+        ({"state_dict": {"what": torch.ones(1)}}, "1 are unknown"),
+    ],
+)
+def test_other_keywords_of_saving_are_refused_with_the_reason(model, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        model.save_pretrained(tmp_path / "no", **options)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "no").exists()
+
+
+def test_own_weights_of_narrower_widths_come_from_a_state_dict_too(folder, tmp_path):
+    model = FlextronModel.from_pretrained(folder)
+    with_compensation(model.backbone)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    half = model.backbone.space.uniform(mlp=0.5)
+    with model.use(half):
+        expected = logits(model)
+    with torch.no_grad():
+        for own in model.backbone.compensations.values():
+            own.zero_()
+    model.save_pretrained(tmp_path / "given", state_dict=state)
+    again = FlextronModel.from_pretrained(tmp_path / "given")
+    with again.use(half):
+        assert torch.equal(logits(again), expected)
+    # the weight file alone would leave them as they are
+    with pytest.raises(ValueError, match="load the folder with FlextronModel.from_pretrained"):
+        model.load_state_dict(load_file(tmp_path / "given/model.safetensors"), strict=False)
+
+
+def test_files_of_others_stay_where_a_network_is_saved(model, tmp_path):
+    for name in ("optimizer.pt", "checkpoint-2/state.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("theirs")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "elastic").mkdir(exist_ok=True)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "optimizer.pt").read_text() == (tmp_path / "checkpoint-2/state.json").read_text() == "theirs"
+    # not what a loader would take for weights
+    assert not (tmp_path / "model-00001-of-00002.safetensors").exists()
+    # a Trainer writes the tokenizer again
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(tmp_path)
+    assert FlextronModel.from_pretrained(tmp_path).tokenizer.pad_token == "<pad>"
+    # but weights are sealed
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + " ")
+    with pytest.raises(ValueError, match="is damaged"):
+        FlextronModel.from_pretrained(tmp_path)
+
+
+def test_an_adapter_is_merged_before_the_network_is_saved(folder, model, tmp_path):
+    with_compensation(model.backbone)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    with pytest.raises(ValueError, match="merge them first"):
+        model.save_pretrained(tmp_path / "no")
+    # costs hold, answers say that they are of the network without it
+    answer = adapted.set_budget(0.6)
+    assert "this router is stale: an adapter has changed" in answer.how
+    assert answer.sub_network == FlextronModel.from_pretrained(folder).set_budget(0.6).sub_network
+    expected, text = logits(adapted), generate(adapted)
+    assert torch.equal(generate(adapted, budget=0.6), text)
+    with pytest.warns(UserWarning, match="stale: an adapter has changed"):
+        generate(adapted, budget=0.8, dynamic=True)
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    again = FlextronModel.from_pretrained(tmp_path / "merged")
+    assert "stale: training in Python" in again.set_budget(0.6).how
+    assert torch.allclose(logits(again), expected, atol=1e-4)
+
+
 # --- budgets ----------------------------------------------------------------------------------------------------
 
 
@@ -193,8 +382,8 @@ def test_a_pipeline_has_nothing_to_say_against_it(model, monkeypatch):
     made = {"model": model, "tokenizer": model.tokenizer, "device": -1}
     pipeline("text-generation", **made)
     assert said == []
-    # of a class of any other name it has; this one is the model's own
-    type(model).__name__ = "ElasticModel"
+    # of a class of any other name it has
+    model.__class__ = type("ElasticModel", (type(model),), {})
     pipeline("text-generation", **made)
     assert "ElasticModel" in said[0]
 

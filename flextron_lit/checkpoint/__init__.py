@@ -10,6 +10,7 @@ In reading order:
 - `run_folder`: what a run keeps, and whether it is new, to be resumed or finished: here a run resumes, `begin`
 - `run_config`: the config that it keeps, and that of a run of an older program
 - `resume_io`: how the state of an unfinished run reaches the disk (what is in it: `callbacks/exact_resume.py`)
+- `keywords`: what Hugging Face's `from_pretrained` and `save_pretrained` may be asked
 - `location`: which checkpoint a folder on the command line means
 """
 
@@ -29,4 +30,4 @@ from flextron_lit.checkpoint.folder import (
     verify,
     weight_files,
 )
-from flextron_lit.checkpoint.writing import extend, note_evaluation, write
+from flextron_lit.checkpoint.writing import MAX_SHARD_SIZE, extend, note_evaluation, write

@@ -18,7 +18,7 @@ from flextron_lit.elastic.reconstruction import compensate
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.excess import ExcessTable
-from flextron_lit.routers.from_budget import Answer, Budget, DynamicRouting, Routing
+from flextron_lit.routers.from_budget import ADAPTER, Answer, Budget, DynamicRouting, Routing
 from flextron_lit.sources import load_dense, load_tokenizer, resolve_model
 from flextron_lit.space import ElasticSpace, SpaceConfig
 
@@ -114,6 +114,8 @@ class Loaded:
             ValueError: if it cannot be read or met, or the checkpoint has nothing to answer it with.
         """
         routing = self.routing(latency, workload)
+        if self.backbone.adapted:
+            routing = routing.stale_since(ADAPTER)
         answer = routing.answer(routing.parse(budget))
         if answer is None:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from flextron_lit.checkpoint.folder import (
     ORDER,
     RECORD,
     StageRecord,
+    is_flextron,
     read,
     read_record,
     record_digest,
@@ -28,6 +29,9 @@ from flextron_lit.files.digest import sha256_of
 from flextron_lit.files.whole_file import json_text, whole_file, write_json
 from flextron_lit.files.whole_folder import files_in, write_whole
 from flextron_lit.space import ElasticSpace
+
+MAX_SHARD_SIZE = "50GB"
+"""Of a weight file; transformers' own default."""
 
 if TYPE_CHECKING:
     # only writing needs them, and importing them takes seconds that reading should not cost
@@ -45,6 +49,8 @@ def write(
     history: Sequence[Mapping[str, Any] | StageRecord],
     files: Mapping[str, Path | bytes] | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    among_others: bool = False,
 ) -> None:
     """Write the folder whole or not at all: a sibling is filled, then renamed into place.
 
@@ -55,23 +61,38 @@ def write(
         order: per block, the unit of the dense model that now stands at each position.
         history: records of all stages so far.
         files: further files, such as cost tables: path in the folder, and its content or where it is copied from.
-        state_dict: full weights, where the live parameters are sharded.
+        state_dict: weights, where the live parameters are sharded; those of narrower widths may be among them.
+        max_shard_size: of a weight file; larger networks are written in several.
+        among_others: the folder is other programs' too (a Trainer's, say): files that no checkpoint wrote stay, and
+            the tokenizer's may be written anew without that being damage.
 
     Raises:
-        ValueError: if the folder cannot be written, or the disk is full; an earlier checkpoint stays as it was.
+        ValueError: if the folder cannot be written, the disk is full, or something sits on the network that the folder
+            would not hold; an earlier checkpoint stays as it was.
     """
     from flextron_lit.terminal.progress import quiet_transformers
 
-    weights = state_dict.values() if state_dict else backbone.model.parameters()
+    backbone.refuse_foreign()
+    given = dict(state_dict or {})
+    if given:
+        _check_names(given, backbone)
+    weights = given.values() or backbone.model.parameters()
     with write_whole(folder, size=sum(weight.nbytes for weight in weights)) as partial:
         with quiet_transformers():
-            backbone.model.save_pretrained(partial, state_dict=dict(state_dict) if state_dict else None)
+            # that of the stock class: the model's own may write a Flextron checkpoint
+            save = backbone.family.model.save_pretrained
+            # and a copy, for it takes out what it does not write
+            save(backbone.model, partial, state_dict=dict(given) or None, max_shard_size=max_shard_size)
+        network = files_in(partial).keys()
         tokenizer.save_pretrained(partial)
+        rewritable = files_in(partial).keys() - network if among_others else set()
         named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
         save_file(named, partial / ORDER)
-        _save_compensation(partial / COMPENSATION, backbone)
+        _save_compensation(partial / COMPENSATION, backbone, given)
         _add(partial, files or {})
-        _write_record(partial, _record(backbone.space, history))
+        _write_record(partial, _record(backbone.space, history), unsealed=rewritable)
+        if among_others:
+            _keep_others(folder, partial)
 
 
 def extend(
@@ -134,9 +155,33 @@ def note_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
         os.utime(partial, ns=(made.st_atime_ns, made.st_mtime_ns))
 
 
-def _save_compensation(path: Path, backbone: ElasticBackbone) -> None:
+def _check_names(state_dict: Mapping[str, Tensor], backbone: ElasticBackbone) -> None:
+    model = backbone.model
+    needed = set(model.state_dict()) - set(backbone.compensations) - set(model.all_tied_weights_keys)
+    missing = sorted(needed - set(state_dict))
+    foreign = sorted(set(state_dict) - set(model.state_dict()))
+    if missing or foreign:
+        raise ValueError(
+            f"the state dict is not that of this network: {len(missing)} weights are missing {missing[:2]}, "
+            f"{len(foreign)} are unknown {foreign[:2]}"
+        )
+
+
+def _keep_others(folder: Path, partial: Path) -> None:
+    """Link what other programs wrote into a folder into the one that takes its place."""
+    if not folder.is_dir():
+        return
+    own = set(read_record(folder).get("sha256", {})) if is_flextron(folder) else set()
+    for name, path in files_in(folder).items():
+        earlier_weights = Path(name).match("model*.safetensors*") and "/" not in name
+        if name not in own and not earlier_weights and not (partial / name).exists():
+            _link(path, partial / name)
+
+
+def _save_compensation(path: Path, backbone: ElasticBackbone, state_dict: Mapping[str, Tensor]) -> None:
+    names = {id(tensor): name for name, tensor in backbone.compensations.items()}
     named = {
-        f"{elastic.block.name}.{name}": tensor.detach().contiguous()
+        f"{elastic.block.name}.{name}": state_dict.get(names[id(tensor)], tensor).detach().contiguous()
         for elastic in backbone.blocks
         for name, tensor in elastic.compensation.named_parameters()
     }
@@ -169,10 +214,16 @@ def _link(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _write_record(folder: Path, record: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:
-    """Seal the folder; `known` digests are of files that another checkpoint shares."""
+def _write_record(
+    folder: Path,
+    record: Mapping[str, Any],
+    known: Mapping[str, str] | None = None,
+    unsealed: Collection[str] = (),
+) -> None:
+    """Seal the folder, but for some files; `known` digests are of files that another checkpoint shares."""
     files = files_in(folder)
-    digests = {name: (known or {}).get(name) or sha256_of(path) for name, path in files.items()}
+    sealed_files = {name: path for name, path in files.items() if name not in unsealed}
+    digests = {name: (known or {}).get(name) or sha256_of(path) for name, path in sealed_files.items()}
     sealed = {**record, "sha256": {**digests, RECORD: record_digest(record)}}
     write_json(folder / RECORD, sealed)
     for path in files.values():

@@ -9,7 +9,6 @@ import torch
 from flextron_lit.costs.table import CostTable, weighted_sum
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
-from flextron_lit.elastic.compensation import ATTRIBUTE
 
 OfPass = Callable[[ElasticBackbone, Workload, Phase], CostTable]
 """What counts one pass of a request."""
@@ -107,9 +106,6 @@ def _per_choice(backbone: ElasticBackbone, cost: Callable[[ElasticBlock, int], f
 
 
 def _parameters(elastic: ElasticBlock, width: int) -> float:
-    carried = {axis.tensor: axis.prefix_numel(tensor, width, elastic.block.full) for axis, tensor in elastic.tensors}
     # a width's own projection stands in the place of its columns of the common one
-    own = f"{ATTRIBUTE}."
-    named = elastic.module.named_parameters()
-    shared = sum(p.numel() for name, p in named if name not in carried and not name.startswith(own))
-    return float(sum(carried.values()) + shared)
+    carried = sum(axis.prefix_numel(tensor, width, elastic.block.full) for axis, tensor in elastic.tensors)
+    return float(carried + sum(tensor.numel() for tensor in elastic.shared))

@@ -1,5 +1,6 @@
 """A stock Hugging Face causal LM made elastic in place, and exactly undone."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,12 +11,19 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from flextron_lit.elastic.adapters import plain
 from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.compensation import ATTRIBUTE, Compensation
 from flextron_lit.elastic.families import BlockHandle, ElasticModule, Family, family_of
 from flextron_lit.elastic.prefix import weight_of
 from flextron_lit.elastic.selection import ActiveSelection, Selection
 from flextron_lit.space import Block, ElasticSpace, SpaceConfig, check_skips, resolve
+
+BUDGETS = "flextron"
+"""Attribute of a model that answers budgets (`FlextronModel`), which nothing that is stock again keeps."""
+WRAPPERS = {"base_layer", "original_module"}
+"""What peft calls the layers that it puts something on, or in the place of."""
+WRAPPED = re.compile(rf"\.({'|'.join(WRAPPERS)})(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,20 @@ class ElasticBlock:
     @property
     def tensors(self) -> Iterator[tuple[Axis, Tensor]]:
         """The tensors that carry units, with where they carry them; biases that the model lacks are left out."""
-        present = dict(self.module.named_parameters())
-        return ((axis, present[axis.tensor]) for axis in self.elastic_class.axes() if axis.tensor in present)
+        for axis in self.elastic_class.axes():
+            layer, _, leaf = axis.tensor.rpartition(".")
+            tensor = getattr(plain(self.module.get_submodule(layer)), leaf, None)
+            if tensor is not None:
+                yield axis, tensor
+
+    @property
+    def shared(self) -> Iterator[Tensor]:
+        """The tensors that every width uses whole."""
+        for name in (*self.elastic_class.shared, f"{self.elastic_class.outer}.bias"):
+            layer, _, leaf = name.rpartition(".")
+            tensor = getattr(plain(self.module.get_submodule(layer)), leaf, None)
+            if tensor is not None:
+                yield tensor
 
     @property
     def output(self) -> nn.Module:
@@ -40,7 +60,7 @@ class ElasticBlock:
     @property
     def outgoing(self) -> Tensor:
         """The weight of `output` with what it reads first, [units x rows of a unit, D]."""
-        return weight_of(cast(Any, self.output)).t()
+        return weight_of(self.output).t()
 
     @property
     def compensation(self) -> Compensation:
@@ -90,9 +110,12 @@ class ElasticBackbone:
         self.model = model
         self.family = family
         self.space = _fit_space(space or SpaceConfig(), family, model)
-        self.selection = ActiveSelection(self.space, model)
+        self.selection = ActiveSelection(self.space, model, self._refuse_replaced)
         self.blocks = tuple(match(model, family, self.space))
         _check(model, self.blocks)
+        layers: Any = model.get_submodule(family.layers)
+        self._layers = [layers[elastic.block.layer] for elastic in self.blocks]
+        self._names = frozenset(name for name, _ in model.named_parameters())
         for index, elastic in enumerate(self.blocks):
             # the class alone changes: a new module would lose hooks, device and names, and need weights of its own
             elastic.module.__class__ = elastic.elastic_class
@@ -101,13 +124,43 @@ class ElasticBackbone:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Those of the full network, by name in the model; narrower widths may have more of their own."""
-        return {name: each for name, each in self.model.named_parameters() if f".{ATTRIBUTE}." not in name}
+        """Those of the full network, by name in the model; narrower widths may have more of their own, and adapters."""
+        named = ((WRAPPED.sub("", name), each) for name, each in self.model.named_parameters())
+        return {name: each for name, each in named if name in self._names}
 
     @property
     def compensations(self) -> dict[str, nn.Parameter]:
         """Those that narrower widths alone use, by name in the model."""
         return {name: each for name, each in self.model.named_parameters() if f".{ATTRIBUTE}." in name}
+
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters sit on any layer; a network that carries some is not what routers were trained for."""
+        return any(WRAPPERS & module._modules.keys() for module in self.model.modules())
+
+    def refuse_foreign(self) -> None:
+        """Refuse what a saved folder would not hold.
+
+        Raises:
+            ValueError: if adapters are in place, or a block or a projection is not the one that became elastic.
+        """
+        if self.adapted:
+            raise ValueError(
+                "adapters are in place, which no Flextron checkpoint holds: merge them first (merge_and_unload), or "
+                "save the adapters alone (save_pretrained of the PeftModel)"
+            )
+        self._refuse_replaced()
+        for elastic in self.blocks:
+            cast(ElasticModule, elastic.module).refuse_foreign()
+
+    def _refuse_replaced(self) -> None:
+        for elastic, layer in zip(self.blocks, self._layers, strict=True):
+            found = layer._modules[elastic.elastic_class.path]
+            if found is not elastic.module:
+                raise ValueError(
+                    f"{elastic.block.name} is a {type(found).__name__}, put in the place of the elastic module, which "
+                    "narrower widths need; put it back"
+                )
 
     def use(self, selection: Selection) -> AbstractContextManager[None]:
         """Make a sub-network (or a policy that chooses one) active; see `ActiveSelection.use`."""
@@ -137,6 +190,7 @@ class ElasticBackbone:
             elastic.module.__class__ = elastic.elastic_class.stock()
             del elastic.module.elastic
             delattr(elastic.module, ATTRIBUTE)
+        self.model.__class__ = self.family.model
         return self.model
 
     def summary(self) -> str:

@@ -58,6 +58,10 @@ class Compensation(nn.Module):
         """Whether all widths read with the first columns of the one projection."""
         return not (self.projections or self.scales)
 
+    def owns(self, width: int) -> bool:
+        """Whether a width reads with a weight that is not the full network's."""
+        return any(anchor >= width for anchor in self._anchors)
+
     def reading(self, shared: Tensor, units: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """The weight [D, columns] that a width reads with, and the units [..., columns] as it reads them.
 
@@ -71,10 +75,17 @@ class Compensation(nn.Module):
             units = units * scales.repeat_interleave(units.shape[-1] // width)
         return self._base(shared, width)[:, : units.shape[-1]], units
 
-    def folded(self, shared: Tensor, width: int, columns: int) -> Tensor:
-        """The one projection of a width, [D, columns]: what a network of that width alone needs."""
+    def folded(self, shared: Tensor, width: int, columns: int, delta: Tensor | None = None) -> Tensor:
+        """The one projection of a width, [D, columns]: what a network of that width alone needs.
+
+        Args:
+            shared: the full network's projection, [D, all columns].
+            width: in units.
+            columns: of that width.
+            delta: what adapters add to it, [D, all columns].
+        """
         weight, ones = self.reading(shared, shared.new_ones(columns), width)
-        return weight * ones
+        return (weight if delta is None else weight + delta[:, :columns].to(weight.dtype)) * ones
 
     def _base(self, shared: Tensor, width: int) -> Tensor:
         anchor = next((anchor for anchor in self._anchors if anchor >= width), None)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock, match
+from flextron_lit.elastic.adapters import bias_of, delta_of, is_lora, plain
+from flextron_lit.elastic.backbone import BUDGETS, ElasticBackbone, ElasticBlock, match
 from flextron_lit.elastic.families import ElasticModule
 from flextron_lit.elastic.prefix import weight_of
 from flextron_lit.elastic.remote_code.flextron_layers import SkippedAttention, SkippedMLP
@@ -21,31 +22,40 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
     """A stand-alone model that holds one sub-network's weights alone and computes the same (ours: basis of export).
 
     Its modules are the stock ones with smaller weights, contiguous copies that share nothing with the elastic network;
-    skipped blocks become modules that add nothing. Where every layer has the same widths and the stock class can hold
-    them, the config says so and `save_pretrained` gives a plain checkpoint; else `save_pretrained` refuses.
+    skipped blocks become modules that add nothing; LoRA adapters on elastic projections are merged into the copies.
+    Where every layer has the same widths and the stock class can hold them, the config says so and `save_pretrained`
+    gives a plain checkpoint; else `save_pretrained` refuses.
 
     Args:
         backbone: the elastic network; it stays as it is.
         sub_network: which widths to take, also heterogeneous and with skipped blocks.
 
     Raises:
-        ValueError: if the sub-network belongs to another space.
+        ValueError: if the sub-network belongs to another space, or a layer carries something that it cannot take along.
     """
+    _refuse_adapters_elsewhere(backbone)
     widths = backbone.space.widths(sub_network)
     # copying takes what the memo holds for an object in its place, so the full weights are never copied
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(vars(backbone.model).get(BUDGETS)): None}
     for elastic, width in zip(backbone.blocks, widths, strict=True):
         memo[id(elastic.module.elastic)] = memo[id(elastic.compensation)] = None
         if width == 0:
             memo[id(elastic.module)] = SKIPPED[elastic.block.kind]()
+        cast(ElasticModule, elastic.module).refuse_foreign()
         for axis, tensor in elastic.tensors:
-            prefix = axis.prefix(tensor.detach(), width, elastic.block.full)
-            if width and axis.tensor == f"{elastic.elastic_class.outer}.weight":
+            layer, _, leaf = axis.tensor.rpartition(".")
+            if width and leaf == "weight" and layer == elastic.elastic_class.outer:
                 prefix = _folded(elastic, width)
+            else:
+                merged = _merged(elastic.module.get_submodule(layer), tensor.detach(), leaf)
+                prefix = axis.prefix(merged, width, elastic.block.full)
             memo[id(tensor)] = nn.Parameter(prefix.clone(), requires_grad=tensor.requires_grad)
+        _without_wrappers(elastic, memo)
     # a policy that is active hooks the model
     with backbone.use(backbone.space.full()):
         model = copy.deepcopy(backbone.model, memo)
+    model.__class__ = backbone.family.model
+    vars(model).pop(BUDGETS, None)
     for elastic, width in zip(match(model, backbone.family, backbone.space), widths, strict=True):
         if width:
             _become_stock(cast(ElasticModule, elastic.module), width)
@@ -61,9 +71,41 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
 @torch.no_grad()
 def _folded(elastic: ElasticBlock, width: int) -> Tensor:
     """What a width reads its units with, as the block's output layer holds weights."""
-    output: Any = elastic.output
-    own = elastic.compensation.folded(weight_of(output), width, width * elastic.rows)
-    return (own.t() if isinstance(output, Conv1D) else own).contiguous()
+    output, owns = elastic.output, elastic.compensation.owns(width)
+    delta = delta_of(output, those_merged=owns)
+    own = elastic.compensation.folded(weight_of(output), width, width * elastic.rows, delta)
+    return (own.t() if isinstance(plain(output), Conv1D) else own).contiguous()
+
+
+def _without_wrappers(elastic: ElasticBlock, memo: dict[int, Any]) -> None:
+    """Let copies of layers that carry adapters be copies of the layers alone."""
+    bias = bias_of(elastic.output)
+    if bias is not None:
+        memo[id(plain(elastic.output).bias)] = nn.Parameter(bias.detach().clone())
+    for name in (*elastic.elastic_class.inner, elastic.elastic_class.outer):
+        layer = elastic.module.get_submodule(name)
+        if is_lora(layer):
+            memo[id(layer)] = copy.deepcopy(plain(layer), memo)
+
+
+@torch.no_grad()
+def _merged(layer: nn.Module, tensor: Tensor, leaf: str) -> Tensor:
+    """A weight or bias of a layer, with what its active adapters add."""
+    if leaf == "bias":
+        return cast(Tensor, bias_of(layer))
+    delta = delta_of(layer)
+    if delta is None:
+        return tensor
+    return (tensor + (delta.t() if isinstance(plain(layer), Conv1D) else delta)).to(tensor.dtype)
+
+
+def _refuse_adapters_elsewhere(backbone: ElasticBackbone) -> None:
+    within = {id(module) for elastic in backbone.blocks for module in elastic.module.modules()}
+    for name, module in backbone.model.named_modules():
+        if id(module) not in within and hasattr(module, "base_layer"):
+            raise ValueError(
+                f"{name} carries an adapter but lies outside the elastic blocks; merge it first (merge_and_unload)"
+            )
 
 
 def _become_stock(module: ElasticModule, width: int) -> None:

@@ -1,7 +1,7 @@
 """The one place that knows which sub-network is active."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any, Protocol
@@ -65,12 +65,15 @@ class ActiveSelection:
     Args:
         space: the choices.
         model: whose passes a policy has to know of; it is hooked while one is active.
+        check: called before anything but the full network is active; raises what is wrong with the model.
     """
 
-    def __init__(self, space: ElasticSpace, model: nn.Module) -> None:
+    def __init__(self, space: ElasticSpace, model: nn.Module, check: Callable[[], None]) -> None:
         self.space = space
         self.model = model
-        self.current: Selection = space.full()
+        self._check = check
+        self._full = space.full()
+        self.current: Selection = self._full
         self._owner: int | None = None
         self._real: Tensor | None = None
         self._hook: RemovableHandle | None = None
@@ -94,6 +97,8 @@ class ActiveSelection:
         """
         if isinstance(selection, SubNetwork):
             self.space.check(selection)
+        if selection != self._full:
+            self._check()
         self.current, self._real = selection, None
         if self._hook is not None:
             self._hook.remove()

@@ -6,7 +6,7 @@ with what chooses for every token.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +25,8 @@ from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter, Tr
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 Budget = str | float
+ADAPTER = "an adapter"
+"""What has changed a network that carries one."""
 STARTS = 16
 
 
@@ -68,6 +70,11 @@ class Routing:
         """
         routers = {router.table.sha256: router for router in TrainedRouter.read_all(folder, space)}
         return cls(space, tables, routers, TrainedSurrogate.read(folder, space), ExcessTable.read(folder, space))
+
+    def stale_since(self, change: str) -> Self:
+        """The same, of a network that something has changed."""
+        routers = {sha256: router.stale_since(change) for sha256, router in self.routers.items()}
+        return replace(self, routers=routers, surrogate=self.surrogate and self.surrogate.stale_since(change))
 
     def parse(self, budget: Budget) -> list[Limit]:
         """Read a budget; a ratio without a name is of the one cost that there is a router for.
@@ -203,8 +210,9 @@ class DynamicRouting:
         if not each and limits[0].loose:
             return backbone.space.full()
         router = self.routers[names.pop()]
-        if router.stale:
-            warnings.warn(stale_note(f"the dynamic router for {router.table.name}", router.stale), stacklevel=2)
+        stale = router.stale or (ADAPTER if backbone.adapted else None)
+        if stale:
+            warnings.warn(stale_note(f"the dynamic router for {router.table.name}", stale), stacklevel=2)
         ratios = [limit.value / limit.table.full for limit in limits]
         return router.policy(ratios, device=backbone.model.device, dtype=backbone.model.dtype)
 

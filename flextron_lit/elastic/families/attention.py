@@ -4,13 +4,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from flextron_lit.elastic.adapters import bias_of
 from flextron_lit.elastic.families.base import ElasticModule
 from flextron_lit.elastic.grouping import TokenGroups
-from flextron_lit.elastic.prefix import weight_of
+from flextron_lit.elastic.prefix import band_columns
 
 Width = int | TokenGroups
 """KV groups in use: one number, or a width for every token."""
@@ -53,6 +53,7 @@ class ElasticAttention(ElasticModule):
         if width == self.elastic.full:
             stock: Any = super()
             return stock.forward(hidden_states, *args, **kwargs)
+        self.refuse_foreign()
         return self._at_width(hidden_states, width, *args, **kwargs)
 
     def _at_width(
@@ -116,9 +117,5 @@ class ElasticAttention(ElasticModule):
             return self.read(heads, width)
         if not self.compensation.empty:
             return width.each_width(heads, lambda own, i: own[..., width.bands[i].columns(rows)], self.read)
-        weights = width.split(weight_of(outer), 1, rows)
-
-        def part(own: Tensor, band: int) -> Tensor:
-            return F.linear(own[..., width.bands[band].columns(rows)], weights[band])
-
-        return width.add_up(heads, part, outer.bias)
+        last = band_columns(outer, width, rows)
+        return width.add_up(heads, lambda own, i: last(own[..., width.bands[i].columns(rows)], i), bias_of(outer))

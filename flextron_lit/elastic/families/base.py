@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from flextron_lit.elastic.adapters import active, add, bias_of, merged, plain, refuse_foreign, untouched
 from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.compensation import Compensation
 from flextron_lit.elastic.grouping import TokenGroups
@@ -84,7 +86,39 @@ class ElasticModule(nn.Module):
         """By the outer layer, what a width's own units say: [..., width x rows of a unit] to [..., D]."""
         outer: Any = getattr(self, self.outer)
         weight, units = self.compensation.reading(weight_of(outer), units, width)
-        return F.linear(units, weight, outer.bias)
+        adapters = active(outer) or (merged(outer) if self.compensation.owns(width) else ())
+        return add(F.linear(units, weight, bias_of(outer)), units, adapters)
+
+    def refuse_foreign(self) -> None:
+        """Refuse what narrower widths would pass by.
+
+        Raises:
+            ValueError: if a projection is not as it was made and carries no plain LoRA adapter either.
+        """
+        for name in (*self.inner, self.outer):
+            layer = cast(nn.Module, self._modules[name])
+            if not untouched(layer, self.linear):
+                block = self.elastic.selection.space.blocks[self.elastic.index]
+                refuse_foreign(layer, self.linear, f"{name} of {block.name}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == self.outer and name in self._modules:
+            self._take_over(self._modules[name], value)
+        super().__setattr__(name, value)
+
+    @torch.no_grad()
+    def _take_over(self, wrapped: nn.Module | None, layer: Any) -> None:
+        """Adapters that stay in the layer's weight when their wrapper goes belong to narrower widths' own weights too.
+
+        Raises:
+            ValueError: if they are no plain LoRA.
+        """
+        if wrapped is None or not merged(wrapped) or layer is not plain(wrapped):
+            return
+        self.refuse_foreign()
+        for projection in self.compensation.projections.values():
+            for adapter in merged(wrapped):
+                projection += adapter.delta()[:, : projection.shape[1]]
 
     def narrow(self, width: int) -> None:
         """Note that the weights hold so many units, in families whose stock forward reads such a number."""

@@ -10,11 +10,12 @@ from transformers.models.gpt_neox.modeling_gpt_neox import (
     eager_attention_forward,
 )
 
+from flextron_lit.elastic.adapters import active, bias_of
 from flextron_lit.elastic.families.attention import ElasticAttention, Width
 from flextron_lit.elastic.families.base import Family, neurons_alone
 from flextron_lit.elastic.families.mlp import PlainMLP
 from flextron_lit.elastic.grouping import TokenGroups
-from flextron_lit.elastic.prefix import first_rows
+from flextron_lit.elastic.prefix import first_rows, split_rows, weight_of
 
 
 class ElasticGPTNeoXMLP(PlainMLP, GPTNeoXMLP):
@@ -46,12 +47,21 @@ class ElasticGPTNeoXAttention(ElasticAttention, GPTNeoXAttention):
             states = first_rows(fused, hidden_states, 3 * width * self.head_dim)
             query, key, value = states.view(*tokens, width, 3 * self.head_dim).chunk(3, -1)
             return query, key, value
-        query_weight, rest_weight = self._parts(fused.weight)
-        query_bias, rest_bias = (None, None) if fused.bias is None else self._parts(fused.bias)
-        weights = width.split(query_weight, 0)
-        biases = len(weights) * (None,) if query_bias is None else width.split(query_bias, 0)
-        query = width.spread(hidden_states, lambda own, band: _by_head(own, weights[band], biases[band]))
+        bias = bias_of(fused)
+        query_weight, rest_weight = self._parts(weight_of(fused))
+        query_bias, rest_bias = (None, None) if bias is None else self._parts(bias)
+        weights, biases = split_rows(width, query_weight, query_bias)
+        ups = [(adapter, *self._parts(adapter.up)) for adapter in active(fused)]
+        bands = [(adapter, width.split(up, 0)) for adapter, up, _ in ups]
+
+        def query_part(own: Tensor, band: int) -> Tensor:
+            outputs = _by_head(own, weights[band], biases[band])
+            return sum((_by_head(adapter.inner(own), up[band], None) for adapter, up in bands), outputs)
+
+        query = width.spread(hidden_states, query_part)
         keys_values = _by_head(hidden_states, rest_weight, rest_bias)
+        for adapter, _, up in ups:
+            keys_values = keys_values + _by_head(adapter.inner(hidden_states), up, None)
         key, value = keys_values.view(*tokens, -1, 2 * self.head_dim).chunk(2, -1)
         return query, key, value
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from flextron_lit.elastic.adapters import bias_of
 from flextron_lit.elastic.families.base import ElasticModule
 from flextron_lit.elastic.grouping import TokenGroups
-from flextron_lit.elastic.prefix import bands, first_rows, weight_of
+from flextron_lit.elastic.prefix import band_columns, band_rows, first_rows
 
 
 class ElasticMLP(ElasticModule):
@@ -29,6 +29,7 @@ class ElasticMLP(ElasticModule):
         if width == self.elastic.full:
             stock: Any = super()
             return stock.forward(hidden_states)
+        self.refuse_foreign()
         if isinstance(width, TokenGroups):
             return self._grouped(hidden_states, width) if width.bands else torch.zeros_like(hidden_states)
         return self._prefix(hidden_states, width) if width else torch.zeros_like(hidden_states)
@@ -45,14 +46,14 @@ class ElasticMLP(ElasticModule):
     def _grouped(self, hidden_states: Tensor, groups: TokenGroups) -> Tensor:
         """Every token with its own width, of which one at least is not 0."""
         outer = getattr(self, self.outer)
-        firsts = [bands(getattr(self, name), groups) for name in self.inner]
+        firsts = [band_rows(getattr(self, name), groups) for name in self.inner]
 
         def activations(rows: Tensor, band: int) -> Tensor:
-            return self._activate(*(F.linear(rows, *first[band]) for first in firsts))
+            return self._activate(*(first(rows, band) for first in firsts))
 
         if self.compensation.empty:
-            lasts = groups.split(weight_of(outer), 1)
-            return groups.add_up(hidden_states, lambda own, i: F.linear(activations(own, i), lasts[i]), outer.bias)
+            last = band_columns(outer, groups)
+            return groups.add_up(hidden_states, lambda own, i: last(activations(own, i), i), bias_of(outer))
         return groups.each_width(hidden_states, activations, self.read)
 
 
