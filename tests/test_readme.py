@@ -135,10 +135,12 @@ def test_the_python_of_the_readme_runs(place):
     # its budgets are of a latency; that of a tiny network, measured on a busy machine, may be nearly that of none
     folder = place / "runs/quickstart/dynamic_router/flextron"
     latency_table(load_elastic(str(folder)).backbone, 32).write(folder)
-    (code,) = blocks("python")
+    deployed, adapted = blocks("python")
     found = {}
-    exec(code, found)
+    exec(deployed, found)
     assert found["answer"].sub_network is not None
+    exec(adapted, found)
+    assert (place / "adapter/adapter_model.safetensors").is_file()
 
 
 def test_every_picture_and_page_that_the_readme_points_to_is_there():
