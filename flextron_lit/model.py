@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
@@ -33,6 +35,8 @@ else:
 
 ADDED = (f"{COSTS}/*", f"{ROUTERS}/*", SURROGATE, EXCESS)
 """Files of a Flextron checkpoint that belong to its network and are neither weights nor the record."""
+ARGUMENTS = tuple(signature(GenerationMixin.generate).parameters)[1:]
+"""Of Hugging Face's `generate`."""
 TRAINED_HERE = "training in Python"
 """What stale routers say of weights that were changed through this class."""
 
@@ -124,6 +128,7 @@ class FlextronModel(Stock):
 
         Raises:
             ValueError: if the budget cannot be read or met, or the checkpoint has nothing to answer it with.
+            RuntimeError: if another thread is inside `use`, whose generations are waited for.
         """
         if dynamic:
             _refuse_given(latency=latency, workload=workload)
@@ -152,16 +157,25 @@ class FlextronModel(Stock):
             dynamic: as in `set_budget`.
             kwargs: as for the stock model.
 
+        Generations of several threads take their turns: those without a budget run together, one with a budget has the
+        network to itself. A streamer is ended also where the generation fails, so that nobody waits for the rest.
+
         Raises:
             ValueError: as `set_budget`, or if `dynamic` comes without a budget.
+            RuntimeError: if another thread is inside `use`.
         """
-        if budget is None:
-            if dynamic:
+        with ended(_streamer(args, kwargs)):
+            if budget is None and dynamic:
                 raise ValueError("dynamic has no effect without a budget: generate(..., budget=0.7, dynamic=True)")
-            return cast(Any, super()).generate(*args, **kwargs)
-        selection = self._for_tokens(budget) if dynamic else self.flextron.answer(_one(budget)).sub_network
-        with self.use(selection):
-            return cast(Any, super()).generate(*args, **kwargs)
+            selection = None
+            if budget is not None:
+                selection = self._for_tokens(budget) if dynamic else self.flextron.answer(_one(budget)).sub_network
+            with self.backbone.selection.call(selection):
+                return cast(Any, super()).generate(*args, **kwargs)
+
+    def _get_static_cache_init_shape(self) -> None:
+        """Static caches are not made ahead of the first pass: narrower widths have fewer heads than the config says."""
+        return
 
     def _for_tokens(self, budget: Budget | Sequence[Budget]) -> Selection:
         return self.flextron.dynamic_routing.answer(budget, self.backbone)
@@ -199,6 +213,23 @@ class FlextronModel(Stock):
 def _flextron_class(stock: type[PreTrainedModel]) -> type[FlextronModel]:
     """The stock class with budgets. It keeps its name: pipelines look up by it what a model can do."""
     return type(stock.__name__, (FlextronModel, stock), {"__module__": __name__, "__doc__": FlextronModel.__doc__})
+
+
+@contextmanager
+def ended(streamer: BaseStreamer | None) -> Iterator[None]:
+    """End a streamer also if a generation fails: who reads from it would wait for ever."""
+    try:
+        yield
+    except BaseException:
+        if streamer is not None:
+            streamer.end()
+        raise
+
+
+def _streamer(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BaseStreamer | None:
+    """That of Hugging Face's `generate`, by name or by place."""
+    given: BaseStreamer | None = dict(zip(ARGUMENTS, args, strict=False)).get("streamer", kwargs.get("streamer"))
+    return given
 
 
 def _resolved(source: str | Path) -> str:

@@ -10,11 +10,10 @@ from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock, match
 from flextron_lit.elastic.families import ElasticModule
+from flextron_lit.elastic.passes import end_passes
 from flextron_lit.elastic.prefix import weight_of
 from flextron_lit.elastic.remote_code.flextron_layers import SkippedAttention, SkippedMLP
-from flextron_lit.space import BlockKind, SubNetwork
-
-SKIPPED: dict[BlockKind, type[nn.Module]] = {"attention": SkippedAttention, "mlp": SkippedMLP}
+from flextron_lit.space import SubNetwork
 
 
 def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedModel:
@@ -37,15 +36,16 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
     for elastic, width in zip(backbone.blocks, widths, strict=True):
         memo[id(elastic.module.elastic)] = memo[id(elastic.compensation)] = None
         if width == 0:
-            memo[id(elastic.module)] = SKIPPED[elastic.block.kind]()
+            layer, kind = elastic.block.layer, elastic.block.kind
+            memo[id(elastic.module)] = SkippedAttention(layer) if kind == "attention" else SkippedMLP()
         for axis, tensor in elastic.tensors:
             prefix = axis.prefix(tensor.detach(), width, elastic.block.full)
             if width and axis.tensor == f"{elastic.elastic_class.outer}.weight":
                 prefix = _folded(elastic, width)
             memo[id(tensor)] = nn.Parameter(prefix.clone(), requires_grad=tensor.requires_grad)
-    # a policy that is active hooks the model
-    with backbone.use(backbone.space.full()):
-        model = copy.deepcopy(backbone.model, memo)
+    memo[id(backbone.selection)] = None
+    model = copy.deepcopy(backbone.model, memo)
+    end_passes(model)
     for elastic, width in zip(match(model, backbone.family, backbone.space), widths, strict=True):
         if width:
             _become_stock(cast(ElasticModule, elastic.module), width)
