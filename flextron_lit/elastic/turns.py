@@ -12,7 +12,7 @@ Kind = Literal["pass", "call", "set", "open"]
 PATIENCE = 30.0
 """Seconds to wait for one that has the network and does nothing with it: it may be waiting for the one that waits."""
 REFUSED = (
-    "another thread is using this elastic backbone with its own selection{since}; take turns, give each thread a "
+    "another thread or task is using this elastic backbone with its own selection{since}; take turns, give each a "
     "backbone of its own, or let each call say what it wants, which is waited for: generate(..., budget=0.6)"
 )
 

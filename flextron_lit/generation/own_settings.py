@@ -40,4 +40,6 @@ def unused(model: FlextronModel, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     holds = GenerationConfig._get_default_generation_params() | {k: v for k, v in settings.items() if v is not None}
     said = model.generation_config.to_diff_dict()
-    return {name: value for name, value in said.items() if name not in ENDS | BESIDE and value != holds.get(name, False)}
+    return {
+        name: value for name, value in said.items() if name not in ENDS | BESIDE and value != holds.get(name, False)
+    }
