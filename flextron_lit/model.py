@@ -19,6 +19,7 @@ from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.weights import Weights
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.remote_code.flextron_layers import heads_unsaid
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.latency.latency_table import FOLDER as COSTS
 from flextron_lit.routers.excess import FILE as EXCESS
@@ -173,9 +174,7 @@ class FlextronModel(Stock):
             with self.backbone.selection.call(selection):
                 return cast(Any, super()).generate(*args, **kwargs)
 
-    def _get_static_cache_init_shape(self) -> None:
-        """Static caches are not made ahead of the first pass: narrower widths have fewer heads than the config says."""
-        return
+    _get_static_cache_init_shape = heads_unsaid
 
     def _for_tokens(self, budget: Budget | Sequence[Budget]) -> Selection:
         return self.flextron.dynamic_routing.answer(budget, self.backbone)

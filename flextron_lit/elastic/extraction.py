@@ -12,7 +12,7 @@ from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock, match
 from flextron_lit.elastic.families import ElasticModule
 from flextron_lit.elastic.passes import end_passes
 from flextron_lit.elastic.prefix import weight_of
-from flextron_lit.elastic.remote_code.flextron_layers import SkippedAttention, SkippedMLP
+from flextron_lit.elastic.remote_code.flextron_layers import SkippedAttention, SkippedMLP, heads_unsaid
 from flextron_lit.space import SubNetwork
 
 
@@ -52,6 +52,7 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
     fields = stock_fields(backbone, widths)
     if fields is None:
         model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]
+        model._get_static_cache_init_shape = heads_unsaid  # type: ignore[assignment]
         return model
     for name, value in fields.items():
         setattr(model.config, name, value)
