@@ -34,6 +34,7 @@ from flextron_lit.costs.workload import Dtype
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.families.llama import ElasticLlamaMLP
 from flextron_lit.elastic.grouping import TokenGroups
+from flextron_lit.elastic.kv_cache import fill
 from flextron_lit.latency.device import device_description
 from flextron_lit.latency.timing import seconds
 
@@ -170,6 +171,8 @@ class Network:
 
     @torch.no_grad()
     def token(self) -> None:
+        # as if it were that of what is active: only the time counts
+        fill(self.cache, self.backbone.selection.current)
         self.model(self.ids[:, -1:], past_key_values=self.cache, use_cache=True)
         self.cache.crop(-1)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import keywords
@@ -19,6 +21,7 @@ from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.weights import Weights
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.remote_code.flextron_layers import heads_unsaid
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.latency.latency_table import FOLDER as COSTS
 from flextron_lit.routers.excess import FILE as EXCESS
@@ -38,6 +41,8 @@ ADDED = (f"{COSTS}/*", f"{ROUTERS}/*", SURROGATE, EXCESS)
 """Files of a Flextron checkpoint that belong to its network and are neither weights nor the record."""
 MADE: dict[type[PreTrainedModel], type[FlextronModel]] = {}
 """Of every stock class the one that was made of it."""
+ARGUMENTS = tuple(signature(GenerationMixin.generate).parameters)[1:]
+"""Of Hugging Face's `generate`."""
 TRAINED_HERE = "training in Python"
 """What stale routers say of weights that were changed through this class."""
 
@@ -143,6 +148,7 @@ class FlextronModel(Stock):
 
         Raises:
             ValueError: if the budget cannot be read or met, or the checkpoint has nothing to answer it with.
+            RuntimeError: if another thread is inside `use`, whose generations are waited for.
         """
         if dynamic:
             _refuse_given(latency=latency, workload=workload)
@@ -171,16 +177,23 @@ class FlextronModel(Stock):
             dynamic: as in `set_budget`.
             kwargs: as for the stock model.
 
+        Generations of several threads take their turns: those without a budget run together, one with a budget has the
+        network to itself. A streamer is ended also where the generation fails, so that nobody waits for the rest.
+
         Raises:
             ValueError: as `set_budget`, or if `dynamic` comes without a budget.
+            RuntimeError: if another thread is inside `use`.
         """
-        if budget is None:
-            if dynamic:
+        with ended(_streamer(args, kwargs)):
+            if budget is None and dynamic:
                 raise ValueError("dynamic has no effect without a budget: generate(..., budget=0.7, dynamic=True)")
-            return cast(Any, super()).generate(*args, **kwargs)
-        selection = self._for_tokens(budget) if dynamic else self.flextron.answer(_one(budget)).sub_network
-        with self.use(selection):
-            return cast(Any, super()).generate(*args, **kwargs)
+            selection = None
+            if budget is not None:
+                selection = self._for_tokens(budget) if dynamic else self.flextron.answer(_one(budget)).sub_network
+            with self.backbone.selection.call(selection):
+                return cast(Any, super()).generate(*args, **kwargs)
+
+    _get_static_cache_init_shape = heads_unsaid
 
     def _for_tokens(self, budget: Budget | Sequence[Budget]) -> Selection:
         return self.flextron.dynamic_routing.answer(budget, self.backbone)
@@ -269,6 +282,23 @@ def _dtype_of(source: str) -> torch.dtype:
     """That of the weights, as the config says; float32 where it does not."""
     config = checkpoint.read_config(resolve_model(source))
     return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+@contextmanager
+def ended(streamer: BaseStreamer | None) -> Iterator[None]:
+    """End a streamer also if a generation fails: who reads from it would wait for ever."""
+    try:
+        yield
+    except BaseException:
+        if streamer is not None:
+            streamer.end()
+        raise
+
+
+def _streamer(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BaseStreamer | None:
+    """That of Hugging Face's `generate`, by name or by place."""
+    given: BaseStreamer | None = dict(zip(ARGUMENTS, args, strict=False)).get("streamer", kwargs.get("streamer"))
+    return given
 
 
 def _resolved(source: str) -> str:

@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 BlockKind = Literal["attention", "mlp"]
 KINDS: tuple[BlockKind, ...] = get_args(BlockKind)
+ROUNDING = 1e-6
+"""Units, by which a ratio may miss a whole number of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,20 +247,21 @@ def check_skips(block: Block, cache_layers: Container[int]) -> None:
 
 def _to_units(choice: int | float, full: int, name: str) -> int:
     units = choice * full if isinstance(choice, float) else choice
-    if units != int(units):
+    if not 0 <= units <= full:
+        raise ValueError(f"width {choice} of {name} is {units:g} units, outside 0 to {full}")
+    # 0.55 of 100 is 55.00000000000001
+    if abs(units - round(units)) > ROUNDING:
         raise ValueError(
             f"width {choice} of {name} is {units:g} of {full} units, not a whole number; "
             f"choose a ratio that divides {full}, or an integer"
         )
-    if not 0 <= units <= full:
-        raise ValueError(f"width {choice} of {name} is {units:g} units, outside 0 to {full}")
-    return int(units)
+    return round(units)
 
 
 def _at_most(block: Block, ratio: float) -> int:
     if not 0 <= ratio <= 1:
         raise ValueError(f"a width ratio lies in 0 to 1, but is {ratio}")
-    fitting = [i for i, width in enumerate(block.widths) if width <= ratio * block.full + 1e-9]
+    fitting = [i for i, width in enumerate(block.widths) if width <= ratio * block.full + ROUNDING]
     if not fitting:
         raise ValueError(
             f"{block.name} has no width at or below {ratio} of {block.full}; its smallest is {block.widths[0]}"

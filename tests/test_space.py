@@ -22,6 +22,17 @@ def test_ratios_and_integers_mean_the_same():
     assert space(mlp=[0.25, 0.5, 1.0], attention=[0.5, 1.0]) == space(mlp=[16, 32, 64], attention=[2, 4])
 
 
+@pytest.mark.parametrize(
+    ("ratio", "full", "units"), [(0.55, 100, 55), (0.29, 100, 29), (0.07, 100, 7), (1 / 3, 3, 1), (0.33333333, 12, 4)]
+)
+def test_a_ratio_may_miss_a_whole_number_by_rounding(ratio, full, units):
+    found = resolve(SpaceConfig(mlp=[ratio, 1.0], attention=[4]), num_layers=1, neurons=full, kv_groups=4)
+    assert found.blocks[1].widths == (units, full)
+    assert found.widths(found.uniform(mlp=ratio)) == (4, units)
+    per_layer = SpaceConfig(layers={0: LayerWidths(attention=[ratio, 1.0])})
+    assert resolve(per_layer, num_layers=1, neurons=64, kv_groups=full).blocks[0].widths == (units, full)
+
+
 def test_a_common_zero_skips_everywhere_but_in_the_first_attention():
     attention = [b.widths for b in space(attention=[0, 2, 4]).blocks if b.kind == "attention"]
     assert attention == [(2, 4), (0, 2, 4), (0, 2, 4)]
@@ -42,6 +53,9 @@ def test_layers_can_differ():
         ({"attention": [0.3, 1.0]}, "1.2 of 4 units, not a whole number"),
         ({"mlp": [-1, 64]}, "outside 0 to 64"),
         ({"mlp": [16, 128]}, "outside 0 to 64"),
+        ({"mlp": [0.25001, 1.0]}, "16.0006 of 64 units, not a whole number"),
+        ({"mlp": [float("nan"), 1.0]}, "width nan of layers.0.mlp is nan units, outside 0 to 64"),
+        ({"mlp": [float("inf")]}, "width inf of layers.0.mlp is inf units, outside 0 to 64"),
         ({"mlp": []}, "must ascend"),
         ({"layers": {7: LayerWidths(mlp=[64])}}, "layer 7, but the model has layers 0 to 2"),
         ({"layers": {0: LayerWidths(attention=[0, 4])}}, "layers.0.attention cannot have width 0"),

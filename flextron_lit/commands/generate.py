@@ -15,6 +15,7 @@ from flextron_lit.commands.options import CommandLine, place_of, refuse_below_on
 from flextron_lit.costs.budget import HELP
 from flextron_lit.generation.answer import Report
 from flextron_lit.generation.call import ROUNDS, Chosen, chosen, compare, drafter, generate, notes_told, settings_for
+from flextron_lit.generation.own_settings import unused
 from flextron_lit.generation.prompt import NEW_TOKENS, Inputs, encoded, prompt_of, room
 from flextron_lit.generation.speculative import DRAFT_TOKENS
 from flextron_lit.model import FlextronModel
@@ -57,6 +58,10 @@ def report(model: FlextronModel, inputs: Inputs, options: Any) -> Report:
     if draft is not None:
         by = {"draft": draft.selection, "draft_tokens": options.draft_tokens or DRAFT_TOKENS}
     settings = settings_for(model.tokenizer, most, options.temperature, options.top_p)
+    left_out = unused(model, settings)
+    if left_out:
+        named = ", ".join(f"{name} {json.dumps(value)}" for name, value in left_out.items())
+        say(f"note: not asked for here, so not used of the model's generation_config.json: {named}")
     streamer = None if options.json else TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(options.seed or 0)
     made = generate(model, inputs, choice.selection, settings, streamer, by)

@@ -15,6 +15,7 @@ from flextron_lit.elastic.adapters import plain
 from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.compensation import ATTRIBUTE, Compensation
 from flextron_lit.elastic.families import BlockHandle, ElasticModule, Family, family_of
+from flextron_lit.elastic.passes import begin_passes, end_passes
 from flextron_lit.elastic.prefix import weight_of
 from flextron_lit.elastic.selection import ActiveSelection, Selection
 from flextron_lit.space import Block, ElasticSpace, SpaceConfig, check_skips, resolve
@@ -110,7 +111,7 @@ class ElasticBackbone:
         self.model = model
         self.family = family
         self.space = _fit_space(space or SpaceConfig(), family, model)
-        self.selection = ActiveSelection(self.space, model, self._refuse_replaced)
+        self.selection = ActiveSelection(self.space, self._refuse_replaced)
         self.blocks = tuple(match(model, family, self.space))
         _check(model, self.blocks)
         layers: Any = model.get_submodule(family.layers)
@@ -121,6 +122,7 @@ class ElasticBackbone:
             elastic.module.__class__ = elastic.elastic_class
             elastic.module.elastic = BlockHandle(index, elastic.block.full, self.selection)  # type: ignore[assignment]
             setattr(elastic.module, ATTRIBUTE, Compensation())
+        begin_passes(model, self.selection)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -186,6 +188,7 @@ class ElasticBackbone:
     def undo(self) -> PreTrainedModel:
         """Turn the modules back into their stock classes and return the model; weights stay as they are."""
         self.selection.set(self.space.full())
+        end_passes(self.model)
         for elastic in self.blocks:
             elastic.module.__class__ = elastic.elastic_class.stock()
             del elastic.module.elastic

@@ -11,11 +11,10 @@ from transformers.pytorch_utils import Conv1D
 from flextron_lit.elastic.adapters import bias_of, delta_of, is_lora, plain
 from flextron_lit.elastic.backbone import BUDGETS, ElasticBackbone, ElasticBlock, match
 from flextron_lit.elastic.families import ElasticModule
+from flextron_lit.elastic.passes import end_passes
 from flextron_lit.elastic.prefix import weight_of
-from flextron_lit.elastic.remote_code.flextron_layers import SkippedAttention, SkippedMLP
-from flextron_lit.space import BlockKind, SubNetwork
-
-SKIPPED: dict[BlockKind, type[nn.Module]] = {"attention": SkippedAttention, "mlp": SkippedMLP}
+from flextron_lit.elastic.remote_code.flextron_layers import SkippedAttention, SkippedMLP, heads_unsaid
+from flextron_lit.space import SubNetwork
 
 
 def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedModel:
@@ -40,7 +39,8 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
     for elastic, width in zip(backbone.blocks, widths, strict=True):
         memo[id(elastic.module.elastic)] = memo[id(elastic.compensation)] = None
         if width == 0:
-            memo[id(elastic.module)] = SKIPPED[elastic.block.kind]()
+            index, kind = elastic.block.layer, elastic.block.kind
+            memo[id(elastic.module)] = SkippedAttention(index) if kind == "attention" else SkippedMLP()
         cast(ElasticModule, elastic.module).refuse_foreign()
         for axis, tensor in elastic.tensors:
             layer, _, leaf = axis.tensor.rpartition(".")
@@ -51,9 +51,9 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
                 prefix = axis.prefix(merged, width, elastic.block.full)
             memo[id(tensor)] = nn.Parameter(prefix.clone(), requires_grad=tensor.requires_grad)
         _without_wrappers(elastic, memo)
-    # a policy that is active hooks the model
-    with backbone.use(backbone.space.full()):
-        model = copy.deepcopy(backbone.model, memo)
+    memo[id(backbone.selection)] = None
+    model = copy.deepcopy(backbone.model, memo)
+    end_passes(model)
     model.__class__ = backbone.family.model
     vars(model).pop(BUDGETS, None)
     for elastic, width in zip(match(model, backbone.family, backbone.space), widths, strict=True):
@@ -62,6 +62,7 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
     fields = stock_fields(backbone, widths)
     if fields is None:
         model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]
+        model._get_static_cache_init_shape = heads_unsaid  # type: ignore[assignment]
         return model
     for name, value in fields.items():
         setattr(model.config, name, value)

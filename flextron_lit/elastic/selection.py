@@ -1,17 +1,15 @@
 """The one place that knows which sub-network is active."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from inspect import signature
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.hooks import RemovableHandle
 
 from flextron_lit.elastic.grouping import TokenGroups, group
+from flextron_lit.elastic.turns import Turns
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 
@@ -60,25 +58,22 @@ class ActiveSelection:
     """Shared by all elastic modules of one backbone: they ask `width`, `use` answers.
 
     A plain attribute and not a context variable: backward on CUDA runs on another thread, and activation
-    checkpointing recomputes the forward there.
+    checkpointing recomputes the forward there. Whose selection it is, whole passes ask (`passes.py`), no block.
 
     Args:
         space: the choices.
-        model: whose passes a policy has to know of; it is hooked while one is active.
         check: called before anything but the full network is active; raises what is wrong with the model.
     """
 
-    def __init__(self, space: ElasticSpace, model: nn.Module, check: Callable[[], None]) -> None:
+    def __init__(self, space: ElasticSpace, check: Callable[[], None]) -> None:
         self.space = space
-        self.model = model
+        self.turns = Turns()
         self._check = check
         self._full = space.full()
         self.current: Selection = self._full
-        self._owner: int | None = None
+        # what was set, then that of every `use` inside; by name, because generators need not end in that order
+        self._entered: dict[object, Selection] = {None: self.current}
         self._real: Tensor | None = None
-        self._hook: RemovableHandle | None = None
-        # looked up once: a decode step is short
-        self._arguments = tuple(signature(type(model).forward).parameters)[1:]
 
     def width(self, block: int, hidden_states: Tensor) -> int | TokenGroups:
         """Units that a block uses for this input: one number, or a width for every token."""
@@ -92,24 +87,26 @@ class ActiveSelection:
     def set(self, selection: Selection) -> None:
         """Make a selection active until another is set; `use` inside takes its turn and gives back.
 
+        Waits for passes and generations of other threads.
+
         Raises:
             ValueError: if a sub-network belongs to another space.
+            RuntimeError: if another thread is inside `use`, or this one in the middle of a generation.
         """
-        if isinstance(selection, SubNetwork):
-            self.space.check(selection)
-        if selection != self._full:
-            self._check()
-        self.current, self._real = selection, None
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        if not isinstance(selection, SubNetwork):
-            self._hook = self.model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        with self.turns.turn("set", alone=True):
+            if self.turns.mid_call:
+                raise RuntimeError("this network is in the middle of a generation; set the next budget when it is over")
+            self._look(selection)
+            self._activate(next(reversed(self._entered)), selection)
 
-    def _begin(self, model: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """A pass begins: what is padding in it, the policy has to know; the blocks get masks that do not tell."""
-        assert not isinstance(self.current, SubNetwork)
-        given = dict(zip(self._arguments, inputs, strict=False)) | options
+    def begin(self, given: Mapping[str, Any]) -> None:
+        """A pass begins: what is padding in it, a policy has to know; the blocks get masks that do not tell.
+
+        Args:
+            given: arguments of the model's forward, by name.
+        """
+        if isinstance(self.current, SubNetwork):
+            return
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         tokens = (given["inputs_embeds"] if ids is None else ids).shape[1]
         self._real = None
@@ -122,21 +119,44 @@ class ActiveSelection:
     def use(self, selection: Selection) -> Iterator[None]:
         """Make a selection active; forward and backward of one pass both belong inside.
 
+        Waits for passes and generations of other threads, and refuses them inside.
+
         Raises:
             ValueError: if a sub-network belongs to another space.
             RuntimeError: if another thread is inside `use`.
         """
-        thread = threading.get_ident()
-        if self._owner not in (None, thread):
-            raise RuntimeError(
-                "another thread is using this elastic backbone with its own selection; "
-                "give each thread a backbone of its own, or take turns"
-            )
-        previous, owner = self.current, self._owner
-        self.set(selection)
-        self._owner = thread
+        with self.turns.turn("open", alone=True), self._entering(selection):
+            yield
+
+    @contextmanager
+    def call(self, selection: Selection | None = None) -> Iterator[None]:
+        """As `use` for a call that ends by itself, which other threads wait for; None keeps to what is active."""
+        with (
+            self.turns.turn("call", alone=selection is not None),
+            nullcontext() if selection is None else self._entering(selection),
+        ):
+            yield
+
+    @contextmanager
+    def _entering(self, selection: Selection) -> Iterator[None]:
+        self._look(selection)
+        name = object()
+        self._activate(name, selection)
         try:
             yield
         finally:
-            self.set(previous)
-            self._owner = owner
+            del self._entered[name]
+            last = next(reversed(self._entered))
+            self._activate(last, self._entered[last])
+
+    def _look(self, selection: Selection) -> None:
+        if isinstance(selection, SubNetwork):
+            self.space.check(selection)
+        if selection != self._full:
+            self._check()
+
+    def _activate(self, name: object, selection: Selection) -> None:
+        self._entered[name] = selection
+        self.current, self._real = selection, None
+        # what a policy is told of a pass, and what it counts, is of one at a time
+        self.turns.together = isinstance(selection, SubNetwork)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from flextron_lit.elastic.selection import Selection
+from flextron_lit.generation.own_settings import ends_alone
 from flextron_lit.generation.prompt import Inputs
 from flextron_lit.generation.speculative import Speculated, speculate
 from flextron_lit.latency.timing import Interleaved, interleaved, timed
@@ -143,7 +144,7 @@ def generate(
     """Generate within a selection; the streamer tells each word as it comes.
 
     Args:
-        model: the network.
+        model: the network; of its own settings it keeps what ends a text, see `ends_alone`.
         inputs: of one prompt, [1, T].
         selection: what is active, or decides on what is drafted.
         settings: of Hugging Face's `generate`.
@@ -152,11 +153,13 @@ def generate(
     """
 
     def run() -> tuple[Tensor, Speculated | None]:
-        if drafting is None:
-            with model.use(selection):
-                return model.generate(**inputs, **settings, streamer=streamer), None
-        made = speculate(model.backbone, **inputs, **settings, **drafting, verifier=selection, streamer=streamer)
-        return made.tokens, made
+        with ends_alone(model) as ends:
+            if drafting is None:
+                with model.use(selection):
+                    return model.generate(**inputs, **settings, **ends, streamer=streamer), None
+            by = {**settings, **ends, **drafting, "verifier": selection, "streamer": streamer}
+            made = speculate(model.backbone, **inputs, **by)
+            return made.tokens, made
 
     (tokens, drafts), seconds = timed(run, model.device)
     new = tokens[0, inputs["input_ids"].shape[1] :]

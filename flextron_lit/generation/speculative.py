@@ -10,7 +10,7 @@ one alone is not. So the loop is ours, inside Hugging Face's `generate`, which m
 processors, criteria.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.kv_cache import retract, retractable
 from flextron_lit.elastic.selection import Selection
+from flextron_lit.model import ended
 
 Process = Callable[[Tensor, Tensor], Tensor]
 """(tokens [1, T], logits behind them [1, V]) to logits [1, V], as Hugging Face's logits processors."""
@@ -88,21 +89,15 @@ def speculate(
         ValueError: for more than one sequence, padding, no draft tokens, a confidence that is no probability, more
             tokens than the model has positions, or a setting that has no effect here.
     """
-    if input_ids.shape[0] != 1:
-        raise ValueError(f"speculative decoding takes 1 sequence, not {input_ids.shape[0]}; give one after the other")
-    if draft_tokens < 1:
-        raise ValueError(f"draft_tokens must be 1 or more, not {draft_tokens}")
-    if not 0 <= confidence <= 1:
-        raise ValueError(f"confidence must be from 0 to 1, not {confidence}")
-    for name in UNHEARD:
-        if name in settings:
-            raise ValueError(f"{name} has no effect on speculative decoding; leave it out")
-    verifier = backbone.space.full() if verifier is None else verifier
-    loop = _Loop(backbone, draft, verifier, draft_tokens, confidence, streamer)
-    prompt = input_ids.to(backbone.model.device)
-    # a mask told apart from none: without one, `generate` takes tokens that look like padding for padding
-    settings.setdefault("attention_mask", torch.ones_like(prompt))
-    tokens = cast(Any, backbone.model).generate(prompt, custom_generate=loop, **settings)
+    with ended(streamer):
+        _check_asked(input_ids, draft_tokens, confidence, settings)
+        verifier = backbone.space.full() if verifier is None else verifier
+        loop = _Loop(backbone, draft, verifier, draft_tokens, confidence, streamer)
+        prompt = input_ids.to(backbone.model.device)
+        # a mask told apart from none: without one, `generate` takes tokens that look like padding for padding
+        settings.setdefault("attention_mask", torch.ones_like(prompt))
+        with backbone.selection.call(verifier):
+            tokens = cast(Any, backbone.model).generate(prompt, custom_generate=loop, **settings)
     return Speculated(tokens, loop.drafted, loop.accepted, loop.passes)
 
 
@@ -159,7 +154,7 @@ class _Reader:
     def logits(self, tokens: Tensor, last: int) -> Tensor:
         """Read what is new of the tokens [1, T]: logits of the last few of them, float32 [last, V]."""
         new = tokens[:, self.cache.get_seq_length() :]
-        with self.backbone.use(self.selection):
+        with self.backbone.selection.call(self.selection):
             read = self.backbone.model(new, past_key_values=self.cache, use_cache=True, logits_to_keep=last)
         logits: Tensor = read.logits[0].float()
         return logits
@@ -272,6 +267,18 @@ def _append(tokens: Tensor, taken: Tensor, criteria: Criteria) -> tuple[Tensor, 
         if bool(criteria(tokens, None).all()):
             return tokens, True
     return tokens, False
+
+
+def _check_asked(input_ids: Tensor, draft_tokens: int, confidence: float, settings: Mapping[str, Any]) -> None:
+    if input_ids.shape[0] != 1:
+        raise ValueError(f"speculative decoding takes 1 sequence, not {input_ids.shape[0]}; give one after the other")
+    if draft_tokens < 1:
+        raise ValueError(f"draft_tokens must be 1 or more, not {draft_tokens}")
+    if not 0 <= confidence <= 1:
+        raise ValueError(f"confidence must be from 0 to 1, not {confidence}")
+    for name in UNHEARD:
+        if name in settings:
+            raise ValueError(f"{name} has no effect on speculative decoding; leave it out")
 
 
 def _check(model: PreTrainedModel, config: GenerationConfig, inputs: dict[str, Any]) -> None:

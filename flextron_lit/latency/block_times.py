@@ -21,7 +21,7 @@ from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
-from flextron_lit.elastic.kv_cache import retract, retractable
+from flextron_lit.elastic.kv_cache import fill, retract, retractable
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.latency.latency_table import HeldOut, LatencyTable, PhaseLatency, conditions
 from flextron_lit.latency.timing import Interleaved, Run, interleaved, seconds
@@ -78,6 +78,8 @@ class Passes:
         # a policy finds the keys and values of all groups, whoever computed them
         static = self.selection if isinstance(self.selection, SubNetwork) else self.backbone.space.full()
         Passes(self.backbone, static, self.workload, self.text)._run(self.text[:, : self._behind], cache)
+        # as if its own, of which only the time counts
+        fill(cache, self.selection)
         return cache
 
     def _run(self, ids: Tensor, cache: DynamicCache) -> None:

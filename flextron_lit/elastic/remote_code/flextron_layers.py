@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import Cache, PreTrainedConfig
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 
 class SkippedMLP(nn.Module):
@@ -20,12 +21,37 @@ class SkippedMLP(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
-class SkippedAttention(nn.Module):
-    """Stands where an attention module is left out: adds nothing, and leaves the KV cache alone."""
+def pass_over(cache: Any, layer: int, hidden_states: Tensor) -> None:
+    """Tell a KV cache of tokens [B, T, D] that a layer without attention reads nothing of.
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    A layer with a sliding window counts its tokens, and cannot take back those that it has not seen: it gets keys and
+    values of no heads, which take no memory. All other kinds of layers are left alone.
+    """
+    # one that was made without a config has no more layers than were read
+    own = None if cache is None else next(iter(cache.layers[layer : layer + 1]), None)
+    if isinstance(own, DynamicSlidingWindowLayer):
+        nothing = hidden_states.new_empty(hidden_states.shape[0], 0, hidden_states.shape[1], 1)
+        cache.update(nothing, nothing, layer)
+
+
+class SkippedAttention(nn.Module):
+    """Stands where the attention module of a layer is left out: adds nothing."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self, hidden_states: Tensor, *_: Any, past_key_values: Cache | None = None, **__: Any
+    ) -> tuple[Tensor, None]:
         """[B, T, D] to (zeros of that shape, no attention weights)."""
+        pass_over(past_key_values, self.layer, hidden_states)
         return torch.zeros_like(hidden_states), None
+
+
+def heads_unsaid(*_: Any) -> None:
+    """In place of the library's, which makes static caches ahead of the first pass: of the heads that a config says."""
+    return
 
 
 class OwnLayers:
@@ -37,6 +63,7 @@ class OwnLayers:
     """Attribute of a layer that holds its attention module."""
     make_layer: Callable[[Any, int], nn.Module]
     """Makes a layer from its config and its index."""
+    _get_static_cache_init_shape = heads_unsaid
 
     def __init__(self, config: PreTrainedConfig) -> None:
         count = config.num_hidden_layers
@@ -54,7 +81,7 @@ class OwnLayers:
     def _layer(self, config: PreTrainedConfig, own: Any, index: int) -> nn.Module:
         layer: Any = self.make_layer(own, index)
         if self.attention_path in own.skip:
-            setattr(layer, self.attention_path, SkippedAttention())
+            setattr(layer, self.attention_path, SkippedAttention(index))
         else:
             # a later `set_attn_implementation` changes the model's config, not the copies that layers are built from
             getattr(layer, self.attention_path).config = config
