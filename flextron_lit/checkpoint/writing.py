@@ -17,7 +17,6 @@ from flextron_lit.checkpoint.folder import (
     COMPENSATION,
     EVALUATIONS,
     FORMAT_VERSION,
-    ORDER,
     RECORD,
     StageRecord,
     read,
@@ -25,6 +24,7 @@ from flextron_lit.checkpoint.folder import (
     record_digest,
 )
 from flextron_lit.files.digest import sha256_of
+from flextron_lit.files.places import ORDER, today
 from flextron_lit.files.whole_file import json_text, whole_file, write_json
 from flextron_lit.files.whole_folder import files_in, write_whole
 from flextron_lit.space import ElasticSpace
@@ -60,16 +60,15 @@ def write(
     Raises:
         ValueError: if the folder cannot be written, or the disk is full; an earlier checkpoint stays as it was.
     """
-    from flextron_lit.terminal.progress import quiet_transformers
+    from flextron_lit.checkpoint.plain_folder import save_model, save_tokenizer
 
     weights = state_dict.values() if state_dict else backbone.model.parameters()
     with write_whole(folder, size=sum(weight.nbytes for weight in weights)) as partial:
-        with quiet_transformers():
-            backbone.model.save_pretrained(partial, state_dict=dict(state_dict) if state_dict else None)
-        tokenizer.save_pretrained(partial)
+        save_model(partial, backbone.model, state_dict)
+        save_tokenizer(partial, tokenizer)
         named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
-        save_file(named, partial / ORDER)
-        _save_compensation(partial / COMPENSATION, backbone)
+        _save(named, partial / ORDER)
+        _save(_compensation(backbone), partial / COMPENSATION)
         _add(partial, files or {})
         _write_record(partial, _record(backbone.space, history))
 
@@ -97,11 +96,10 @@ def extend(
         ValueError: if the source is damaged, or the folder cannot be written; an earlier checkpoint stays as it was.
     """
     known = read(source)
-    noted = dict(read_record(source).get("sha256", {}))
+    noted = {today(name): sha256 for name, sha256 in read_record(source).get("sha256", {}).items()}
     replaced = (RECORD, *files)
-    kept = {
-        name: path for name, path in files_in(source).items() if name not in replaced and not name.startswith(without)
-    }
+    there = {today(name): path for name, path in files_in(source).items()}
+    kept = {name: path for name, path in there.items() if name not in replaced and not name.startswith(without)}
     with write_whole(folder, size=sum(path.stat().st_size for path in kept.values())) as partial:
         for name, path in kept.items():
             _link(path, partial / name)
@@ -134,12 +132,16 @@ def note_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:
         os.utime(partial, ns=(made.st_atime_ns, made.st_mtime_ns))
 
 
-def _save_compensation(path: Path, backbone: ElasticBackbone) -> None:
-    named = {
+def _compensation(backbone: ElasticBackbone) -> dict[str, Tensor]:
+    return {
         f"{elastic.block.name}.{name}": tensor.detach().contiguous()
         for elastic in backbone.blocks
         for name, tensor in elastic.compensation.named_parameters()
     }
+
+
+def _save(named: dict[str, Tensor], path: Path) -> None:
+    """Nothing where there is nothing."""
     if named:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(named, path)
