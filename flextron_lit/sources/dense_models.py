@@ -3,6 +3,7 @@
 import shutil
 import zipfile
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         return from_folder("tokenizer", folder)
     except Exception as error:
-        raise ValueError(f"cannot load a tokenizer from {folder}: {type(error).__name__}: {error}") from error
+        told = f"{type(error).__name__}: {error}"
+        alone = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+        if alone and find_spec("sentencepiece") is None:
+            # transformers names a package for another format, which has files of that name too
+            told = "its tokenizer.model needs a package that is not installed: pip install sentencepiece"
+        raise ValueError(f"cannot load a tokenizer from {folder}: {told}") from error
 
 
 def _convert(wheel: Path, target: Path) -> None:

@@ -11,7 +11,9 @@ TERMS = tuple(
 )
 """On what terms a model may be used."""
 BESIDE_TOKENIZER = ("tokenizer.model", "*.jinja")
-"""What transformers does not write again: other programs read it."""
+"""What other programs read of a tokenizer, and transformers does not write again."""
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Which it does, if the tokenizer still has one."""
 ADDITIONAL = "additional_chat_templates/*.jinja"
 ON_THE_HUB = (
     "config.json",
@@ -27,7 +29,7 @@ ON_THE_HUB = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "chat_template.json",
     ADDITIONAL,
     # of a Flextron checkpoint, format 1 included
@@ -54,6 +56,6 @@ def pass_on(source: str | Path, folder: Path, patterns: Iterable[str]) -> None:
         return
     for path in (path for pattern in patterns for path in Path(source).glob(pattern)):
         target = folder / path.relative_to(source)
-        if path.is_file() and not target.exists():
+        if path.is_file() and path.name != CHAT_TEMPLATE and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
