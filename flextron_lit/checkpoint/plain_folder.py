@@ -17,6 +17,8 @@ ROTARY = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor":
 """What 4.57 calls rotary settings, by `model_type`; in other families it has `rope_theta` alone."""
 OF_OUR_CALL = ("local_files_only", "is_local", "backend")
 """What a tokenizer notes of how it was loaded, and 4.57 takes for settings."""
+OF_ITS_CLASS = ("model_input_names", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
+"""What a tokenizer may have from its class alone, and loses with it."""
 Settings = dict[str, Any]
 
 
@@ -39,8 +41,8 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     if path.is_file():
-        whole = (folder / TOKENIZER).is_file()
-        _rewrite(path, lambda settings: _for_both(settings, tokenizer.model_input_names if whole else None))
+        whole = {name: getattr(tokenizer, name) for name in OF_ITS_CLASS} if (folder / TOKENIZER).is_file() else None
+        _rewrite(path, lambda settings: _for_both(settings, whole))
     pass_on(getattr(tokenizer, "name_or_path", ""), folder, BESIDE_TOKENIZER)
 
 
@@ -60,17 +62,17 @@ def _older(config: Settings, model: PreTrainedModel) -> Iterator[tuple[str, Any]
         yield "rope_scaling", rope
 
 
-def _for_both(settings: Settings, model_inputs: list[str] | None) -> Settings:
+def _for_both(settings: Settings, of_its_class: Settings | None) -> Settings:
     """A tokenizer's settings as both read them.
 
     Args:
         settings: as transformers 5 writes them.
-        model_inputs: names of what it makes; None where there is no tokenizer.json.
+        of_its_class: what it has `OF_ITS_CLASS`; None where there is no tokenizer.json, and the class has to stay.
     """
     found = {name: value for name, value in settings.items() if name not in OF_OUR_CALL}
-    if model_inputs is not None:
+    if of_its_class is not None:
         # the one class of 4.57 that takes tokenizer.json as it is: others put a token before or after
-        found |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": model_inputs}
+        found |= {"tokenizer_class": "PreTrainedTokenizerFast", **of_its_class}
     if isinstance(found.get("extra_special_tokens"), list):
         found["additional_special_tokens"] = found.pop("extra_special_tokens")
     return found

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaTokenizer, LlamaTokenizer
 
 from flextron_lit.checkpoint.plain_folder import save_model, save_tokenizer
 from flextron_lit.elastic.remote_code import flextron_layers
@@ -104,6 +104,14 @@ def test_a_tokenizer_says_nothing_that_only_one_release_knows(tmp_path, make):
         assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
         assert again.decode(again(text)["input_ids"]) == tokenizer.decode(tokenizer(text)["input_ids"])
     assert "<one>" in again.all_special_tokens
+
+
+def test_what_a_class_had_by_default_stays(tmp_path):
+    vocab = {name: index for index, name in enumerate(("<pad>", "<eos>", "<bos>", "<unk>", "▁", "o", "w", "ow"))}
+    save_tokenizer(tmp_path, GemmaTokenizer(vocab=vocab, merges=[("o", "w")]))
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(again) is not GemmaTokenizer
+    assert again.padding_side == "left"
 
 
 def test_our_own_classes_say_which_release_they_need(monkeypatch):

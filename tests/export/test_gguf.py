@@ -252,6 +252,13 @@ def test_a_tokenizer_that_llama_cpp_has_no_name_for_is_refused():
         byte_pairs(_tokenizer(described), VOCABULARY)
 
 
+def test_sentence_pieces_are_refused_with_the_way_round():
+    described = json.loads(make_tokenizer().backend_tokenizer.to_str())
+    described["model"]["byte_fallback"] = True
+    with pytest.raises(ValueError, match=r"one of SentencePiece; take --format hf.*pip install sentencepiece"):
+        byte_pairs(_tokenizer(described), VOCABULARY)
+
+
 def _tokenizer(described):
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(described)), eos_token="<|end|>")
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.sources import load_dense, load_tokenizer
@@ -82,6 +83,16 @@ def test_code_for_what_is_not_read_here_is_in_nobodys_way(tmp_path, asked):
     assert type(load_dense(f"random:{tmp_path / 'model'}")).__name__ == "LlamaForCausalLM"
     assert not asked
     assert not witness.exists()
+
+
+def test_code_that_generates_is_left_alone(tmp_path, asked):
+    dense = tmp_path / "dense"
+    load_dense(f"random:{TINY}").save_pretrained(dense)
+    (dense / "custom_generate").mkdir()
+    (dense / "custom_generate/generate.py").write_text(CODE.format(witness=str(tmp_path / "ran"), model_type="llama"))
+    assert load_dense(str(dense)).generate(torch.tensor([[1, 2]]), max_new_tokens=2, eos_token_id=None).shape == (1, 4)
+    assert not asked
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_exported_class_of_ours_is_no_source(tmp_path):
