@@ -1,4 +1,3 @@
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from flextron_lit.files.whole_file import write_text
+from flextron_lit.files.whole_file import json_text, write_text
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -23,5 +22,5 @@ class PredictionWriter(BasePredictionWriter):
         loaders = predictions if predictions and isinstance(predictions[0], list) else [predictions]
         rank = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
-        write_text(path, "".join(json.dumps(row) + "\n" for loader in loaders for row in loader))
+        write_text(path, "".join(json_text(row, indent=None) for loader in loaders for row in loader))
         rank_zero_info(f"wrote {path}")

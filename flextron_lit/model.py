@@ -23,12 +23,12 @@ from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.remote_code.flextron_layers import heads_unsaid
 from flextron_lit.elastic.selection import Selection
+from flextron_lit.files.places import SURROGATE
 from flextron_lit.latency.latency_table import FOLDER as COSTS
 from flextron_lit.routers.excess import FILE as EXCESS
 from flextron_lit.routers.from_budget import Answer, Budget
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.routers.trained import FOLDER as ROUTERS
-from flextron_lit.routers.trained import SURROGATE
 from flextron_lit.sources import resolve_model
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ else:
     # what a model is beside a FlextronModel comes from its config, when it is loaded
     Stock = object
 
-ADDED = (f"{COSTS}/*", f"{ROUTERS}/*", SURROGATE, EXCESS)
-"""Files of a Flextron checkpoint that belong to its network and are neither weights nor the record."""
+ADDED = (f"{COSTS}/", f"{ROUTERS}/", SURROGATE, EXCESS)
+"""How files of a Flextron checkpoint begin that belong to its network and are neither weights nor the record."""
 MADE: dict[type[PreTrainedModel], type[FlextronModel]] = {}
 """Of every stock class the one that was made of it."""
 ARGUMENTS = tuple(signature(GenerationMixin.generate).parameters)[1:]
@@ -233,7 +233,7 @@ class FlextronModel(Stock):
         source = loaded.folder
         files: dict[str, Path | bytes] = {}
         if loaded.record is not None:
-            files |= {str(path.relative_to(source)): path for each in ADDED for path in sorted(source.glob(each))}
+            files |= {name: path for name, path in checkpoint.other_files(source).items() if name.startswith(ADDED)}
             if not _same_weights(loaded):
                 files |= stale_files(source, loaded.backbone.space, TRAINED_HERE)
         checkpoint.write(

@@ -446,7 +446,11 @@ def test_what_is_saved_comes_back(folder, model, tmp_path):
     assert again.set_budget(0.6) == model.set_budget(0.6)
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "again")) is LlamaForCausalLM
     assert AutoTokenizer.from_pretrained(tmp_path / "again")("owl") == model.tokenizer("owl")
-    for name in ("order.safetensors", "config.json", *(p.relative_to(folder) for p in folder.glob("routers/*"))):
+    for name in (
+        "elastic/order.safetensors",
+        "config.json",
+        *(p.relative_to(folder) for p in folder.glob("routers/*")),
+    ):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
 
 

@@ -17,6 +17,7 @@ In reading order:
 from flextron_lit.checkpoint.folder import (
     COMPENSATION,
     CONFIG,
+    MAX_SHARD_SIZE,
     RECORD,
     FlextronCheckpoint,
     StageRecord,
@@ -30,4 +31,4 @@ from flextron_lit.checkpoint.folder import (
     verify,
     weight_files,
 )
-from flextron_lit.checkpoint.writing import MAX_SHARD_SIZE, extend, note_evaluation, write
+from flextron_lit.checkpoint.writing import extend, note_evaluation, write

@@ -12,6 +12,7 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import Location
 from flextron_lit.checkpoint.weights import OUTPUT, Header, Weights, count_parameters
 from flextron_lit.files.damage import damage, read_json
+from flextron_lit.files.places import SURROGATE, file_of
 from flextron_lit.files.whole_folder import files_in
 from flextron_lit.space import KINDS, ElasticSpace
 
@@ -22,7 +23,6 @@ CONFIG_KEYS = {
 }
 """Hugging Face's nouns, and what older configs call them."""
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
-SURROGATE = "surrogate.safetensors"
 ROUTERS = "routers/"
 EXCESS = "elastic/excess_losses.json"
 STALE, META = "stale_since", "flextron"
@@ -44,6 +44,7 @@ def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
     verified = checkpoint.verify(folder) if verify else None
     full = Weights(folder).headers
     files = {name: path.stat().st_size for name, path in files_in(folder).items()}
+    surrogate = file_of(folder, SURROGATE)
     return {
         "checkpoint": str(folder),
         "run_folder": None if location.run_folder is None else str(location.run_folder.path),
@@ -52,7 +53,7 @@ def describe(location: Location, *, verify: bool = True) -> dict[str, Any]:
         "costs": [name for name in files if name.startswith("costs/")],
         "routers": [name for name in files if name.startswith(ROUTERS)],
         "stale": _stale(folder),
-        "surrogate": SURROGATE if SURROGATE in files else None,
+        "surrogate": str(surrogate.relative_to(folder)) if surrogate.is_file() else None,
         "excess_losses": EXCESS if EXCESS in files else None,
         "history": record.history,
         "evaluations": checkpoint.evaluations(folder),
@@ -68,17 +69,17 @@ def _stale(folder: Path) -> dict[str, str]:
     Raises:
         ValueError: if a file is damaged.
     """
-    found = {}
-    for path in (folder / SURROGATE, *sorted(folder.glob(f"{ROUTERS}*.json"))):
+    stale = {}
+    for path in (file_of(folder, SURROGATE), *sorted(folder.glob(f"{ROUTERS}*.json"))):
         stage = _settings(path).get(STALE) if path.is_file() else None
         if stage:
-            found[str(path.relative_to(folder))] = stage
-    return found
+            stale[str(path.relative_to(folder))] = stage
+    return stale
 
 
 def _settings(path: Path) -> dict[str, Any]:
     """How a surrogate or a router was trained."""
-    what = "surrogate" if path.name == SURROGATE else "router"
+    what = "surrogate" if path.name == Path(SURROGATE).name else "router"
     with damage(path, f"train the {what} again"):
         if what == "router":
             return dict(read_json(path)["settings"])

@@ -3,11 +3,14 @@
 ```
 config.json, model.safetensors, tokenizer files    a plain Hugging Face checkpoint of the full network
 flextron.json                                      format version, space, history, sha256 of every file; evaluations
-order.safetensors                                  per block, where the units stood in the dense model
+elastic/order.safetensors                          per block, where the units stood in the dense model
 elastic/compensation.safetensors                   what narrower widths have of their own
 elastic/excess_losses.json                         what each block loses at each width, computed by conversion
-costs/, routers/, surrogate.safetensors            what later stages and commands add
+elastic/surrogate.safetensors, costs/, routers/    what later stages and commands add
 ```
+
+At the top no safetensors file but the full network's weights: loaders take all of them for such. Format 1 had order and
+surrogate there, and is read as before.
 """
 
 import json
@@ -23,20 +26,24 @@ from torch import Tensor
 
 from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.digest import sha256_of, sha256_of_json
+from flextron_lit.files.places import ORDER, file_of, today
+from flextron_lit.files.whole_file import json_text
 from flextron_lit.files.whole_folder import files_in
 from flextron_lit.space import ElasticSpace
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECORD = "flextron.json"
-ORDER = "order.safetensors"
 COMPENSATION = "elastic/compensation.safetensors"
-"""In a folder of its own: at the top a loader might take it for weights of the full network."""
 CONFIG = "config.json"
 EVALUATIONS = "evaluations"
 """In the record; a checkpoint that is made from this one has none of them: they are of other weights or routers."""
 WEIGHTS = "model.safetensors"
+MAX_SHARD_SIZE = "50GB"
+"""Of a weight file; transformers' own default."""
 WEIGHT_INDEX = "model.safetensors.index.json"
 MEND = "restore or retrain it"
+OLDER_NAMES = ("rope_theta", "rope_scaling", "rotary_emb_base", "rotary_pct", "original_max_position_embeddings")
+"""What transformers before 5 calls parts of `rope_parameters`."""
 
 TRAIN_WEIGHTS = ("ElasticTraining", "JointTuning")
 """The stages that change the network's weights, as histories name them."""
@@ -70,7 +77,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class FlextronCheckpoint:
-    """What `flextron.json` and `order.safetensors` say; the weights are read by transformers."""
+    """What `flextron.json` and the file of orders say; the weights are read by transformers."""
 
     space: ElasticSpace
     order: list[Tensor]
@@ -89,12 +96,13 @@ def read(folder: Path) -> FlextronCheckpoint:
         ValueError: if the folder is no Flextron checkpoint, or was written by a newer version, or is damaged.
     """
     record = read_record(folder)
-    _demand(folder, CONFIG, ORDER)
+    path = file_of(folder, ORDER)
+    _demand(folder, CONFIG, str(path.relative_to(folder)))
     with damage(folder, MEND):
         space = ElasticSpace.from_json(record["space"])
         history = [dict(row) for row in record["history"]]
-    with damage(folder / ORDER, MEND):
-        order = _order(load_file(folder / ORDER), space)
+    with damage(path, MEND):
+        order = _order(load_file(path), space)
     for file in weight_files(folder):
         # opening compares the header with the file's length: a cut-off file is noticed without reading it
         with damage(file, MEND), safe_open(file, framework="pt"):
@@ -105,11 +113,15 @@ def read(folder: Path) -> FlextronCheckpoint:
 def read_config(folder: Path) -> dict[str, Any]:
     """The model's config as it stands in the file, without the class that transformers makes of it.
 
+    Nor with what says for older releases again what `rope_parameters` says.
+
     Raises:
         ValueError: if the file is missing or damaged.
     """
     with damage(folder / CONFIG, MEND):
-        return dict(read_json(folder / CONFIG))
+        config = dict(read_json(folder / CONFIG))
+    repeated = OLDER_NAMES if "rope_parameters" in config else ()
+    return {name: value for name, value in config.items() if name not in repeated}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -149,13 +161,13 @@ def read_compensation(folder: Path, space: ElasticSpace) -> list[dict[str, Tenso
 
 
 def other_files(folder: Path) -> dict[str, Path]:
-    """Files beside config, record, order and weights, by their path in the folder: tokenizer, cost tables, routers.
+    """Files beside config, record, order and weights, by their place today: tokenizer, cost tables, routers.
 
     Raises:
         ValueError: if a weight file is missing.
     """
     network = {CONFIG, RECORD, ORDER, COMPENSATION, WEIGHT_INDEX, *(file.name for file in weight_files(folder))}
-    return {name: path for name, path in files_in(folder).items() if name not in network}
+    return {today(name): path for name, path in files_in(folder).items() if today(name) not in network}
 
 
 def verify(folder: Path) -> list[str]:
@@ -239,4 +251,4 @@ def record_digest(record: Mapping[str, Any]) -> str:
     """Of everything in `flextron.json` but the digests themselves."""
     content = {key: value for key, value in record.items() if key != "sha256"}
     # through JSON once, so that a tuple or an integer key counts as what it will be read as
-    return sha256_of_json(json.loads(json.dumps(content)))
+    return sha256_of_json(json.loads(json_text(content)))

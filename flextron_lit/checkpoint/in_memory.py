@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import FlextronCheckpoint
@@ -20,6 +20,7 @@ from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.routers.from_budget import ADAPTER, Answer, Budget, DynamicRouting, Routing
 from flextron_lit.sources import load_dense, load_tokenizer, resolve_model
+from flextron_lit.sources.stock import from_config, from_folder
 from flextron_lit.space import ElasticSpace, SpaceConfig
 
 
@@ -187,7 +188,7 @@ def blank_elastic(
     """
     # measuring in the middle of a run must not change what the run draws next
     with torch.random.fork_rng(), torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=config._attn_implementation)
+        model = from_config(config, dtype=dtype, attn_implementation=config._attn_implementation)
     backbone = ElasticBackbone(model.eval(), space)
     if compensation:
         compensate(backbone, [dict(own) for own in compensation])
@@ -198,7 +199,7 @@ def shape_of(
     folder: Path, space: ElasticSpace, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta"
 ) -> ElasticBackbone:
     """The network of a Flextron checkpoint without its weights; for counting by default: nothing is allocated."""
-    config = AutoConfig.from_pretrained(folder)
+    config = from_folder("config", folder)
     config._attn_implementation = "sdpa"
     # what is counted does not depend on it
     own = () if str(device) == "meta" else checkpoint.read_compensation(folder, space) or ()

@@ -17,7 +17,7 @@ from flextron_lit.checkpoint.folder import (
     COMPENSATION,
     EVALUATIONS,
     FORMAT_VERSION,
-    ORDER,
+    MAX_SHARD_SIZE,
     RECORD,
     StageRecord,
     is_flextron,
@@ -26,12 +26,13 @@ from flextron_lit.checkpoint.folder import (
     record_digest,
 )
 from flextron_lit.files.digest import sha256_of
+from flextron_lit.files.places import ORDER, today
 from flextron_lit.files.whole_file import json_text, whole_file, write_json
 from flextron_lit.files.whole_folder import files_in, write_whole
 from flextron_lit.space import ElasticSpace
 
-MAX_SHARD_SIZE = "50GB"
-"""Of a weight file; transformers' own default."""
+UNSEALED = "unsealed"
+"""In the record: files that others may write anew without that being damage."""
 
 if TYPE_CHECKING:
     # only writing needs them, and importing them takes seconds that reading should not cost
@@ -70,7 +71,7 @@ def write(
         ValueError: if the folder cannot be written, the disk is full, or something sits on the network that the folder
             would not hold; an earlier checkpoint stays as it was.
     """
-    from flextron_lit.terminal.progress import quiet_transformers
+    from flextron_lit.checkpoint.plain_folder import save_model, save_tokenizer
 
     backbone.refuse_foreign()
     given = dict(state_dict or {})
@@ -78,17 +79,13 @@ def write(
         _check_names(given, backbone)
     weights = given.values() or backbone.model.parameters()
     with write_whole(folder, size=sum(weight.nbytes for weight in weights)) as partial:
-        with quiet_transformers():
-            # that of the stock class: the model's own may write a Flextron checkpoint
-            save = backbone.family.model.save_pretrained
-            # and a copy, for it takes out what it does not write
-            save(backbone.model, partial, state_dict=dict(given) or None, max_shard_size=max_shard_size)
+        save_model(partial, backbone.model, given or None, max_shard_size)
         network = files_in(partial).keys()
-        tokenizer.save_pretrained(partial)
+        save_tokenizer(partial, tokenizer)
         rewritable = files_in(partial).keys() - network if among_others else set()
         named = {b.name: o.to(torch.int32).contiguous() for b, o in zip(backbone.space.blocks, order, strict=True)}
-        save_file(named, partial / ORDER)
-        _save_compensation(partial / COMPENSATION, backbone, given)
+        _save(named, partial / ORDER)
+        _save(_compensation(backbone, given), partial / COMPENSATION)
         _add(partial, files or {})
         _write_record(partial, _record(backbone.space, history), unsealed=rewritable)
         if among_others:
@@ -118,11 +115,10 @@ def extend(
         ValueError: if the source is damaged, or the folder cannot be written; an earlier checkpoint stays as it was.
     """
     known = read(source)
-    noted = dict(read_record(source).get("sha256", {}))
+    noted = {today(name): sha256 for name, sha256 in read_record(source).get("sha256", {}).items()}
     replaced = (RECORD, *files)
-    kept = {
-        name: path for name, path in files_in(source).items() if name not in replaced and not name.startswith(without)
-    }
+    there = {today(name): path for name, path in files_in(source).items()}
+    kept = {name: path for name, path in there.items() if name not in replaced and not name.startswith(without)}
     with write_whole(folder, size=sum(path.stat().st_size for path in kept.values())) as partial:
         for name, path in kept.items():
             _link(path, partial / name)
@@ -171,20 +167,25 @@ def _keep_others(folder: Path, partial: Path) -> None:
     """Link what other programs wrote into a folder into the one that takes its place."""
     if not folder.is_dir():
         return
-    own = set(read_record(folder).get("sha256", {})) if is_flextron(folder) else set()
+    record = read_record(folder) if is_flextron(folder) else {}
+    own = {*record.get("sha256", {}), *record.get(UNSEALED, [])}
     for name, path in files_in(folder).items():
         earlier_weights = Path(name).match("model*.safetensors*") and "/" not in name
         if name not in own and not earlier_weights and not (partial / name).exists():
             _link(path, partial / name)
 
 
-def _save_compensation(path: Path, backbone: ElasticBackbone, state_dict: Mapping[str, Tensor]) -> None:
+def _compensation(backbone: ElasticBackbone, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {id(tensor): name for name, tensor in backbone.compensations.items()}
-    named = {
+    return {
         f"{elastic.block.name}.{name}": state_dict.get(names[id(tensor)], tensor).detach().contiguous()
         for elastic in backbone.blocks
         for name, tensor in elastic.compensation.named_parameters()
     }
+
+
+def _save(named: dict[str, Tensor], path: Path) -> None:
+    """Nothing where there is nothing."""
     if named:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(named, path)
@@ -224,6 +225,7 @@ def _write_record(
     files = files_in(folder)
     sealed_files = {name: path for name, path in files.items() if name not in unsealed}
     digests = {name: (known or {}).get(name) or sha256_of(path) for name, path in sealed_files.items()}
+    record = {**record, UNSEALED: sorted(unsealed)} if unsealed else record
     sealed = {**record, "sha256": {**digests, RECORD: record_digest(record)}}
     write_json(folder / RECORD, sealed)
     for path in files.values():

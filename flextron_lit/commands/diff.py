@@ -1,6 +1,5 @@
 """`python main.py diff`: how two Flextron checkpoints differ."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.table import Table
 from flextron_lit.checkpoint.comparison import compare
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
 from flextron_lit.files.differences import listed
+from flextron_lit.files.whole_file import json_text
 from flextron_lit.terminal.console import about, end_with_the_reader, show, table, two_columns
 
 LINE = 160
@@ -79,7 +79,7 @@ def command(args: Sequence[str]) -> int:
     first, second = locate(options.first), locate(options.second)
     difference = compare(first.checkpoint, second.checkpoint)
     if options.json:
-        show(json.dumps({"first": str(first.checkpoint), "second": str(second.checkpoint), **difference}, indent=1))
+        show(json_text({"first": str(first.checkpoint), "second": str(second.checkpoint), **difference}).rstrip())
     else:
         show(f"first: {first}", f"second: {second}", *report(difference))
     return 0 if difference["identical"] else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from flextron_lit.evaluation.networks import WAYS, Way, routed, ways_of
 from flextron_lit.evaluation.results import HTML, JSON, Results, default_output
 from flextron_lit.evaluation.texts import TOKENS, Texts, texts_of
 from flextron_lit.files.provenance import git_commit, now, versions
+from flextron_lit.files.whole_file import json_text
 from flextron_lit.latency.device import device_description
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.model import FlextronModel
@@ -164,7 +164,7 @@ def command(args: Sequence[str]) -> None:
     if not options.leave_checkpoint:
         results.note_in(location.checkpoint, evaluation.made)
     if options.json:
-        show(json.dumps({"losses": losses, "tasks": scores}, indent=1))
+        show(json_text({"losses": losses, "tasks": scores}).rstrip())
     else:
         show(*measured.shown(losses), *([scored.shown(scores)] if scores else []), f"wrote {results.path}")
     if not options.no_report:

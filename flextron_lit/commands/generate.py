@@ -13,6 +13,7 @@ from transformers import TextStreamer
 from flextron_lit.checkpoint.folder import TRAIN_WEIGHTS
 from flextron_lit.commands.options import CommandLine, place_of, refuse_below_one
 from flextron_lit.costs.budget import HELP
+from flextron_lit.files.whole_file import json_text
 from flextron_lit.generation.answer import Report
 from flextron_lit.generation.call import ROUNDS, Chosen, chosen, compare, drafter, generate, notes_told, settings_for
 from flextron_lit.generation.own_settings import unused
@@ -160,7 +161,7 @@ def command(args: Sequence[str]) -> None:
         say(f"note: the weights were trained on raw text ({', '.join(raw)}), which weakens how a chat model answers")
     found = report(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, options)
     if options.json:
-        show(json.dumps(found.to_json(), indent=1))
+        show(json_text(found.to_json()).rstrip())
         return
     for line in found.lines():
         say(line)

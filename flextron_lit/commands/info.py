@@ -1,6 +1,5 @@
 """`python main.py info`: what a Flextron checkpoint holds and how it was made."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from flextron_lit.checkpoint.description import describe
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
+from flextron_lit.files.whole_file import json_text
 from flextron_lit.terminal.console import about, end_with_the_reader, huge, ranges, settings, short, show, two_columns
 
 UNITS = {"mlp": "neurons", "attention": "KV groups"}
@@ -122,7 +122,7 @@ def command(args: Sequence[str]) -> None:
     location = locate(options.folder)
     description = describe(location, verify=not options.no_verify)
     if options.json:
-        show(json.dumps(description, indent=1))
+        show(json_text(description).rstrip())
         return
     if location.run_folder is not None:
         status = location.run_folder.status

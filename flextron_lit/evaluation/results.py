@@ -10,7 +10,7 @@ from typing import Any
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.location import Location
 from flextron_lit.evaluation.loss_rows import Row, flat
-from flextron_lit.files.damage import damage, read_json
+from flextron_lit.files.damage import damage, number, read_json
 from flextron_lit.files.ranks import tell
 from flextron_lit.files.whole_file import write_csv, write_json
 
@@ -55,7 +55,7 @@ class Results:
             return cls(folder, sha256)
         with damage(path, "start anew with --fresh"):
             content = read_json(path)
-            found = cls(folder, str(content["checkpoint"]), content["losses"], list(content["tasks"]))
+            found = cls(folder, str(content["checkpoint"]), _read(content["losses"]), list(content["tasks"]))
         if found.sha256 != sha256:
             raise ValueError(
                 f"{path} is of another checkpoint, or of this one before it changed ({found.sha256[:12]}, now "
@@ -130,7 +130,7 @@ def metrics(of: Mapping[str, Any]) -> dict[str, Any]:
 
 def scores_of(of: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
     """Value and standard error of every metric of a task."""
-    return {name: (value, _error(of, name)) for name, value in metrics(of).items() if ERROR not in name}
+    return {name: (number(value), _error(of, name)) for name, value in metrics(of).items() if ERROR not in name}
 
 
 def _error(of: Mapping[str, Any], name: str) -> float | None:
@@ -147,6 +147,14 @@ def default_output(location: Location) -> Path:
     if run is not None:
         return run.path
     return location.checkpoint.with_name(f"{location.checkpoint.absolute().name}-evaluation")
+
+
+def _read(losses: Row | None) -> Row | None:
+    """The same with numbers that are none where JSON has null."""
+    if losses is None:
+        return None
+    rows = [{**row, **{name: number(row[name]) for name in ("loss", "perplexity")}} for row in losses["rows"]]
+    return {**losses, "rows": rows}
 
 
 def _whose(row: Row) -> Row:

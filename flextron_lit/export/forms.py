@@ -12,6 +12,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from flextron_lit.checkpoint.plain_folder import save_model, save_tokenizer
 from flextron_lit.costs.workload import Dtype
 from flextron_lit.elastic.remote_code.flextron_layers import OwnLayers
 from flextron_lit.export import gguf_file
@@ -92,9 +93,8 @@ class HuggingFaceFolder:
 
     def write(self, folder: Path) -> None:
         """Weights, not quantised yet, config, tokenizer, and the class if it is not a stock one."""
-        with quiet_transformers():
-            self.model.to(getattr(torch, self.form.dtype)).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_model(folder, self.model.to(getattr(torch, self.form.dtype)))
+        save_tokenizer(folder, self.tokenizer)
 
     def read(self, folder: Path) -> PreTrainedModel:
         """The model that the folder holds, through the class itself: nothing in the folder is run.
@@ -117,8 +117,7 @@ class HuggingFaceFolder:
         model = self._load(folder, quantization_config=config, device_map={"": self.device}, dtype=dtype)
         for path in folder.glob("*.safetensors*"):
             path.unlink()
-        with quiet_transformers():
-            model.save_pretrained(folder)
+        save_model(folder, model)
 
     def loading(self, name: str) -> str:
         """How to load a folder of that name, as markdown: Python code."""
@@ -142,7 +141,7 @@ class HuggingFaceFolder:
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         with quiet_transformers():
             model = type(self.model).from_pretrained(
-                folder, local_files_only=True, attn_implementation="sdpa", **settings
+                folder, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa", **settings
             )
         if "device_map" not in settings and not getattr(model, "is_quantized", False):
             torch.nn.Module.to(model, self.device)

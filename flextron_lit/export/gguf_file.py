@@ -2,14 +2,16 @@
 
 import copy
 import errno
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gguf
 import torch
-from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, RopeScalingType
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -30,8 +32,12 @@ NOT_IN_DECI = {
     "smollm3": "layers without positions",
 }
 """What a family needs that the architecture for layers of different widths does not have."""
-ROTATIONS = ("default", "linear", "llama3")
-"""Positions whose frequencies are the same for every text, and do not scale attention: factors can say them."""
+ROTATIONS = ("default", "linear", "llama3", "yarn")
+"""Kinds of positions that llama.cpp computes; in others frequencies change with a text's length."""
+WITH_FREQUENCIES = ("llama", "mistral")
+"""Families for which it reads frequencies one by one, as llama3 has them; the other kinds are numbers in the header."""
+BETAS = {"beta_fast": 32, "beta_slow": 1}
+"""Of yarn: what llama.cpp computes with, whatever a file says."""
 INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI, MODEL_ARCH.SMOLLM3)
 """Architectures that rotate neighbouring rows of a head, where transformers rotates its two halves."""
 TYPES = {
@@ -70,8 +76,19 @@ def _why_not_model(config: PreTrainedConfig) -> str | None:
         return f"llama.cpp has no sliding window of {config.sliding_window} for it"
     if config.hidden_act != "silu":
         return f"llama.cpp computes it with silu, not {config.hidden_act}"
-    if config.rope_parameters["rope_type"] not in ROTATIONS:
-        return f"positions of type {config.rope_parameters['rope_type']} are not written, only {', '.join(ROTATIONS)}"
+    return _why_not_positions(config)
+
+
+def _why_not_positions(config: PreTrainedConfig) -> str | None:
+    rope = config.rope_parameters
+    kind = rope["rope_type"]
+    if kind not in ROTATIONS:
+        return f"positions of type {kind} are not written, only {', '.join(ROTATIONS)}"
+    if kind == "llama3" and config.model_type not in WITH_FREQUENCIES:
+        return f"llama.cpp reads positions of type llama3 for {' and '.join(WITH_FREQUENCIES)} alone"
+    betas = {name: rope.get(name) or known for name, known in BETAS.items()}
+    if kind == "yarn" and (betas != BETAS or not rope.get("truncate", True)):
+        return f"llama.cpp computes yarn with {BETAS}, truncated, and the config has {betas}"
     every_fourth = [int((layer + 1) % 4 != 0) for layer in range(config.num_hidden_layers)]
     if getattr(config, "no_rope_layers", every_fourth) != every_fourth:
         return "llama.cpp leaves positions out in every fourth layer, not in others"
@@ -170,8 +187,22 @@ def _describe(writer: GGUFWriter, small: SmallModel) -> None:
     writer.add_key_length(small.head_dim)
     writer.add_value_length(small.head_dim)
     writer.add_rope_dimension_count(small.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _describe_positions(writer, small)
+
+
+def _describe_positions(writer: GGUFWriter, small: SmallModel) -> None:
+    """How queries and keys are turned; llama3 has a tensor beside."""
+    rope = small.dense.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        rotary: Any = small.model.get_submodule("model.rotary_emb")
+        # llama.cpp multiplies by what the factor means to yarn by default
+        writer.add_rope_scaling_attn_factors(rotary.attention_scaling / (1 + 0.1 * math.log(rope["factor"])))
 
 
 def _names(small: SmallModel, arch: MODEL_ARCH) -> Iterator[tuple[str, str, int]]:
@@ -193,7 +224,7 @@ def _names(small: SmallModel, arch: MODEL_ARCH) -> Iterator[tuple[str, str, int]
 def _tensors(small: SmallModel, arch: MODEL_ARCH) -> Iterator[tuple[str, Tensor]]:
     """What the file holds, by its names there, in float32 on the CPU."""
     rope = small.dense.rope_parameters
-    if rope["rope_type"] != "default":
+    if rope["rope_type"] == "llama3":
         # by what llama.cpp divides its frequencies to get those of the model, [head_dim / 2]
         plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, small.head_dim, 2) / small.head_dim)
         yield "rope_freqs.weight", plain / small.model.get_buffer("model.rotary_emb.inv_freq").float().cpu()

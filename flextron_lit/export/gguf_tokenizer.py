@@ -112,7 +112,12 @@ def _pre_tokenizer(described: dict[str, Any]) -> str:
     model = described["model"]
     found = json.loads(json.dumps(described["pre_tokenizer"]), object_hook=_without_offsets)
     name = next((name for name, known in KNOWN.items() if found == known), None)
-    if model["type"] != "BPE" or model.get("byte_fallback") or name is None:
+    if model.get("byte_fallback"):
+        raise ValueError(
+            "no GGUF of this tokenizer: it is one of SentencePiece; take --format hf, beside whose weights the model's "
+            "tokenizer.model lies, and llama.cpp's convert_hf_to_gguf.py (which needs: pip install sentencepiece)"
+        )
+    if model["type"] != "BPE" or name is None:
         raise ValueError(
             f"no GGUF of this tokenizer: it is a {model['type']} with the pre-tokenizer {json.dumps(found)}, and those "
             f"that can be written are byte-level BPE that cut text like {', '.join(KNOWN)}"

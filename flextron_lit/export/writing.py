@@ -17,6 +17,7 @@ from flextron_lit.files.whole_file import write_json
 from flextron_lit.files.whole_folder import write_whole
 from flextron_lit.losses.measured_loss import Batch, MeasuredLoss, mean_loss
 from flextron_lit.routers.from_budget import Selection, to_json
+from flextron_lit.sources.model_files import TERMS, pass_on
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 CARD = "README.md"
@@ -95,6 +96,7 @@ def export(loaded: Loaded, folder: Path, form: Form, origin: Origin, batches: Se
             loss=mean_loss(model, batches) if batches else None,
             elastic_loss=elastic_loss,
         )
+        pass_on(loaded.folder, partial, TERMS)
         (partial / CARD).write_text(card(origin, small, folder.name, written, verified), encoding="utf-8")
         write_json(partial / RECORD, to_json(origin.selection, backbone.space, origin.tables))
     return verified

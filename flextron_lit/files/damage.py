@@ -1,6 +1,7 @@
 """Reading what may be damaged: one clear error that names the file, and what to do about it."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """A table that `write_json` wrote; empty where there is none.
+    """A table of names and numbers that `write_json` wrote; empty where there is none.
 
     Raises:
         ValueError: if the file is damaged.
@@ -47,4 +48,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with damage(path, "restore it, or delete it"):
-        return [dict(row) for row in read_json(path)]
+        return [{name: _numbers(value) for name, value in row.items()} for row in read_json(path)]
+
+
+def number(value: float | None) -> float:
+    """What was written as null, since JSON has no NaN."""
+    return math.nan if value is None else value
+
+
+def _numbers(value: Any) -> Any:
+    return {name: number(inner) for name, inner in value.items()} if isinstance(value, dict) else number(value)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,9 +33,23 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def json_text(content: Any) -> str:
-    """JSON that people can read."""
-    return json.dumps(content, indent=1) + "\n"
+def json_text(content: Any, *, indent: int | None = 1) -> str:
+    """JSON that people can read; a number that is none, such as the loss of no token, is null: JSON has no NaN.
+
+    Args:
+        content: what JSON can hold, but for such numbers.
+        indent: of each level; None writes one line.
+    """
+    return json.dumps(finite(content), indent=indent, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """The same with None for each number that is infinite or none, however deep."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,6 +14,7 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.cache_folder import cache_root
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.files.ranks import tell
+from flextron_lit.files.whole_file import json_text
 from flextron_lit.losses.cross_entropy import cross_entropy
 from flextron_lit.space import SubNetwork
 from flextron_lit.terminal.progress import progress
@@ -42,7 +43,7 @@ class LossFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"sub_network": sub_network.to_json(), "loss": loss}) + "\n")
+                file.write(json_text({"sub_network": sub_network.to_json(), "loss": loss}, indent=None))
         except OSError as error:
             raise ValueError(f"cannot write measured losses to {self.path} ({error}); set FLEXTRON_CACHE") from error
 

@@ -1,10 +1,10 @@
 """The report's data, JSON-able: what its charts draw, and what scripts can read from the page."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flextron_lit.files.whole_file import finite
 from flextron_lit.report import charts
 from flextron_lit.report.findings import Findings
 from flextron_lit.report.points import POINT_KINDS, Measure, Point
@@ -86,12 +86,4 @@ def _ladder(router: TrainedRouter, findings: Findings) -> dict[str, Any]:
 
 def embedded(data: Any) -> str:
     """JSON that is safe inside a `script` element; a number that is none, such as the loss of no token, is null."""
-    return json.dumps(_finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return json.dumps(finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

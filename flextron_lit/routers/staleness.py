@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from flextron_lit.routers.trained import SURROGATE, TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
+from flextron_lit.files.places import SURROGATE
+from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
 from flextron_lit.space import ElasticSpace
 
 

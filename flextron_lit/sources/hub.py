@@ -1,5 +1,6 @@
 """Repositories of the Hugging Face Hub, as local folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ from flextron_lit.sources.notation import Source
 
 
 def fetch_snapshot(
-    source: Source, *, repo_type: Literal["model", "dataset"] = "model", allow_patterns: list[str] | None = None
+    source: Source, *, repo_type: Literal["model", "dataset"] = "model", allow_patterns: Sequence[str] | None = None
 ) -> Path:
     """The files of a hub source, from the Hub's own cache or its servers.
 
@@ -23,7 +24,10 @@ def fetch_snapshot(
     """
     try:
         folder = snapshot_download(
-            source.location, revision=source.revision, repo_type=repo_type, allow_patterns=allow_patterns
+            source.location,
+            revision=source.revision,
+            repo_type=repo_type,
+            allow_patterns=None if allow_patterns is None else [*allow_patterns],
         )
     except Exception as error:
         # no network, no such repository, no permission: each its own type, all the user's to mend

@@ -12,10 +12,11 @@ from torchmetrics.functional.regression import mean_absolute_error, spearman_cor
 
 from flextron_lit.costs.sub_network_sampling import stratified
 from flextron_lit.data.loader import ResumableLoader
+from flextron_lit.files.places import SURROGATE
 from flextron_lit.routers.pairs import Pairs, draw
 from flextron_lit.routers.staleness import measured_files
 from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, ridge
-from flextron_lit.routers.trained import SURROGATE, TrainedSurrogate
+from flextron_lit.routers.trained import TrainedSurrogate
 from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import writing
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.files.whole_folder import recover
+from flextron_lit.files.whole_folder import files_in, recover
 from tests.conftest import SPACE, make_llama
 
 
@@ -137,7 +137,7 @@ def test_a_refused_replacement_brings_the_old_one_back(tmp_path, backbone, monke
 
 def test_whoever_may_read_the_record_may_read_the_weights(tmp_path, backbone):
     write(tmp_path / "flextron", backbone)
-    modes = {p.name: p.stat().st_mode for p in (tmp_path / "flextron").iterdir()}
+    modes = {name: path.stat().st_mode for name, path in files_in(tmp_path / "flextron").items()}
     assert set(modes.values()) == {modes["flextron.json"]}
 
 
@@ -227,13 +227,13 @@ def another_seed(path):
     ("name", "spoil", "message"),
     [
         ("flextron.json", cut, "is damaged"),
-        ("flextron.json", newer, "has format 99, this program reads up to 1"),
+        ("flextron.json", newer, "has format 99, this program reads up to 2"),
         ("flextron.json", without_space, r"is damaged \(KeyError: 'space'\)"),
         ("flextron.json", empty_widths, r"is damaged \(IndexError"),
         ("flextron.json", falling_widths, r"is damaged \(ValueError: the widths of layers.0.attention must ascend"),
-        ("order.safetensors", cut, "order.safetensors is damaged"),
-        ("order.safetensors", os.remove, "it has no order.safetensors"),
-        ("order.safetensors", twice_the_same, "layers.0.attention is not an order of 4 units"),
+        ("elastic/order.safetensors", cut, "order.safetensors is damaged"),
+        ("elastic/order.safetensors", os.remove, "it has no elastic/order.safetensors"),
+        ("elastic/order.safetensors", twice_the_same, "layers.0.attention is not an order of 4 units"),
         ("model.safetensors", cut, "model.safetensors is damaged"),
         ("model.safetensors", flip_header, "model.safetensors is damaged"),
         ("model.safetensors", os.remove, "it has no model.safetensors"),
@@ -252,14 +252,14 @@ def test_damage_is_one_clear_error(tmp_path, name, spoil, message):
 def test_what_was_written_is_verified_whole(tmp_path, backbone):
     folder = tmp_path / "flextron"
     write(folder, backbone, [{"seed": 0, "tuple": (1, 2), "layers": {3: 1.5}}])
-    assert sorted(checkpoint.verify(folder)) == sorted(p.name for p in folder.iterdir())
+    assert sorted(checkpoint.verify(folder)) == sorted(files_in(folder))
 
 
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
         ("model.safetensors", flip_last, "model.safetensors is damaged: its sha256 is"),
-        ("order.safetensors", flip_last, "order.safetensors is damaged: its sha256 is"),
+        ("elastic/order.safetensors", flip_last, "order.safetensors is damaged: its sha256 is"),
         ("flextron.json", another_seed, "flextron.json is damaged: its sha256 is"),
         ("tokenizer.json", cut, "tokenizer.json is damaged: its sha256 is"),
         ("tokenizer.json", os.remove, "it has no tokenizer.json"),

@@ -103,14 +103,14 @@ def test_history_is_shown_stage_by_stage(tmp_path, capsys):
 
 def test_what_later_stages_add_is_listed(written, capsys):
     assert printed(written, capsys).count("none") == 4
-    for name in ("costs/latency.json", "routers/static.safetensors", "surrogate.safetensors"):
+    for name in ("costs/latency.json", "routers/static.safetensors", "elastic/surrogate.safetensors"):
         (written / name).parent.mkdir(exist_ok=True)
         (written / name).touch()
-    (written / "surrogate.safetensors").write_bytes(surrogate({}))
+    (written / "elastic/surrogate.safetensors").write_bytes(surrogate({}))
     told = described(written)
     assert told["costs"] == ["costs/latency.json"]
     assert told["routers"] == ["routers/static.safetensors"]
-    assert told["surrogate"] == "surrogate.safetensors"
+    assert told["surrogate"] == "elastic/surrogate.safetensors"
     assert told["bytes"] == sum(p.stat().st_size for p in written.rglob("*") if p.is_file())
     assert "added since: costs/latency.json" in printed(written, capsys)
 
@@ -188,7 +188,7 @@ def test_info_on_a_run_folder_says_so(tmp_path):
     assert f"{tmp_path / 'run'} is a run folder (new); its checkpoint is {tmp_path / 'run' / 'flextron'}" in shown
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "flextron.json", "order.safetensors", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "flextron.json", "elastic/order.safetensors", "config.json"])
 def test_a_damaged_checkpoint_is_one_clear_error(written, name):
     content = (written / name).read_bytes()
     (written / name).write_bytes(content[: len(content) // 2])

@@ -186,7 +186,10 @@ MISTAKES = {
         "is damaged",
     ),
     "truncated record": (lambda f: start_from(spoiled(flextron(f) / "flextron.json", cut)), "is damaged"),
-    "truncated order": (lambda f: start_from(spoiled(flextron(f) / "order.safetensors", cut)), "is damaged"),
+    "truncated order": (
+        lambda f: start_from(spoiled(flextron(f) / "elastic/order.safetensors", cut).parent),
+        "is damaged",
+    ),
     "model without a tokenizer": (lambda f: start_from(without_tokenizer(f)), "cannot load a tokenizer"),
     "model class that is not supported": (
         lambda f: start_from(phi(f)),

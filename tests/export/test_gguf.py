@@ -33,6 +33,18 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+# fewer positions at first than what is said
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LONG = [1.0] * 8
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": LONG,
+    "long_factor": LONG,
+}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 # family, kind of sub-network, storage, pre-tokenizer, differences of the model
 CASES = {
@@ -42,14 +54,28 @@ CASES = {
     "mistral-skips": ("mistral", "skips", "float32", "smollm", {}),
     **{f"tokenizer-{pre}": ("llama", "uniform", "float32", pre, {}) for pre in KNOWN},
     "llama3-rope": ("llama", "differ", "float32", "llama-bpe", {"rope_parameters": LLAMA3_ROPE}),
-    "linear-rope": (
-        "llama",
+    "llama3-rope-uniform": ("mistral", "uniform", "float32", "smollm", {"rope_parameters": LLAMA3_ROPE}),
+    **{
+        f"{rope['rope_type']}-rope-{family}-{kind}": (family, kind, "float32", "smollm", {"rope_parameters": rope})
+        for rope in (LINEAR_ROPE, YARN_ROPE)
+        # each architecture: deci where layers differ
+        for family, kind in (
+            *(("llama", "uniform"), ("mistral", "differ")),
+            *(("qwen2", "narrow-mlp"), ("qwen3", "uniform"), ("smollm3", "uniform")),
+        )
+    },
+    "yarn-rope-louder": (
+        "qwen3",
         "uniform",
         "float32",
-        "gpt-2",
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+        "smollm",
+        {"rope_parameters": YARN_ROPE | {"attention_factor": 1.5, "beta_fast": 32.0}},
     ),
     "untied": ("llama", "differ", "float32", "smollm", {"tie_word_embeddings": False}),
+    **{
+        f"untied-{family}": (family, "narrow-mlp", "float32", "smollm", {"tie_word_embeddings": False})
+        for family in ("qwen2", "qwen3", "smollm3")
+    },
 }
 
 
@@ -170,8 +196,18 @@ def test_storage_types_and_blocks_that_do_not_fit(tmp_path):
         (
             "llama",
             {"rope_parameters": DYNAMIC},
-            "positions of type dynamic are not written, only default, linear, llama3",
+            "positions of type dynamic are not written, only default, linear, llama3, yarn",
         ),
+        ("mistral", {"rope_parameters": LONG_ROPE}, "positions of type longrope are not written"),
+        ("qwen2", {"rope_parameters": LLAMA3_ROPE}, "positions of type llama3 for llama and mistral alone"),
+        ("qwen3", {"rope_parameters": LLAMA3_ROPE}, "positions of type llama3 for llama and mistral alone"),
+        ("smollm3", {"rope_parameters": LLAMA3_ROPE}, "positions of type llama3 for llama and mistral alone"),
+        ("qwen3", {"rope_parameters": YARN_ROPE | {"beta_fast": 16.0}}, r"yarn with .* the config has .*16.0"),
+        ("llama", {"rope_parameters": YARN_ROPE | {"truncate": False}}, "truncated, and the config has"),
+        ("qwen3", {"attention_bias": True}, "biases are not written"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16}, "no sliding window of 16"),
+        ("gemma", {}, "no GGUF of gemma: only networks like Llama"),
+        ("gpt_neox", {}, "no GGUF of gpt_neox: only networks like Llama"),
         ("gpt2", {}, "no GGUF of gpt2: only networks like Llama"),
     ],
 )
@@ -213,6 +249,13 @@ def test_a_tokenizer_that_llama_cpp_has_no_name_for_is_refused():
     described = json.loads(make_tokenizer("llama-bpe").backend_tokenizer.to_str())
     described["model"]["ignore_merges"] = False
     with pytest.raises(ValueError, match="its ignore_merges is not that of llama-bpe"):
+        byte_pairs(_tokenizer(described), VOCABULARY)
+
+
+def test_sentence_pieces_are_refused_with_the_way_round():
+    described = json.loads(make_tokenizer().backend_tokenizer.to_str())
+    described["model"]["byte_fallback"] = True
+    with pytest.raises(ValueError, match=r"one of SentencePiece; take --format hf.*pip install sentencepiece"):
         byte_pairs(_tokenizer(described), VOCABULARY)
 
 

@@ -342,8 +342,8 @@ def test_damage_is_one_clear_line(routed, tmp_path):
     path.write_text(json.dumps(about))
     with pytest.raises(ValueError, match="not the one that it was trained on"):
         TrainedRouter.read(path, space)
-    (folder / "surrogate.safetensors").unlink()
-    (folder / "surrogate.safetensors").write_bytes(b"nothing")
+    (folder / "elastic/surrogate.safetensors").unlink()
+    (folder / "elastic/surrogate.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"surrogate.safetensors is damaged"):
         TrainedSurrogate.read(folder, space)
     assert "is damaged" in fail("select", "--checkpoint", folder, "--budget", "0.5")
@@ -357,7 +357,7 @@ def test_what_is_stored_comes_back(loaded):
     one_hot = torch.stack([space.one_hot(SubNetwork((0, 1, 2, 3, 1, 0))), space.one_hot(space.full())])
     folder = loaded.folder.parent / "again"
     folder.mkdir(exist_ok=True)
-    (folder / "surrogate.safetensors").write_bytes(surrogate.to_bytes())
+    (folder / "elastic/surrogate.safetensors").write_bytes(surrogate.to_bytes())
     again = TrainedSurrogate.read(folder, space)
     assert torch.equal(again.predict(one_hot), surrogate.predict(one_hot))
     assert {k: v for k, v in dataclasses.asdict(again).items() if k in ("target", "full_loss", "settings")} == {
@@ -386,7 +386,7 @@ def test_a_killed_stage_ends_like_an_undisturbed_one(piped, tmp_path, stage, mom
     assert killed.returncode == (-signal.SIGKILL if signal_name == "SIGKILL" else 143), killed.stdout + killed.stderr
     succeed(*command)
     for name in (
-        "surrogate.safetensors",
+        "elastic/surrogate.safetensors",
         *(p.relative_to(reference / "flextron") for p in reference.glob("flextron/routers/*")),
     ):
         assert (folder / "flextron" / name).read_bytes() == (reference / "flextron" / name).read_bytes(), name

@@ -445,7 +445,7 @@ def test_another_space_knows_nothing_of_routers(tuned, tmp_path):
         callbacks.FlextronCheckpointWriter(),
     )
     assert not (tmp_path / "flextron/routers").exists()
-    assert not (tmp_path / "flextron/surrogate.safetensors").exists()
+    assert not (tmp_path / "flextron/elastic/surrogate.safetensors").exists()
 
 
 # --- runs -------------------------------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ def test_the_loss_itself_can_be_the_target(elastic, tmp_path, monkeypatch):
 
 
 def test_stages_start_where_the_one_before_ended(elastic, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no surrogate.safetensors: run the surrogate stage first"):
+    with pytest.raises(ValueError, match=r"holds no elastic/surrogate.safetensors: run the surrogate stage first"):
         fit(StaticRouterTraining(str(elastic)), tmp_path, max_steps=1)
     with pytest.raises(ValueError, match="is no Flextron checkpoint"):
         fit(SurrogateTraining("random:configs/models/tiny-llama"), tmp_path, max_epochs=1)

@@ -8,9 +8,16 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig
+from transformers import Cache
 from transformers.cache_utils import DynamicSlidingWindowLayer
+
+if not hasattr(transformers.PretrainedConfig, "is_heterogeneous"):
+    raise ImportError(
+        "this model's layers have widths of their own (per_layer_config), which transformers "
+        f"{transformers.__version__} cannot read: pip install 'transformers>=5.23'"
+    )
 
 
 class SkippedMLP(nn.Module):
@@ -65,7 +72,7 @@ class OwnLayers:
     """Makes a layer from its config and its index."""
     _get_static_cache_init_shape = heads_unsaid
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: transformers.PreTrainedConfig) -> None:
         count = config.num_hidden_layers
         # the stock class builds everything but its layers: it knows one width for all of them
         config.num_hidden_layers = 0
@@ -78,7 +85,7 @@ class OwnLayers:
             model.get_submodule(self.layers_path).append(self._layer(config, own, index))
         model.post_init()
 
-    def _layer(self, config: PreTrainedConfig, own: Any, index: int) -> nn.Module:
+    def _layer(self, config: transformers.PreTrainedConfig, own: Any, index: int) -> nn.Module:
         layer: Any = self.make_layer(own, index)
         if self.attention_path in own.skip:
             setattr(layer, self.attention_path, SkippedAttention(index))

@@ -6,7 +6,7 @@ See `flextron_layers.py`.
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.pytorch_utils import Conv1D
 
@@ -38,7 +38,7 @@ class FlextronGPT2LMHeadModel(OwnLayers, GPT2LMHeadModel):
     attention_path = "attn"
 
     @staticmethod
-    def make_layer(config: PreTrainedConfig, index: int) -> GPT2Block:
+    def make_layer(config: Any, index: int) -> GPT2Block:
         """A stock layer, but for attention with fewer heads than the hidden size has room for."""
         layer = GPT2Block(config, index)
         attention = layer.attn

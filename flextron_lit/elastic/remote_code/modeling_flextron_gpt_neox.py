@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedConfig
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXLayer
 
 from .flextron_layers import OwnLayers
@@ -38,7 +38,7 @@ class FlextronGPTNeoXForCausalLM(OwnLayers, GPTNeoXForCausalLM):
     attention_path = "attention"
 
     @staticmethod
-    def make_layer(config: PreTrainedConfig, index: int) -> GPTNeoXLayer:
+    def make_layer(config: Any, index: int) -> GPTNeoXLayer:
         """A stock layer, but for attention with fewer heads than the hidden size has room for."""
         layer = GPTNeoXLayer(config, index)
         attention = layer.attention
