@@ -21,6 +21,7 @@ from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.weights import Weights
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.kv_cache import check_paged
 from flextron_lit.elastic.remote_code.flextron_layers import heads_unsaid
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.files.places import SURROGATE
@@ -192,6 +193,15 @@ class FlextronModel(Stock):
                 selection = self._for_tokens(budget) if dynamic else self.flextron.answer(_one(budget)).sub_network
             with self.backbone.selection.call(selection):
                 return cast(Any, super()).generate(*args, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As Hugging Face's (`generate_batch` begins with it), for the full network alone.
+
+        Raises:
+            ValueError: within a budget or `use`, neither of which reaches the thread that it runs in.
+        """
+        check_paged(self.backbone.selection)
+        return cast(Any, super()).init_continuous_batching(*args, **kwargs)
 
     _get_static_cache_init_shape = heads_unsaid
 

@@ -142,3 +142,27 @@ def test_a_chat_goes_on_within_its_budget_alone(model, dynamic):
             generate(model, asked, past_key_values=copy.deepcopy(cache), **other)
     # what the model makes of the same budget again is no other one
     assert generate(model, asked, past_key_values=cache, **settings) == generate(model, asked, **settings)
+
+
+def test_static_caches_take_the_heads_of_a_budget(model):
+    text = generate(model, budget=0.5)
+    for chunks in ({}, {"prefill_chunk_size": 3}):
+        assert generate(model, budget=0.5, cache_implementation="static", **chunks) == text
+
+
+def test_continuous_batching_is_for_the_full_network(model):
+    refused = pytest.raises(ValueError, match="continuous batching runs the full network alone")
+    narrow = model.backbone.space.uniform(mlp=0.25)
+    with refused:
+        generate(model, budget=0.5, cache_implementation="paged")
+    with model.use(model.backbone.space.full()), refused:
+        model.generate_batch([[1, 2]])
+    model.set_budget(0.5)
+    with refused:
+        model.generate_batch([[1, 2]])
+    # when it has begun already, in a thread of its own
+    with refused:
+        model(TOKENS, cache=object())
+    model.set_budget(1.0)
+    with model.use(narrow), pytest.raises(RuntimeError, match=TAKEN):
+        elsewhere(lambda: model(TOKENS, cache=object()))

@@ -22,6 +22,9 @@ from flextron_lit.generation.speculative import DRAFT_TOKENS
 from flextron_lit.model import FlextronModel
 from flextron_lit.terminal.console import end_with_the_reader, show
 
+WRITTEN = 40
+"""Characters of a setting that nobody asked for."""
+
 
 def raw_text(history: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the domains that are no conversations among those that a checkpoint's weights were trained on."""
@@ -61,8 +64,8 @@ def report(model: FlextronModel, inputs: Inputs, options: Any) -> Report:
     settings = settings_for(model.tokenizer, most, options.temperature, options.top_p)
     left_out = unused(model, settings)
     if left_out:
-        named = ", ".join(f"{name} {json.dumps(value)}" for name, value in left_out.items())
-        say(f"note: not asked for here, so not used of the model's generation_config.json: {named}")
+        said = ", ".join(f"{name} {short_json(value)}" for name, value in left_out.items())
+        say(f"note: not asked for here, so not used of the model's own settings (generation_config.json): {said}")
     streamer = None if options.json else TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(options.seed or 0)
     made = generate(model, inputs, choice.selection, settings, streamer, by)
@@ -70,6 +73,12 @@ def report(model: FlextronModel, inputs: Inputs, options: Any) -> Report:
     spent = choice.spent()
     timed = compare(model, inputs, choice.selection, settings, made.tokens, by) if options.compare else None
     return Report(choice, spent, prompt_tokens, made, draft, timed)
+
+
+def short_json(value: Any) -> str:
+    """A setting in a line; those that are long, such as lists of tokens, by their beginning."""
+    text = json.dumps(value, default=vars)
+    return text if len(text) <= WRITTEN else f"{text[:WRITTEN]}..."
 
 
 def say(line: str) -> None:

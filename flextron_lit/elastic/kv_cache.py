@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from transformers import DynamicCache
 
-from flextron_lit.elastic.selection import Selection
+from flextron_lit.elastic.selection import ActiveSelection, Selection
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 ATTRIBUTE = "flextron_filled"
@@ -67,6 +67,19 @@ def claim(cache: Any, selection: Selection, space: ElasticSpace) -> None:
         )
         return
     raise ValueError(f"{FILLED} by {_differs(known.by, selection, space)}; {MEND}")
+
+
+def check_paged(active: ActiveSelection) -> None:
+    """Refuse the cache of continuous batching, which all its requests share, for anything but the full network.
+
+    Raises:
+        ValueError: if something else is active, or somebody has the network alone.
+    """
+    if active.turns.taken or active.current != active.space.full():
+        raise ValueError(
+            "continuous batching runs the full network alone, in a thread of its own and with one cache of all heads; "
+            "for a budget use generate, or export the sub-network"
+        )
 
 
 def _check_groups(found: Mapping[int, int], selection: Selection, space: ElasticSpace) -> None:

@@ -13,8 +13,11 @@ import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
-from flextron_lit.elastic.kv_cache import claim, fill
+from flextron_lit.elastic.kv_cache import check_paged, claim, fill
 from flextron_lit.elastic.selection import ActiveSelection
+
+PAGED = "cache"
+"""What the library calls the cache of continuous batching, where `past_key_values` is any other."""
 
 
 class ElasticPasses(nn.Module):
@@ -55,6 +58,8 @@ def _elastic(stock: Any) -> type[ElasticPasses]:
             read = given.get("past_key_values")
             if read is not None:
                 claim(read, active.current, active.space)
+            if given.get(PAGED) is not None:
+                check_paged(active)
             result = stock.forward(self, *args, **kwargs)
             written = _cache_of(result) if read is None else read
             if written is not None:

@@ -39,6 +39,11 @@ class Turns:
         return _free, (self.together,)
 
     @property
+    def taken(self) -> bool:
+        """Whether somebody has the network alone."""
+        return bool(self._alone)
+
+    @property
     def mid_call(self) -> bool:
         """Whether whoever has the network alone is in the middle of a pass or a generation."""
         return bool(self._kinds["pass"] or self._kinds["call"])

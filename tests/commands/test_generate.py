@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -132,6 +133,28 @@ def test_tokens_are_drawn_as_asked_for(generate, model):
     assert drawn("--temperature", 1e-6) == likeliest
     assert drawn("--top_p", 1e-6) == likeliest
     assert drawn("--top_p", 1.0) not in (likeliest, drawn("--temperature", 3))
+
+
+def test_what_the_models_files_say_is_told_and_not_used(generate, model, folder, tmp_path):
+    own = shutil.copytree(folder, tmp_path / "own")
+    said = {"do_sample": True, "num_beams": 4, "num_return_sequences": 2, "repetition_penalty": 1.9, "use_cache": False}
+    said["suppress_tokens"] = list(range(200))
+    (own / "generation_config.json").write_text(json.dumps({"eos_token_id": 256, "pad_token_id": 0, **said}))
+    record = json.loads((own / checkpoint.RECORD).read_text())
+    del record["sha256"]
+    (own / checkpoint.RECORD).write_text(json.dumps(record))
+    for options in ((), ("--budget", "0.6"), ("--speculative", "0.3"), ("--temperature", 1)):
+        wanted, told = generate(*options, "--max_new_tokens", 8)
+        text, noted = generate(*options, "--max_new_tokens", 8, checkpoint=own)
+        assert text == wanted
+        (note,) = [line for line in noted.splitlines() if line not in told and not line.startswith("tokens: ")]
+        sampled = "" if "--temperature" in options else "do_sample true, "
+        assert note == (
+            "note: not asked for here, so not used of the model's own settings (generation_config.json): "
+            f"{sampled}num_beams 4, use_cache false, repetition_penalty 1.9, "
+            "suppress_tokens [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1..., num_return_sequences 2"
+        )
+    assert json.loads(generate("--json", checkpoint=own)[0])["text"] == expected(model, tokens=100)
 
 
 def test_an_answer_is_as_long_as_fits(generate, model):
