@@ -114,18 +114,21 @@ def extend(
     Raises:
         ValueError: if the source is damaged, or the folder cannot be written; an earlier checkpoint stays as it was.
     """
-    known = read(source)
-    noted = {today(name): sha256 for name, sha256 in read_record(source).get("sha256", {}).items()}
+    from flextron_lit.checkpoint.plain_folder import bring_up
+
+    known, before = read(source), read_record(source)
+    noted = {today(name): sha256 for name, sha256 in before.get("sha256", {}).items()}
     replaced = (RECORD, *files)
     there = {today(name): path for name, path in files_in(source).items()}
     kept = {name: path for name, path in there.items() if name not in replaced and not name.startswith(without)}
     with write_whole(folder, size=sum(path.stat().st_size for path in kept.values())) as partial:
         for name, path in kept.items():
             _link(path, partial / name)
+        rewritten = bring_up(partial) if before["format_version"] < FORMAT_VERSION else set()
         _add(partial, files)
         record = _record(known.space, known.history if history is None else history)
         # what was noted before, so that damage since then is still noticed
-        _write_record(partial, record, {name: digest for name, digest in noted.items() if name in kept})
+        _write_record(partial, record, {name: noted[name] for name in noted.keys() & kept.keys() - rewritten})
 
 
 def note_evaluation(folder: Path, evaluation: Mapping[str, Any]) -> None:

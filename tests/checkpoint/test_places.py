@@ -14,6 +14,7 @@ from flextron_lit.checkpoint.description import describe
 from flextron_lit.checkpoint.location import locate
 from flextron_lit.files.whole_folder import files_in
 from flextron_lit.routers.trained import TrainedSurrogate
+from flextron_lit.sources import load_tokenizer
 
 EARLIER = Path(__file__).parent / "earlier" / "flextron"
 """Of format 1, with everything that a folder may hold."""
@@ -66,6 +67,19 @@ def test_what_replaces_or_drops_a_file_means_the_moved_one(tmp_path):
     assert not [name for name in files_in(tmp_path / "without") if "surrogate" in name]
     assert {name for name in files_in(tmp_path / "replaced") if "surrogate" in name} == {moved}
     assert (tmp_path / "replaced" / moved).read_bytes() == b"another"
+
+
+def test_what_is_made_of_it_is_in_the_form_that_older_readers_know(extended):
+    before = {name: (EARLIER / name).read_bytes() for name in files_in(EARLIER)}
+    config, tokenizer = (json.loads((extended / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "local_files_only" not in tokenizer
+    one, other = (load_tokenizer(str(each)) for each in (EARLIER, extended))
+    assert one("The owl.")["input_ids"] == other("The owl.")["input_ids"]
+    # what is linked is not what is rewritten
+    assert {name: (EARLIER / name).read_bytes() for name in files_in(EARLIER)} == before
+    assert json.loads(before["tokenizer_config.json"])["local_files_only"] is True
 
 
 def test_extending_a_folder_of_format_1_does_not_hide_damage(tmp_path):
