@@ -245,6 +245,12 @@ def _check(model: PreTrainedModel, blocks: tuple[ElasticBlock, ...]) -> None:
     """Look at everything before anything is replaced, so that a model is never left half converted."""
     if getattr(model, "is_quantized", False):
         raise ValueError("the model is quantised: packed weights have no prefix; convert first, quantise after export")
+    if "forward" in vars(model.base_model):
+        name = model.base_model_prefix
+        raise ValueError(
+            f"{name} has a forward of its own (accelerate's device_map leaves one), which would hide the elastic one; "
+            "load the model without device_map"
+        )
     for layer in model.modules():
         if getattr(layer, "gradient_checkpointing", False):
             raise ValueError(

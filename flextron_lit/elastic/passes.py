@@ -80,11 +80,11 @@ def _turn(module: nn.Module, active: ActiveSelection) -> AbstractContextManager[
     """The turn of a pass; one that another thread runs for whoever has the network is a part of that one's.
 
     Those are recomputations in backward, for which CUDA has threads of its own, and the replicas of `DataParallel`.
+    A compiled graph cannot wait: there only the turn of a whole `generate` or `use` counts.
     """
-    recomputed = torch._C._current_graph_task_id() != -1
-    if recomputed or getattr(module, "_is_replica", False) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() != -1:
         return nullcontext()
-    return active.turns.turn("pass")
+    return nullcontext() if getattr(module, "_is_replica", False) else active.turns.turn("pass")
 
 
 def _cache_of(result: Any) -> Cache | None:

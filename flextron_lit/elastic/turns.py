@@ -31,6 +31,7 @@ class Turns:
         self._holders: Counter[Hashable] = Counter()
         self._kinds: Counter[Kind] = Counter()
         self._alone = 0
+        self._widening = False
         self._queue: deque[object] = deque()
         self._begun = 0
 
@@ -87,7 +88,14 @@ class Turns:
         """Until the turn is the runner's."""
         if runner in self._holders:
             while not self._fits(runner, alone):
-                self._be_patient()
+                if self._widening:
+                    # two that run it together would each wait for the other to end
+                    raise RuntimeError(REFUSED.format(since=""))
+                self._widening = True
+                try:
+                    self._be_patient()
+                finally:
+                    self._widening = False
             return
         place = object()
         self._queue.append(place)

@@ -122,6 +122,10 @@ def spoil_forward(model):
     model.model.layers[1].mlp.forward = lambda x: x
 
 
+def spoil_pass(model):
+    model.model.forward = lambda *_, **__: None
+
+
 def spoil_class(model):
     model.model.layers[2].self_attn.q_proj = nn.Sequential(model.model.layers[2].self_attn.q_proj)
 
@@ -151,6 +155,7 @@ def spoil_shape(model):
     [
         (spoil_quantised, "quantised"),
         (spoil_forward, "forward of its own"),
+        (spoil_pass, "model has a forward of its own"),
         (spoil_class, "q_proj of layers.2.attention is a Sequential, but must be a Linear"),
         (spoil_hook, "carries forward hooks"),
         (spoil_parameter, "extra of layers.2.mlp is not known"),

@@ -129,6 +129,27 @@ def test_one_that_waits_for_who_waits_for_it_is_refused(backbone, narrow, logits
     elsewhere(logits)
 
 
+def test_two_that_run_it_together_do_not_wait_for_each_other_to_end(backbone, narrow):
+    both, ends = threading.Barrier(2, timeout=60), []
+
+    def widen():
+        with backbone.selection.call():
+            both.wait()
+            try:
+                with backbone.use(narrow):
+                    ends.append("had it")
+            except RuntimeError:
+                ends.append("refused")
+
+    threads = [threading.Thread(target=widen) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ends == ["refused", "had it"] or ends == ["had it", "refused"]
+    assert not backbone.selection.turns.taken
+
+
 def test_a_task_between_two_steps_of_another_is_refused(backbone, narrow, logits):
     async def user(inside):
         with backbone.use(narrow):
@@ -223,6 +244,15 @@ def test_replicas_run_in_threads_of_whoever_has_the_network(backbone, narrow, to
         expected = backbone.model.model(tokens).last_hidden_state
         replica = backbone.model.model._replicate_for_data_parallel()
         assert torch.equal(elsewhere(torch.no_grad()(lambda: replica(tokens).last_hidden_state)), expected)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_it_compiles_without_a_break(backbone, narrow, tokens, logits):
+    compiled = torch.compile(backbone.model, backend="eager", fullgraph=True)
+    for selection in (backbone.space.full(), narrow):
+        with backbone.use(selection):
+            torch.testing.assert_close(compiled(tokens).logits, logits())
 
 
 @torch.no_grad()
