@@ -45,7 +45,7 @@ def save_model(
         # not the model's own, which may write a Flextron checkpoint
         PreTrainedModel.save_pretrained(model, folder, state_dict=given, max_shard_size=max_shard_size)
     _rewrite(folder / CONFIG, lambda config: config | dict(_older(config)))
-    pass_on(model.name_or_path or "", folder, TERMS)
+    pass_on(model.name_or_path, folder, TERMS)
 
 
 def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -55,7 +55,7 @@ def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     if path.is_file():
         whole = {name: getattr(tokenizer, name) for name in OF_ITS_CLASS} if (folder / TOKENIZER).is_file() else None
         _rewrite(path, lambda settings: _for_both(settings, whole))
-    pass_on(getattr(tokenizer, "name_or_path", ""), folder, BESIDE_TOKENIZER)
+    pass_on(getattr(tokenizer, "name_or_path", None), folder, BESIDE_TOKENIZER)
 
 
 def bring_up(folder: Path) -> set[str]:

@@ -45,15 +45,15 @@ ON_THE_HUB = (
 """All that is read, or passed on: not what else lies in a repository, such as other formats of the same weights."""
 
 
-def pass_on(source: str | Path, folder: Path, patterns: Iterable[str]) -> None:
+def pass_on(source: str | Path | None, folder: Path, patterns: Iterable[str]) -> None:
     """Copy files of a model to what is made of it, where nothing of that name is.
 
     Args:
-        source: a local folder; anything else has none.
+        source: a local folder; anything else has nothing.
         folder: target.
         patterns: of the files' paths.
     """
-    if not str(source) or not Path(source).is_dir():
+    if not source or not Path(source).is_dir():
         return
     for path in (path for pattern in patterns for path in Path(source).glob(pattern)):
         target = folder / path.relative_to(source)
