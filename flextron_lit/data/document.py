@@ -42,6 +42,10 @@ def text_in(place: str, row: Any, field: str) -> str:
     Raises:
         ValueError: if there is no such field, or it holds no text; naming what the row has.
     """
+    if isinstance(row, dict) and field not in row and "messages" in row:
+        raise ValueError(
+            f"{place} has no text in field {field!r}, but messages: set format to chat in a config of texts"
+        )
     return "" if _is_null(row, field) else encodable(place, _field(place, row, field, str))
 
 

@@ -81,6 +81,10 @@ def tell_seen(domain: TextDomain, seen: Seen, count: int) -> None:
         domain.refuse_unused(seen.formats)
     if not count:
         empty = f": all {seen.empty} files or rows are empty" if seen.empty else ""
+        if "json" in seen.formats:
+            empty += (
+                f"; of json files only strings of {domain.min_characters} characters or more are read (min_characters)"
+            )
         raise ValueError(f"{domain.source} (files {domain.files!r}) holds no text{empty}")
     for line in seen.told(domain):
         tell(f"{domain.source}: {line}")

@@ -103,6 +103,19 @@ def test_what_is_no_text_is_refused_with_what_it_is(tmp_path, name, content, mes
         read(tmp_path)
 
 
+def test_what_another_format_would_read_is_said(tmp_path):
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": turns("q", "a")}))
+    with pytest.raises(
+        ValueError, match="talk.jsonl, line 1, has no text in field 'text', but messages: set format to"
+    ):
+        read(tmp_path / "talk.jsonl")
+    (tmp_path / "short.json").write_text('["short"]')
+    with pytest.raises(
+        ValueError, match="holds no text; of json files only strings of 200 characters or more are read"
+    ):
+        read(tmp_path / "short.json")
+
+
 def test_a_setting_that_no_file_heeds_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     with pytest.raises(ValueError, match="field 'body' has no effect with format text; it is for jsonl"):
