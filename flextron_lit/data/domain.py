@@ -22,19 +22,8 @@ ENDINGS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "j
 BY_ENDING: tuple[Format, ...] = ("text", *dict.fromkeys(ENDINGS.values()))
 """What files may be read as where no format is set."""
 
-
-TAKEN = (
-    "mean",
-    "all",
-    "all texts",
-    "budget",
-    "router",
-    "cost",
-    "mlp_width",
-    "attention_width",
-    "parameters",
-    "latency_ms",
-)
+COLUMNS = ("budget", "router", "cost", "mlp_width", "attention_width", "parameters", "latency_ms")
+TAKEN = ("mean", "all", "all texts", *COLUMNS)
 """What tables and logs say beside losses by domain, so that no domain is called so there."""
 
 
