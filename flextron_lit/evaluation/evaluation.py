@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from flextron_lit.data.encoding import Ends
 from flextron_lit.evaluation.loss_rows import Measurement, Row, measure
 from flextron_lit.evaluation.networks import Network, Way, in_order, uniform
 from flextron_lit.evaluation.results import Results
@@ -103,4 +104,7 @@ class Evaluation:
         lm = BudgetedLM(self.model, batch_size)
         versions = {**self.made["versions"], HARNESS: version(HARNESS)}
         made = {**self.made, "versions": versions, "batch_size": batch_size}
+        if lm.ends.prefix or Ends.of(self.model.tokenizer).prefix:
+            # results of before, when requests began as the tokenizer has it and texts did not, are no answer
+            made["prefix"] = list(lm.ends.prefix)
         return [score(lm, task, network, limit, self.results, made) for task in tasks for network in self.networks]

@@ -17,7 +17,9 @@ import lm_eval.tasks
 from lm_eval import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from torch import Tensor
 
+from flextron_lit.data.encoding import Ends
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.evaluation.offline_tasks import OFFLINE, write_tasks
 from flextron_lit.files.ranks import tell
@@ -47,6 +49,38 @@ class BudgetedLM(HFLM):  # type: ignore[misc,unused-ignore]  # an Any where the 
         settings = {"backend": "causal", "batch_size": batch_size, "softmax_dtype": "float32"}
         super().__init__(pretrained=model, tokenizer=model.tokenizer, **settings)
         self.asked_batch_size = batch_size
+        self.ends = Ends.of(model.tokenizer) if model.flextron.special_tokens else Ends()
+        """What texts of the network begin with: requests do so too, and end open."""
+        self._rolling = False
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What the first token of a text is predicted from."""
+        return self.ends.prefix[-1] if self.ends.prefix else int(super().prefix_token_id)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
+    ) -> list[int]:
+        """A request, or without special tokens a part of one, which begins as texts of the network do, once."""
+        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=False)
+        begun = ids if add_special_tokens is False or self._rolling else self.ends.begun(ids)
+        return begun[-left_truncate_len:] if left_truncate_len else begun
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Requests to go on from, [B, T] each: token ids, and which are no padding."""
+        ids = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
+        made = self.tokenizer.pad({"input_ids": ids}, padding_side=padding_side, return_tensors="pt")
+        return made["input_ids"], made["attention_mask"]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Of whole texts; the harness itself puts the prefix token before them."""
+        self._rolling = True
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm)
+        finally:
+            self._rolling = False
 
     @contextmanager
     def within(self, selection: Selection) -> Iterator[None]:

@@ -11,7 +11,6 @@ import torch
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.costs import CostTable
-from flextron_lit.data import file_batches
 from flextron_lit.files.ranks import tell
 from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.losses.measured_loss import MeasuredLoss
@@ -35,7 +34,7 @@ class Asked:
     seed: int | None = None
     """Of their draws."""
     text: Path | None = None
-    """A file to measure losses on; None means validation documents, where losses are measured at all."""
+    """What to measure losses on, in any notation; None means validation documents, where losses are measured at all."""
     tokens: int | None = None
     """Of the file, or of each domain."""
 
@@ -107,7 +106,7 @@ def _measured(asked: Asked, folder: Path, device: torch.device) -> tuple[Measure
     """The loss on the text that is asked for, and what to call the text."""
     loaded, tokens = load_elastic(str(folder), device=device), asked.tokens or TOKENS
     if asked.text is not None:
-        return MeasuredLoss(loaded.backbone, file_batches(asked.text, loaded.tokenizer, tokens)), asked.text.name
+        return MeasuredLoss(loaded.backbone, loaded.batches_of(asked.text, tokens)), asked.text.name
     documents = loaded.held_out("validation", tokens)
     loss = MeasuredLoss(loaded.backbone, list(chain(*documents.values())))
     return loss, f"validation documents of {', '.join(documents)}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flextron_lit.checkpoint.in_memory import Loaded
-from flextron_lit.data import file_batches
+from flextron_lit.data.domain import shown_names
 from flextron_lit.evaluation.document_losses import Batch
 
 TOKENS = 8192
@@ -18,7 +18,7 @@ def texts_of(loaded: Loaded, files: Sequence[Path], tokens: int | None) -> Texts
 
     Args:
         loaded: whose text, and whose tokenizer.
-        files: text files; none means the test documents.
+        files: files, folders or other sources of text; none means the test documents.
         tokens: of each; None means `TOKENS`, or what the smallest domain has.
 
     Raises:
@@ -31,9 +31,9 @@ def texts_of(loaded: Loaded, files: Sequence[Path], tokens: int | None) -> Texts
     for path in files:
         if path.name in found:
             raise ValueError(f"two texts are called {path.name}; results go by that name, so rename one")
-        # contiguous blocks, each of which counts as a document
-        found[path.name] = [*file_batches(path, loaded.tokenizer, TOKENS if tokens is None else tokens)]
-    return found
+        # contiguous blocks, of which each piece of a document counts as one
+        found[path.name] = loaded.batches_of(path, TOKENS if tokens is None else tokens)
+    return dict(zip(shown_names(list(found)), found.values(), strict=True))
 
 
 def _fitting(described: Mapping[str, Any]) -> int:

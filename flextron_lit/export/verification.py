@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from flextron_lit.elastic.positions import readable
+
 TOLERANCE = 1e-5
 """Largest difference of a logit, relative to the largest logit: two orders of summation in float32."""
 
@@ -26,9 +28,10 @@ class Verified:
 
 @torch.no_grad()
 def logits(model: PreTrainedModel) -> Tensor:
-    """What a model says to random tokens, [2, 32, V] float32."""
+    """What a model says to random tokens, [2, 32, V] float32; fewer where it has fewer positions."""
     # the same token ids every time
-    ids = torch.randint(model.config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
+    shape = (2, min(32, readable(model.config)))
+    ids = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     found: Tensor = model(ids.to(model.device), use_cache=False).logits
     return found.float()
 

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from flextron_lit.data.rows import decode
+from flextron_lit.data.encoding import Ends, refuse_unknown
+from flextron_lit.data.rows import MARK, decode
+from flextron_lit.elastic.positions import demand_positions, is_bounded, readable
 
 NEW_TOKENS = 100
 STDIN = "-"
@@ -25,23 +28,44 @@ def prompt_of(prompt: str | None, file: Path | None) -> str:
     if (prompt is None) == (file is None):
         raise ValueError("name the prompt with either --prompt or --prompt_file")
     if STDIN in (prompt, str(file)):
-        prompt = decode("the prompt", sys.stdin.buffer.read()).rstrip("\n")
+        prompt = _text("the prompt", sys.stdin.buffer.read())
     elif file is not None:
-        prompt = decode(str(file), file.read_bytes()).rstrip("\n")
+        prompt = _text(str(file), file.read_bytes())
     assert prompt is not None
     if not prompt.strip():
         raise ValueError("the prompt is empty; there is nothing to go on from")
     return prompt
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` of a prompt, [1, T].
+def _text(place: str, content: bytes) -> str:
+    """What a file holds, as texts are read: without byte order mark, and with plain line ends."""
+    return decode(place, content).removeprefix(MARK).replace("\r\n", "\n").rstrip("\n")
+
+
+def encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    prompt: str,
+    *,
+    chat: bool,
+    special_tokens: bool = True,
+) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` of a prompt, [1, T]: it begins as the tokenizer has it, once, and ends open.
+
+    Args:
+        tokenizer: reads it.
+        config: of the network.
+        prompt: what to go on from.
+        chat: it is a user's message, which the chat template says all about.
+        special_tokens: False where texts of the network begin without.
 
     Raises:
-        ValueError: if it is to be a chat's first message and the tokenizer has no chat template.
+        ValueError: if there is no chat template, or the network does not know one of the tokens.
     """
     if not chat:
-        read = tokenizer(prompt, return_tensors="pt", verbose=False)
+        ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        found = torch.tensor([(Ends.of(tokenizer) if special_tokens else Ends()).begun(ids)])
+        read: Any = {"input_ids": found, "attention_mask": torch.ones_like(found)}
     elif tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template: this is no chat model; leave --chat out")
     else:
@@ -49,16 +73,30 @@ def encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> d
         read = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
+    refuse_unknown(read["input_ids"][0].tolist(), tokenizer, config.vocab_size, "the prompt")
     return {name: read[name] for name in ("input_ids", "attention_mask")}
 
 
-def room(prompt_tokens: int, positions: int, wanted: int | None) -> int:
+def room(prompt_tokens: int, config: PreTrainedConfig, wanted: int | None) -> int:
     """How many tokens to generate at most; what nobody asked for is cut to what the network can still read.
 
+    Where positions are rotations, more than it was made for is told.
+
+    Args:
+        prompt_tokens: of the prompt.
+        config: of the network.
+        wanted: how many are asked for.
+
     Raises:
-        ValueError: if prompt and answer are more than it reads at once.
+        ValueError: if prompt and answer are more than it has positions.
     """
+    positions = readable(config)
     left = positions - prompt_tokens
+    if not is_bounded(config):
+        fitting = min(NEW_TOKENS, left) if left > 0 else NEW_TOKENS
+        most = fitting if wanted is None else wanted
+        demand_positions(config, prompt_tokens + most, "prompt plus answer", "")
+        return most
     if left < 1:
         raise ValueError(
             f"the prompt has {prompt_tokens} tokens, but the network reads {positions} at once, the answer included; "

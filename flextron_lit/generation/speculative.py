@@ -22,6 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.kv_cache import retract, retractable
+from flextron_lit.elastic.positions import demand_positions
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.model import ended
 
@@ -294,9 +295,5 @@ def _check(model: PreTrainedModel, config: GenerationConfig, inputs: dict[str, A
     unheard = inputs.keys() - HEARD
     if unheard:
         raise ValueError(f"{', '.join(sorted(unheard))} has no effect on speculative decoding; leave it out")
-    positions = model.config.max_position_embeddings
-    if config.max_length > positions:
-        raise ValueError(
-            f"prompt and answer may take {config.max_length} tokens, but the model has {positions} positions; "
-            "lower max_new_tokens or shorten the prompt"
-        )
+    remedy = "lower max_new_tokens or shorten the prompt"
+    demand_positions(model.config, config.max_length, "prompt plus answer", remedy)

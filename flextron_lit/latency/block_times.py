@@ -22,6 +22,7 @@ from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.elastic.kv_cache import fill, retract, retractable
+from flextron_lit.elastic.positions import demand_positions
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.latency.latency_table import HeldOut, LatencyTable, PhaseLatency, conditions
 from flextron_lit.latency.timing import Interleaved, Run, interleaved, seconds
@@ -263,12 +264,8 @@ def measuring(backbone: ElasticBackbone, workload: Workload) -> Iterator[None]:
     Raises:
         ValueError: if the workload does not fit in memory, or takes more positions than the model has.
     """
-    positions = backbone.model.config.max_position_embeddings
-    if workload.total_tokens > positions:
-        raise ValueError(
-            f"the workload takes {workload.total_tokens} positions, but the model has {positions}; "
-            "lower prompt_tokens or generated_tokens"
-        )
+    remedy = "lower prompt_tokens or generated_tokens"
+    demand_positions(backbone.model.config, workload.total_tokens, "the workload", remedy)
     try:
         with backbone.evaluating(), set_torch_threads(workload.threads or torch.get_num_threads()):
             yield

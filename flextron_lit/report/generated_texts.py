@@ -48,7 +48,8 @@ def prompt_inputs(loaded: Loaded, prompt: str | None) -> tuple[Inputs, str]:
         ValueError: if the checkpoint does not say what it was trained on.
     """
     if prompt is not None:
-        return encoded(loaded.tokenizer, prompt, chat=False), prompt
+        config, begins = loaded.backbone.model.config, loaded.prompts_begin
+        return encoded(loaded.tokenizer, config, prompt, chat=False, special_tokens=begins), prompt
     if loaded.text is None:
         raise ValueError(
             "the checkpoint does not say what it was trained on: say what texts go on from with --prompt, or leave "
@@ -77,7 +78,7 @@ def write_texts(model: FlextronModel, findings: Findings, inputs: Inputs) -> Ite
         findings: its routers.
         inputs: what to go on from.
     """
-    tokens = room(inputs["input_ids"].shape[1], model.config.max_position_embeddings, None)
+    tokens = room(inputs["input_ids"].shape[1], model.config, None)
     settings = settings_for(model.tokenizer, min(tokens, NEW_TOKENS))
     yield Written(FULL, 1.0, generate(model, inputs, model.backbone.space.full(), settings).text)
     routers = [router for router in (findings.static, findings.dynamic) if router is not None]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flextron_lit.files.cache_folder import cached_folder
 from flextron_lit.files.ranks import tell
@@ -76,6 +76,20 @@ def load_dense(
     if faults:
         raise ValueError(f"the weights in {folder} do not fit its config: {faults}")
     return model.eval()
+
+
+def load_config(source: str) -> PreTrainedConfig:
+    """The config of a source's model, without its weights. No remote code runs.
+
+    Raises:
+        ValueError: if the source does not exist, or holds none that can be read.
+    """
+    folder = resolve_model(source)
+    try:
+        found: PreTrainedConfig = from_folder("config", folder)
+        return found
+    except Exception as error:
+        raise ValueError(f"cannot read the config in {folder}: {type(error).__name__}: {error}") from error
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

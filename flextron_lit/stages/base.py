@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint as flextron_checkpoint
-from flextron_lit.checkpoint.in_memory import load_elastic
+from flextron_lit.checkpoint.in_memory import load_elastic, with_special_tokens
 from flextron_lit.costs import COUNTED, DYNAMIC_COUNTED, CostTable, Workload, dynamic_table
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
@@ -175,7 +175,14 @@ class Stage(WaitingForData):
 
     def attach(self, text: TextDataModule) -> TextDataModule | None:
         """Take the text; returns what Lightning loads batches from, None where the stage makes its own loaders."""
+        self.tell_needs(text)
         return text
+
+    def tell_needs(self, text: TextDataModule) -> None:
+        """Tell the text how the network that the stage starts from had it, and how long the stage's own blocks are."""
+        if text.special_tokens is None and flextron_checkpoint.is_flextron(folder := resolve_model(self.checkpoint)):
+            text.special_tokens = with_special_tokens(flextron_checkpoint.read(folder).history)
+        text.note_blocks("model.init_args", asdict(self.options))
 
     @property
     def text(self) -> TextDataModule:

@@ -44,6 +44,7 @@ class FrozenStage(MeasuringStage):
 
     def attach(self, text: TextDataModule) -> None:
         """Take the text; the stage makes its own loaders."""
+        self.tell_needs(text)
         self._text = text
 
     @property

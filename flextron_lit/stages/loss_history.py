@@ -123,7 +123,13 @@ class Report:
             return
         first, last = self.losses(self.steps[0]), self.losses(self.steps[-1])
         title = f"loss in nats per token, step {self.steps[0]} -> step {self.steps[-1]}"
-        self._print(title, last, lambda name, domain, loss: f"{first[name][domain]:.2f} -> {loss:.2f}")
+
+        def change(name: str, domain: str, loss: float) -> str:
+            # an older program called some domains and budgets otherwise
+            before = first.get(name, {}).get(domain)
+            return f"{loss:.2f}" if before is None else f"{before:.2f} -> {loss:.2f}"
+
+        self._print(title, last, change)
 
     def _print(self, title: str, losses: dict[str, dict[str, float]], cell: Any) -> None:
         costs = self.costs()

@@ -45,8 +45,8 @@ class WatchedStage(Stage):
 
     @property
     def domains(self) -> list[str]:
-        """Names of the text domains, in the order of the validation loaders."""
-        return self.text.domain_names
+        """What tables and logs call the text domains, in the order of the validation loaders."""
+        return self.text.shown_names
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add one batch of a domain (`dataloader_idx`) for every watched sub-network."""
@@ -102,14 +102,22 @@ def check_budgets(budgets: list[float] | None) -> None:
 
 def ladder_answers(ladder: Ladder, table: CostTable, budgets: Sequence[float]) -> dict[str, SubNetwork]:
     """What a static router answers to budgets, by the name that it is watched under."""
-    return {f"{ROUTED}{b:.2f}": ladder.at(b * table.full).sub_network for b in budgets}
+    names = _names(ROUTED, budgets)
+    return {name: ladder.at(b * table.full).sub_network for name, b in zip(names, budgets, strict=True)}
 
 
 def dynamic_answers(
     router: TrainedDynamicRouter, budgets: Sequence[float], model: PreTrainedModel
 ) -> dict[str, DynamicPolicy]:
     """What a dynamic router chooses by at budgets, where a model runs, by the name that it is watched under."""
-    return {f"{DYNAMIC}{b:.2f}": router.policy([b], device=model.device, dtype=model.dtype) for b in budgets}
+    policies = (router.policy([b], device=model.device, dtype=model.dtype) for b in budgets)
+    return dict(zip(_names(DYNAMIC, budgets), policies, strict=True))
+
+
+def _names(kind: str, budgets: Sequence[float]) -> list[str]:
+    """With two decimals, and with more where two budgets would have one name."""
+    short = [f"{budget:.2f}" for budget in {*budgets}]
+    return [kind + (name if short.count(name := f"{b:.2f}") == 1 else str(b)) for b in budgets]
 
 
 def budgets_to_watch(wanted: list[float] | None, table: CostTable, lowest: float | None = None) -> list[float]:

@@ -8,6 +8,7 @@ import yaml
 
 from flextron_lit.checkpoint.run_config import as_begun, canonical, completed
 from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.commands import fit
 from flextron_lit.commands.fit import StageCLI
 from tests.front_door import ROOT
 
@@ -64,11 +65,41 @@ def test_a_run_of_an_older_program_goes_on_as_it_was_begun():
     rows = {"model.order": ("size", "greedy"), "model.own": (False, True), "model.tokens": (0, 8)}
     today = {"model": {"order": "greedy", "own": True, "tokens": 16}}
     # what the user asks for is not replaced, and neither is what the run said
-    assert as_begun(today, {"model": {"order": "size"}}, rows) == {"model.order": "size", "model.own": False}
-    assert as_begun(today, {"model": {"order": "norm"}}, rows) == {"model.own": False}
+    begun = as_begun(today, {"model": {"order": "size"}}, rows)
+    assert begun == {("model", "order"): "size", ("model", "own"): False}
+    assert as_begun(today, {"model": {"order": "norm"}}, rows) == {("model", "own"): False}
     # of this program
     assert as_begun(today, {"model": {"order": "size", "own": False, "tokens": 0}}, rows) == {}
     assert as_begun({"trainer": 1}, {"trainer": 1}, rows) == {}
+
+
+def test_a_row_may_stand_for_every_name():
+    rows = {
+        "data.special": (False, None),
+        "data.domains.*.format": ("text", None),
+        "data.domains.*.clean": (False, True),
+    }
+    before = {"data": {"domains": {"a.b": {"format": "text"}, "c d": {"format": "jsonl"}}}}
+    today = {
+        "data": {
+            "special": None,
+            "domains": {"a.b": {"format": None, "clean": True}, "c d": {"format": "jsonl", "clean": True}},
+        }
+    }
+    assert as_begun(today, before, rows) == {
+        ("data", "special"): False,
+        ("data", "domains", "a.b", "format"): "text",
+        ("data", "domains", "a.b", "clean"): False,
+        ("data", "domains", "c d", "clean"): False,
+    }
+    filled = completed(before, rows)["data"]
+    assert filled["domains"] == {
+        "a.b": {"format": "text", "clean": False},
+        "c d": {"format": "jsonl", "clean": False},
+    }
+    assert filled["special"] is False
+    # of this program, where the stage has no such setting as another row names
+    assert as_begun(today, today, rows | {"model.order": ("size", "greedy")}) == {}
 
 
 # --- as `fit` uses it -------------------------------------------------------------------------------------------
@@ -143,3 +174,33 @@ def test_what_would_be_another_run_is_refused_with_its_key(enter, older, change,
     older(change)
     with pytest.raises(ValueError, match=f"with another config:\n  {line}\nName another --run_folder"):
         enter()
+
+
+def test_texts_are_read_as_an_older_run_began_to(enter, older, monkeypatch):
+    def written_before(config):
+        del config["data"]["init_args"]["special_tokens"]
+        for domain in config["data"]["init_args"]["domains"].values():
+            assert domain["format"] is None
+            assert domain.pop("clean") is True
+            domain["format"] = "text"
+
+    older(written_before)
+    # the control
+    with pytest.raises(ValueError, match="data.init_args.domains.stories.clean: None -> False"):
+        enter(today=dict)
+    said = []
+    monkeypatch.setattr(fit, "tell", said.append)
+    assert enter() == "unfinished"
+    (line,) = said
+    for kept in ("special_tokens is False", "domains.stories.format is text", "domains.reports.clean is False"):
+        assert kept in line
+
+
+def test_a_name_of_a_domain_that_yaml_takes_for_something_else_is_refused_first(run, monkeypatch, enter):
+    text = "{data: {init_args: {domains: {no: {source: 'generated:99'}}}}}"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "-c", text])
+    with pytest.raises(
+        ValueError, match="^the name of a domain is text, not .*; in YAML put it in quotes, as in 'no': or"
+    ):
+        StageCLI()
+    assert not run.path.exists()

@@ -125,7 +125,7 @@ def test_damage_is_mended(cache, tmp_path, kind):
 
 def test_streams_are_the_same_whatever_the_batches(tmp_path, monkeypatch):
     sizes = []
-    monkeypatch.setattr(tokenized, "encode", lambda batch, _: sizes.append(len(batch)) or encode(batch, _))
+    monkeypatch.setattr(tokenized, "encode", lambda batch, *how: sizes.append(len(batch)) or encode(batch, *how))
     found = []
     for documents, characters in ((256, 2**20), (7, 2**20), (256, 3000), (1, 1)):
         monkeypatch.setenv("FLEXTRON_CACHE", str(tmp_path / f"{documents}-{characters}"))

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from flextron_lit.data import TextDataModule, TextDomain, datamodule
 from flextron_lit.data.document import Conversation
@@ -86,12 +87,14 @@ USER, ANSWER = turns("q", "a")
         ([1], "has no messages in field 'messages'; it has a list"),
         ({}, "has no messages in field 'messages'; it has no field"),
         ({"messages": "x"}, "has no messages in field 'messages'; it has a str there"),
-        (row(), "has no messages in field 'messages'; it has an empty list there"),
         (row("x"), "message 1, has no text in field 'role'; it has a str"),
         (row(USER, {"content": "a"}), "message 2, has no text in field 'role'; it has content"),
         (row({"role": "user"}), "message 1, has no text in field 'content'; it has role"),
         (row({"role": "user", "content": ["a"]}), "message 1, has no text in field 'content'; it has a list there"),
-        (row(USER, ANSWER | {"content": " "}), "message 2, holds no text"),
+        (
+            row(USER, ANSWER | {"content": None, "tool_calls": ["f"]}),
+            "message 2, has no text in field 'content'; it has a N",
+        ),
         (row(USER | {"content": "\ud800"}, ANSWER), r"message 1, holds U\+D800, half of a surrogate pair"),
         (row(USER, ANSWER | {"weight": 0}), "message 2, has weight beside role and content, which has no effect"),
         (row(ANSWER), "message 1, is by 'assistant' where 'user' must speak"),
@@ -113,13 +116,11 @@ def test_a_malformed_conversation_is_refused_by_line_and_message(row, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "file holds no row"),
-        (b" \n\n", "file holds no row"),
         (b'{"messages": [{"role": "user", "cont', "file, line 1, is not JSON"),
         (b'{"messages": "\xff"}', "file, line 1, is not UTF-8 text: byte 14 is 0xff"),
     ],
 )
-def test_an_empty_or_cut_off_file_is_refused(content, message):
+def test_a_cut_off_file_is_refused(content, message):
     with pytest.raises(ValueError, match=message):
         read(content)
 
@@ -229,6 +230,7 @@ def test_the_key_changes_with_whatever_changes_the_tokens(tmp_path):
 
 def chat_module(tmp_path, monkeypatch, conversations=CONVERSATIONS, **settings):
     monkeypatch.setattr(datamodule, "load_tokenizer", lambda _: tokenizer_with(CHATML))
+    monkeypatch.setattr(datamodule, "load_config", lambda _: LlamaConfig())
     defaults = {"tokenizer": "x", "block_size": 16, "validation_tokens": 16, "test_tokens": 16}
     data = TextDataModule({"talk": chat_domain(tmp_path, conversations)}, **(defaults | settings))
     data.prepare_data()

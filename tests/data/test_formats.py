@@ -43,9 +43,6 @@ def test_json_collects_long_strings_without_tags():
         (b'{"text": "x"}\n[1]', {"format": "jsonl"}, "file, line 2, has no text in field 'text'; it has a list"),
         (b'{"text": "x"}\n{"text', {"format": "jsonl"}, "file, line 2, is not JSON"),
         (b"{", {"format": "json"}, "file is not JSON"),
-        (b" \n", {}, "file holds no text"),
-        (b'{"text": "x"}\n{"text": ""}', {"format": "jsonl"}, "file, line 2, holds no text"),
-        (b"\n", {"format": "jsonl"}, "file holds no row"),
         (b'{"text": "x"}\n{"text": "\xff"}', {"format": "jsonl"}, "file, line 2, is not UTF-8 text: byte 10 is 0xff"),
         (b'{"text": "x\\ud800"}', {"format": "jsonl"}, r"file, line 1, holds U\+D800, half of a surrogate pair"),
     ],
@@ -62,7 +59,8 @@ def test_what_is_not_of_its_format_is_refused(content, settings, message):
         ({"weight": math.nan}, "weight must be finite"),
         ({"weight": math.inf}, "weight must be finite"),
         ({"min_characters": 0}, "min_characters must be"),
-        ({"field": "body"}, "field 'body' has no effect with format text; it is for jsonl"),
+        ({"format": "text", "field": "body"}, "field 'body' has no effect with format text; it is for jsonl"),
+        ({"split": "test"}, "split 'test' has no effect with format text, jsonl, json, parquet; it is for dataset"),
         ({"format": "jsonl", "min_characters": 9}, "min_characters 9 has no effect with format jsonl; it is for json"),
         ({"source": "python:", "files": "*.txt"}, r"files '\*.txt' has no effect with source python:"),
         ({"source": "generated:5", "format": "json"}, "format 'json' has no effect with source generated:5"),
@@ -109,9 +107,6 @@ def test_files_of_a_folder_in_order(tmp_path):
         documents(TextDomain(source=str(tmp_path), files="*.rst"))
     with pytest.raises(ValueError, match=r"files '\*.md' has no effect: .*c.md is a file"):
         documents(TextDomain(source=str(tmp_path / "c.md"), files="*.md"))
-    (tmp_path / "a.txt").write_text("  \n")
-    with pytest.raises(ValueError, match=r"a\.txt holds no text"):
-        documents(TextDomain(source=str(tmp_path), files="*.txt"))
 
 
 def test_files_of_a_wheel_are_read_in_place(tmp_path, monkeypatch):

@@ -3,20 +3,26 @@
 from functools import partial
 
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("lm_eval", reason="needs requirements-eval.txt")
 
 from lm_eval import evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from flextron_lit import FlextronModel, checkpoint
 from flextron_lit.commands import evaluate as evaluating
+from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.evaluation import evaluation, harness
 from flextron_lit.evaluation import offline_tasks as offline
 from flextron_lit.evaluation.harness import BudgetedLM, LoadedTask
 from flextron_lit.evaluation.results import Results
+from flextron_lit.losses.cross_entropy import cross_entropy
 from flextron_lit.sources import load_dense, load_tokenizer
+from tests.conftest import SPACE, make_llama
+from tests.data.special import BEGIN, END, with_bos
 from tests.evaluation.questions import wheel
 from tests.served import write
 
@@ -172,3 +178,48 @@ def test_a_task_that_cannot_be_loaded_is_one_clear_line(tmp_path):
     elsewhere = own_task(tmp_path, dataset_path=str(tmp_path / "nowhere"), test_split="test")
     with pytest.raises(ValueError, match=r"cannot load the task own: \w+: .*; without a network take one of offline"):
         elsewhere()
+
+
+# --- special tokens ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[True, False, None], ids=["with", "without", "old"])
+def beginning(request, tmp_path):
+    """A network whose tokenizer puts tokens around a text, and whether its texts had them."""
+    backbone = ElasticBackbone(make_llama(vocab_size=258, eos_token_id=END, bos_token_id=BEGIN), SPACE)
+    order = [torch.arange(block.full) for block in backbone.space.blocks]
+    data = {"domains": {}} | ({} if request.param is None else {"special_tokens": request.param})
+    checkpoint.write(tmp_path / "f", backbone, with_bos(ends=True), order=order, history=[{"stage": "s", "data": data}])
+    return FlextronModel.from_pretrained(tmp_path / "f"), bool(request.param)
+
+
+def test_requests_begin_as_texts_do_and_end_open(beginning):
+    model, begins = beginning
+    lm, begin = BudgetedLM(model, 2), [BEGIN] * begins
+    bare = model.tokenizer("a b", add_special_tokens=False)["input_ids"]
+    assert lm.tok_encode("a b") == [*begin, *bare]
+    assert lm.tok_encode("<s>a b") == [BEGIN, *bare]
+    assert lm.tok_encode("a b", add_special_tokens=False) == bare
+    assert lm.tok_encode("a b", left_truncate_len=2) == bare[-2:]
+    assert lm._encode_pair("a", " b") == ([*begin, bare[0]], bare[1:])
+    padded, mask = lm.tok_batch_encode(["a b", "a"])
+    assert padded[0].tolist() == [*begin, *bare]
+    assert padded[1, -len(begin) - 1 :].tolist() == [*begin, bare[0]]
+    assert mask.sum(1).tolist() == [len(bare) + begins, 1 + begins]
+
+
+def test_a_whole_text_loses_what_its_document_does(beginning, tmp_path):
+    model, begins = beginning
+    text = "a text that is no longer than a block"
+    (tmp_path / "t.txt").write_text(text)
+    (batch,) = model.flextron.batches_of(tmp_path / "t.txt", len(text) + begins)
+    lost, tokens = cross_entropy(model(batch["input_ids"]).logits, batch["labels"])
+    lm = BudgetedLM(model, 1)
+    (found,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+    if begins:
+        assert found == pytest.approx(-lost.item(), rel=1e-5)
+        assert tokens == len(text)
+    else:
+        # the harness predicts the first token too, from what it takes for a beginning
+        prefix = torch.tensor([[lm.prefix_token_id, *batch["input_ids"][0].tolist()]])
+        assert found == pytest.approx(-cross_entropy(model(prefix).logits, prefix)[0].item(), rel=1e-5)

@@ -11,7 +11,7 @@ from flextron_lit.latency import block_times as profiler
 from flextron_lit.latency.block_times import Passes, probes, profile, table_of
 from flextron_lit.latency.latency_table import LatencyTable, conditions, read_all
 from flextron_lit.space import SpaceConfig, SubNetwork
-from tests.conftest import MODELS, SPACE, make_llama
+from tests.conftest import MODELS, SPACE, make_gpt2, make_llama
 from tests.options import seed
 
 WORKLOAD = Workload(batch_size=2, prompt_tokens=12, generated_tokens=5, threads=1)
@@ -192,10 +192,13 @@ def test_what_does_not_fit_in_memory_is_one_clear_error(backbone, monkeypatch):
         profile(backbone, WORKLOAD)
 
 
-def test_a_workload_longer_than_the_model_is_refused(backbone):
-    profile(backbone, Workload(prompt_tokens=120, generated_tokens=9, threads=1), budget_seconds=0.05, held_out=0)
+def test_a_workload_longer_than_learnt_positions_is_refused(backbone):
+    learnt = ElasticBackbone(make_gpt2(), SPACE)
+    for each, tokens in ((learnt, 9), (backbone, 10)):
+        workload = Workload(prompt_tokens=120, generated_tokens=tokens, threads=1)
+        profile(each, workload, budget_seconds=0.05, held_out=0)
     with pytest.raises(ValueError, match="takes 129 positions, but the model has 128; lower prompt_tokens"):
-        profile(backbone, Workload(prompt_tokens=120, generated_tokens=10, threads=1))
+        profile(learnt, Workload(prompt_tokens=120, generated_tokens=10, threads=1))
 
 
 # --- the file ---------------------------------------------------------------------------------------------------

@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from flextron_lit.costs import CostTable
+from flextron_lit.data import TextDataModule, TextDomain
+from flextron_lit.data.domain import shown_names
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
+from flextron_lit.routers.ladder import Ladder, Rung
 from flextron_lit.space import SpaceConfig, SubNetwork, resolve
 from flextron_lit.stages.loss_history import Report
 from flextron_lit.stages.validation import LossTable, ValidationResult, ValidationSet, Watched
+from flextron_lit.stages.watched_losses import ladder_answers
 from tests.stages import training
 
 SPACE = resolve(SpaceConfig(mlp=[0, 32, 64], attention=[1, 2, 4]), num_layers=1, neurons=64, kv_groups=4)
@@ -136,3 +140,33 @@ def test_the_full_network_alone_on_one_domain_is_a_table_too():
     training.fit(alone, training.Plan(), limit_val_batches=1)
     assert alone.result.losses.shape == (1, 1)
     assert math.isfinite(alone.result.mean_loss)
+
+
+# --- names ------------------------------------------------------------------------------------------------------
+
+
+def test_a_domain_that_is_called_as_something_else_in_tables_has_another_name_there():
+    names = ["mean", "hard", "budget", "domain_mean", "all texts"]
+    shown = shown_names(names)
+    assert shown == ["domain_mean_", "hard", "domain_budget", "domain_mean", "domain_all texts"]
+    assert TextDataModule(dict.fromkeys(names, TextDomain(source="generated:9"))).shown_names == shown
+    found = result()
+    mean = ValidationResult(SPACE, found.watched, shown_names(["mean", "hard"]), found.losses, found.shares)
+    metrics = mean.metrics("val")
+    assert metrics["val/full/domain_mean/loss"] == 2.0
+    assert metrics["val/full/mean/loss"] == 2.5
+
+
+def test_a_table_shows_a_domain_called_mean_beside_the_mean(tmp_path):
+    found = result()
+    named = ValidationResult(SPACE, found.watched, shown_names(["mean", "hard"]), found.losses, found.shares)
+    report = Report(tmp_path, "validation", append=False)
+    report.add(0, named)
+    assert report.losses(0)["full"] == {"domain_mean": 2.0, "hard": 3.0, "mean": 2.5}
+
+
+def test_two_budgets_never_share_a_name():
+    table = CostTable("units", "units", 10.0, ((1.0, 2.0, 4.0), (0.0, 3.0, 6.0)))
+    rungs = [Rung(table.cost(each), 2.0, each) for each in (SPACE.smallest(), SPACE.full())]
+    answers = ladder_answers(Ladder(tuple(rungs)), table, [0.701, 0.704, 0.9, 0.9, 1.0])
+    assert list(answers) == ["routed0.701", "routed0.704", "routed0.90", "routed1.00"]
