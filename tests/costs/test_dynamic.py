@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from flextron_lit.costs import COUNTED, DYNAMIC_COUNTED, Workload, dynamic_table
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.kv_cache import fill
 from flextron_lit.latency.mixtures import router_products
 from tests.conftest import space_for
 from tests.costs.test_counted import WORKLOAD, cache_of, counted_by_torch
@@ -54,6 +55,9 @@ def choices_of(space, batch, tokens, generator):
 
 def counted(backbone, policy, *shape, **options):
     ids = torch.ones(*shape, dtype=torch.long)
+    if "past_key_values" in options:
+        # as if its own: what is in it is not looked at
+        fill(options["past_key_values"], policy)
     with backbone.use(policy):
         return counted_by_torch(lambda: backbone.model(ids, logits_to_keep=1, **options))
 
