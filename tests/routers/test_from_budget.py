@@ -356,7 +356,7 @@ def test_what_is_stored_comes_back(loaded):
     surrogate = loaded.routing().surrogate
     one_hot = torch.stack([space.one_hot(SubNetwork((0, 1, 2, 3, 1, 0))), space.one_hot(space.full())])
     folder = loaded.folder.parent / "again"
-    folder.mkdir(exist_ok=True)
+    (folder / "elastic").mkdir(parents=True, exist_ok=True)
     (folder / "elastic/surrogate.safetensors").write_bytes(surrogate.to_bytes())
     again = TrainedSurrogate.read(folder, space)
     assert torch.equal(again.predict(one_hot), surrogate.predict(one_hot))
