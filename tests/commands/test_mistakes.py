@@ -112,6 +112,7 @@ def unfinished(folder):
     run.mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 1}))
     (run / "status.json").write_text('{"finished": false}')
+    (run / "resume.ckpt").touch()
     return DEBUG
 
 

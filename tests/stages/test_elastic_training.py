@@ -1,5 +1,4 @@
 from statistics import fmean
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,11 +90,6 @@ def test_what_is_not_finite_stops_before_the_update(where, message):
 def test_a_step_without_sub_networks_is_refused():
     with pytest.raises(ValueError, match=r"add callbacks.BudgetSampling to trainer.callbacks"):
         fit(stage())
-
-
-def test_fp16_is_refused():
-    with pytest.raises(ValueError, match=r"16-mixed is not supported; use bf16-mixed"):
-        ElasticTraining.on_fit_start(SimpleNamespace(trainer=SimpleNamespace(precision="16-mixed")))
 
 
 def test_a_schedule_that_waits_for_a_metric_is_refused():
