@@ -197,6 +197,9 @@ class StageCLI(LightningCLI):
         """Train, resuming an unfinished run."""
         # the setter, not the argument: the stage asks for it before Lightning hands the argument on
         self.trainer.ckpt_path = self._resume_from()
+        if self.trainer.ckpt_path is not None:
+            # the first table is there: Lightning would make another one behind a whole epoch
+            self.trainer.num_sanity_val_steps = 0
         try:
             self.trainer.fit(model, datamodule=datamodule)
         except SIGTERMException as stop:

@@ -39,7 +39,11 @@ def planned(trainer: Trainer, accumulate: int = 1) -> int:
         return trainer.max_steps
     if clock(trainer) is not None:
         return TICKS
+    uncounted = trainer.train_dataloader is None
     batches = trainer.estimated_stepping_batches
+    if uncounted and trainer.ckpt_path is not None:
+        # what was made to count the batches is older than the state to resume from, and Lightning would not restore it
+        trainer.fit_loop._combined_loader = None
     if batches == math.inf:
         raise ValueError("the schedule needs to know the end: set trainer.max_steps, max_epochs or max_time")
     if batches < accumulate:

@@ -142,11 +142,6 @@ MISTAKES = {
         lambda f: (*DEBUG, "--trainer.callbacks+", "lightning.pytorch.callbacks.BatchSizeFinder"),
         "BatchSizeFinder cannot work here",
     ),
-    "a precision of other layers": (
-        lambda f: (*DEBUG, "--trainer.precision", "transformer-engine"),
-        "transformer-engine replaces the layers that are elastic",
-    ),
-    "no training at all": (lambda f: (*DEBUG, "--trainer.max_steps", "0"), "max_steps is 0: fit would do nothing"),
     "unknown strategy": (
         lambda f: (
             *DEBUG,

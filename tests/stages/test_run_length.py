@@ -5,10 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch.optim.lr_scheduler import LambdaLR
 
+from flextron_lit.callbacks import ExactResume
 from flextron_lit.stages.run_length import TICKS, by_the_clock, clock, planned, share_done, updates_done
+from tests.stages import training
 
 
 class Clock(Timer):
@@ -24,6 +27,7 @@ class Clock(Timer):
 
 def trainer(*timers, **settings):
     defaults = {"max_steps": -1, "max_epochs": -1, "global_step": 7, "estimated_stepping_batches": math.inf}
+    defaults |= {"train_dataloader": None, "ckpt_path": None}
     strategy = SimpleNamespace(broadcast=lambda value: value)
     return SimpleNamespace(callbacks=list(timers), strategy=strategy, **(defaults | settings))
 
@@ -69,3 +73,35 @@ def test_a_schedule_goes_by_the_clock_or_by_its_own_count():
 
     assert list(rates(Clock(0))) == pytest.approx([0.9, 0.5, 0.0])
     assert list(rates()) == [0.75, 0.5, 0.25]
+
+
+class Stopped(Callback):
+    """Ends its process, as it were, before a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise KeyError("stopped")
+
+
+def test_a_run_of_epochs_goes_on_within_its_second(tmp_path):
+    def run(name, *callbacks, ckpt_path=None):
+        module = training.stage()
+        settings = {"enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False}
+        epochs = {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 0}
+        kept = [training.Plan(), *callbacks, ExactResume(1)]
+        folder = tmp_path / name
+        trainer = Trainer(
+            accelerator="cpu", logger=False, default_root_dir=folder, callbacks=kept, **settings, **epochs
+        )
+        trainer.fit(module, datamodule=training.text(), ckpt_path=ckpt_path)
+        assert trainer.global_step == 6
+        return module.model.state_dict()
+
+    whole = run("whole")
+    with pytest.raises(KeyError, match="stopped"):
+        run("stopped", Stopped(5))
+    resumed = run("resumed", ckpt_path=tmp_path / "stopped" / "resume.ckpt")
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
