@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -324,8 +324,12 @@ class Stage(WaitingForData):
 
     def settings(self) -> dict[str, Any]:
         """The arguments that shaped the result, JSON-able."""
-        options = asdict(self.options)
-        return {name: options[name] for name in self.recorded} | {
+        # of those that are recorded alone: others may be what a config made, of which there is no copy
+        recorded = {name: getattr(self.options, name) for name in self.recorded}
+        return {
+            name: asdict(each) if is_dataclass(each) and not isinstance(each, type) else each
+            for name, each in recorded.items()
+        } | {
             "precision": str(self.trainer.precision),
             "world_size": self.trainer.world_size,
         }

@@ -92,6 +92,24 @@ def test_a_step_without_sub_networks_is_refused():
         fit(stage())
 
 
+class Made:
+    """As what a config makes of a class: nothing that can be copied."""
+
+    def __init__(self):
+        self.parts = (part for part in ())
+
+    def schedule(self, optimizer):
+        return torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+
+def test_a_schedule_of_a_config_is_no_hindrance_to_the_record(tmp_path):
+    module = stage(lr_scheduler=Made().schedule)
+    fit(module, callbacks=[Plan(), FlextronCheckpointWriter()], default_root_dir=tmp_path)
+    settings = checkpoint.read(tmp_path / "flextron").history[-1]["settings"]
+    assert settings["clip_norm"] == 1e9
+    assert settings["distillation"]["language"] == 1.0
+
+
 def test_a_schedule_that_waits_for_a_metric_is_refused():
     module = stage(lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))
     with pytest.raises(ValueError, match="ReduceLROnPlateau waits for a metric"):
