@@ -118,6 +118,9 @@ class ExactResume(Checkpoint):
         self._restored = states[trainer.global_rank]
 
     def _save(self, trainer: Trainer) -> None:
+        if not trainer.global_step:
+            # there is nothing to lose yet
+            return
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).resume_state, weights_only=False)
 
@@ -128,9 +131,11 @@ def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
         return False
     if trainer.should_stop or trainer.is_last_batch:
         return True
+    if trainer.val_check_batch is None:
+        # by the clock, which nobody knows beforehand
+        return False
     loop = trainer.fit_loop
     done = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
-    assert trainer.val_check_batch is not None
     return (done + 1) % trainer.val_check_batch == 0
 
 
@@ -153,4 +158,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    torch.cuda.set_rng_state_all(state["cuda"])
+    # there may be fewer GPUs than the run saw before
+    for device, each in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(each, device)

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from flextron_lit.checkpoint import StageRecord
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.latency.latency_table import FOLDER
 from flextron_lit.stages import Stage
+from flextron_lit.stages.stop_on_nan import NonFiniteError, check_weights
 
 
 class FlextronCheckpointWriter(Callback):
@@ -22,7 +24,8 @@ class FlextronCheckpointWriter(Callback):
             network goes on as the stage found it.
 
     Raises:
-        ValueError: if `keep` is neither.
+        ValueError: if `keep` is neither. At the end of a run, if there is nothing to keep: it made no update, weights
+            or the last losses are not numbers, or no validation said which state was best.
     """
 
     def __init__(self, keep: Literal["last", "best"] = "last") -> None:
@@ -31,6 +34,8 @@ class FlextronCheckpointWriter(Callback):
         self.keep = keep
         self.best = float("inf")
         self.improved = False
+        self.last = float("nan")
+        """The last validation loss; nan before the first."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse `best` where no validation loss says which state is best."""
@@ -40,14 +45,19 @@ class FlextronCheckpointWriter(Callback):
                 f"keep best goes by the losses of watched sub-networks, which {type(pl_module).__name__} does not "
                 "train; set it to last"
             )
+        if self.keep == "best" and stage == "fit" and trainer.limit_val_batches == 0:
+            raise ValueError(
+                "keep best goes by validation losses, but trainer.limit_val_batches is 0: validate, or set keep to last"
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With `best`: write when the validation loss has fallen."""
-        if self.keep == "last" or trainer.state.fn != "fit":
-            return
         assert isinstance(pl_module, Stage)
-        assert pl_module.result is not None
-        loss = pl_module.result.mean_loss
+        if trainer.state.fn != "fit" or pl_module.result is None:
+            return
+        self.last = loss = pl_module.result.mean_loss
+        if self.keep == "last":
+            return
         if trainer.sanity_checking:
             # a dense network has no folder yet to go on from
             self.best = loss if pl_module.history else self.best
@@ -58,20 +68,31 @@ class FlextronCheckpointWriter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With `last`: write; with `best`, where nothing was better than the start: write that."""
         assert isinstance(pl_module, Stage)
+        if not trainer.global_step:
+            raise ValueError(
+                "no checkpoint is written: the run ended before its first update; train longer, or lower "
+                "model.init_args.accumulate"
+            )
         if self.keep == "last":
             self._write(trainer, pl_module)
-        elif not self.improved:
+        elif not self.improved and math.isfinite(self.best):
             self._write_start(trainer, pl_module)
+        elif not self.improved:
+            raise NonFiniteError(
+                f"no checkpoint is written: keep is best, and no validation gave a loss that is a number (the last is "
+                f"{self.last}); look at the text, or start anew with --fresh and a lower learning rate"
+            )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best loss so far."""
-        return {"best": self.best, "improved": self.improved}
+        """The best loss so far, and the last."""
+        return {"best": self.best, "improved": self.improved, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.best = state_dict["best"]
         # runs of before wrote whatever they had as best
         self.improved = state_dict.get("improved", self.best < float("inf"))
+        self.last = state_dict.get("last", float("nan"))
 
     def _write_start(self, trainer: Trainer, stage: Stage) -> None:
         """The checkpoint that the stage started from, with a record of what was tried."""
@@ -87,6 +108,12 @@ class FlextronCheckpointWriter(Callback):
 
     def _write(self, trainer: Trainer, stage: LightningModule) -> None:
         assert isinstance(stage, Stage)
+        check_weights(stage.named_parameters(), trainer.global_step)
+        if math.isinf(self.last):
+            raise NonFiniteError(
+                f"no checkpoint is written: the loss of the last validation, at step {trainer.global_step}, is no "
+                "number (see the tables); start anew with --fresh and a lower learning rate"
+            )
         record = stage.record()
         if trainer.is_global_zero:
             run_folder = RunFolder(Path(trainer.default_root_dir))

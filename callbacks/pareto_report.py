@@ -15,6 +15,9 @@ class ParetoReport(Callback):
     one always at the last step. A stage that watches no losses, such as the surrogate's, has no table.
     """
 
+    def __init__(self) -> None:
+        self._validated: int | None = None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Go on with what an earlier part of the run wrote."""
         assert trainer.state.fn is not None
@@ -36,6 +39,7 @@ class ParetoReport(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a table."""
         assert isinstance(pl_module, Stage)
+        self._validated = trainer.global_step
         if not trainer.is_global_zero or pl_module.result is None:
             return
         report, result = self._report, pl_module.result
@@ -51,7 +55,23 @@ class ParetoReport(Callback):
 
     on_test_end = on_validation_end
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the last step where Lightning did not: where an epoch, a clock or another callback ended the run."""
+        if trainer.enable_validation and self._validated != trainer.global_step:
+            # as Lightning's own loop does within an epoch
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the first table beside the last."""
         if trainer.is_global_zero and isinstance(pl_module, Stage) and pl_module.result is not None:
             self._report.show_change()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step that was validated last."""
+        return {"validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self._validated = state_dict["validated"]

@@ -22,5 +22,6 @@ class PredictionWriter(BasePredictionWriter):
         loaders = predictions if predictions and isinstance(predictions[0], list) else [predictions]
         rank = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = Path(trainer.default_root_dir) / f"predictions{rank}.jsonl"
-        write_text(path, "".join(json_text(row, indent=None) for loader in loaders for row in loader))
+        found = (row for loader in loaders for row in loader if row)
+        write_text(path, "".join(json_text(row, indent=None) for row in found))
         rank_zero_info(f"wrote {path}")

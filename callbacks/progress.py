@@ -6,6 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
+from flextron_lit.stages.run_length import clock, share_done
+
 LINES = 10
 
 
@@ -37,15 +39,22 @@ class StepLines(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Say how far it is, and how long it will take."""
-        step, last = trainer.global_step, planned_steps(trainer)
-        if step == self._last_shown or step % max(1, last // LINES):
-            return
-        self._last_shown = step
-        seconds = time.monotonic() - self._start
-        left = seconds / max(1, step - self._first_step) * (last - step)
+        step, timer = trainer.global_step, clock(trainer)
+        if timer is not None:
+            tenth = int(LINES * share_done(timer))
+            if tenth == self._last_shown:
+                return
+            self._last_shown, of, left = tenth, "", timer.time_remaining() or 0.0
+        else:
+            last = planned_steps(trainer)
+            if step == self._last_shown or step % max(1, last // LINES):
+                return
+            self._last_shown, of = step, f" of {last}"
+            seconds = time.monotonic() - self._start
+            left = seconds / max(1, step - self._first_step) * (last - step)
         metrics = self.get_metrics(trainer, pl_module)
         shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))
-        rank_zero_info(f"step {step} of {last}, {shown}, {left:.0f} s left")
+        rank_zero_info(f"step {step}{of}, {shown}, {max(0.0, left):.0f} s left")
 
 
 def planned_steps(trainer: Trainer) -> int:

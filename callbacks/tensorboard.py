@@ -105,7 +105,8 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, int | float | str]:
     found |= _leaves("model", model["init_args"])
     found |= _leaves("data", {**data, "domains": list(data["domains"])})
     found |= _leaves("trainer", {name: trainer[name] for name in TRAINER})
-    for callback in trainer["callbacks"] or ():
+    given = trainer["callbacks"] or ()
+    for callback in given if isinstance(given, list | tuple) else (given,):
         found |= _leaves(_class_name(callback["class_path"]), callback.get("init_args", {}))
     return {name: ", ".join(map(str, each)) if isinstance(each, list) else each for name, each in found.items()}
 

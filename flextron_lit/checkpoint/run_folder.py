@@ -59,9 +59,14 @@ class RunFolder:
         return "finished" if finished else "unfinished"
 
     @property
+    def holds_work(self) -> bool:
+        """Whether there is something to lose: a saved state or a checkpoint. A run that was refused left neither."""
+        return self.resume_state.exists() or self.checkpoint.exists()
+
+    @property
     def started_from(self) -> str | None:
-        """The checkpoint or dense model that the run here started from; None if there is no run."""
-        config = self.config
+        """The checkpoint or dense model that the run here started from; None if there is none that did anything."""
+        config = self.config if self.holds_work else None
         return None if config is None else str(config["model"]["init_args"]["checkpoint"])
 
     @property
@@ -94,7 +99,7 @@ class RunFolder:
     def begin(
         self, config: Mapping[str, Any], *, fresh: bool, today: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     ) -> Status:
-        """Enter the folder with a resolved config.
+        """Enter the folder with a resolved config, which binds it as soon as there is something to lose.
 
         Args:
             config: resolved.
@@ -105,11 +110,16 @@ class RunFolder:
             `finished` if there is nothing to do, `unfinished` to resume, `new` to start.
 
         Raises:
-            ValueError: if the folder belongs to a run with another config; the message lists the keys.
+            ValueError: if the folder belongs to a run with another config, the message then lists the keys; or if its
+                run is finished, but the checkpoint is gone.
         """
         if fresh:
             self.clear()
         status = self.status
+        if status == "unfinished" and not self.holds_work:
+            # refused, or killed before its first saved state: what it logged would be logged again
+            self.clear()
+            status = "new"
         if status == "new":
             self._start(config)
             return status
@@ -122,8 +132,13 @@ class RunFolder:
                 f"{self.path} holds a run ({status}) with another config:\n{shown}\n"
                 "Name another --run_folder, or start anew with --fresh (which deletes what is there)"
             )
+        if status == "finished" and not self.checkpoint.is_dir():
+            raise ValueError(
+                f"{self.path} is finished, but its checkpoint {self.checkpoint} is not there: put it back, or start "
+                "anew with --fresh"
+            )
         if status == "unfinished" and not self.resume_state.exists():
-            # killed before its first saved state: what it logged would be logged again
+            # killed between a best checkpoint and the state behind it
             self.clear()
             self._start(config)
             return "new"

@@ -51,6 +51,7 @@ NOISE = (
     r".*is not supported by the model summary",
     r".*does not have many workers which may be a bottleneck",
     "You have overridden `on_before_batch_transfer`",
+    "You're using the WeightAveraging callback with a model that overrides",
 )
 TIPS = "lightning.pytorch.utilities.rank_zero"
 

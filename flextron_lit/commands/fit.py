@@ -1,11 +1,14 @@
 """`python main.py fit`, `validate`, `test` and `predict`: Lightning's CLI for one stage, in a run folder."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from enum import Enum
 from functools import reduce
 from operator import getitem
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -24,12 +28,16 @@ from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint.resume_io import StreamedCheckpointIO
 from flextron_lit.checkpoint.run_config import as_begun, canonical, completed
 from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.commands.trainer_settings import check_callbacks, check_end, check_options
 from flextron_lit.data.domain import check_names
 from flextron_lit.files.ranks import tell
 from flextron_lit.files.whole_folder import recover
 from flextron_lit.stages import Stage
+from flextron_lit.stages.precision import check_precision
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+# such as how often a Timer looks: its default is one, and a config is plain YAML
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, each: dumper.represent_data(each.value))
 # a config names classes of ours and, under the same name, of the user's own module
 callbacks_name.install(first=True)
 
@@ -44,20 +52,13 @@ ALWAYS: tuple[Callable[[], Callback], ...] = (
 NOT_CONFIG = ("config", "run_folder", "fresh")
 TERMINATED = 143
 FRESH_HELP = "Delete what the run folder holds and start anew."
-OWNED = {
-    "default_root_dir": "name the place with --run_folder",
-    "use_distributed_sampler": "the loaders share the text between ranks themselves",
-    "gradient_clip_val": "several backward passes make a step; set model.init_args.clip_norm",
-    "gradient_clip_algorithm": "several backward passes make a step; set model.init_args.clip_norm",
-}
-"""Trainer options that would have no effect or do harm here, and what to do instead."""
 
 
 class StageCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of one stage, in a run folder that resumes."""
 
     def __init__(self, args: list[str] | None = None) -> None:
-        with ExitStack() as self.resources:
+        with ExitStack() as self.resources, one_line():
             super().__init__(
                 LightningModule,
                 LightningDataModule,
@@ -91,20 +92,18 @@ class StageCLI(LightningCLI):
         """Resolve what depends on the machine, then enter the run folder."""
         config = self.config[self.subcommand]
         check_names((config.data.get("init_args") or {}).get("domains") or ())
-        for option, instead in OWNED.items():
-            if config.trainer[option]:
-                raise ValueError(f"trainer.{option} cannot be set: {instead}")
-        if config.trainer.accumulate_grad_batches != 1:
-            raise ValueError("trainer.accumulate_grad_batches cannot be set: use model.init_args.accumulate")
-        self.folder = RunFolder(config.run_folder)
         if config.trainer.precision is None:
             config.trainer.precision = best_precision()
+        check_options(config.trainer, str(self.subcommand))
+        self.folder = RunFolder(config.run_folder)
         recover(self.folder.checkpoint)
         if self.subcommand != "fit":
             self._use_trained(config)
+        if config.trainer.fast_dev_run:
+            # a look whether everything runs: what it leaves is no result
+            self.folder = RunFolder(Path(self.resources.enter_context(TemporaryDirectory())))
+        if self.subcommand != "fit":
             return
-        if config.trainer.max_steps < 0 and not (config.trainer.max_epochs or config.trainer.max_time):
-            raise ValueError("nothing says how long to train: add --trainer.max_steps 2000, max_epochs or max_time")
         self.resuming = not config.fresh
         if self.resuming:
             self._go_on_as_begun(config)
@@ -118,7 +117,7 @@ class StageCLI(LightningCLI):
 
     def _go_on_as_begun(self, config: Any) -> None:
         """Let an unfinished run of an older program keep what it did by default, and what it made be read likewise."""
-        before = self.folder.config
+        before = self.folder.config if self.folder.holds_work else None
         kept = as_begun(self._resolved(self.config), before) if before else {}
         for (*path, name), value in kept.items():
             # not by dotted names: that of a domain may have dots and blanks itself
@@ -161,8 +160,12 @@ class StageCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's, at home in the run folder and with the callbacks that every run needs."""
         given = self._get(self.config_init, "trainer")
-        chosen, plugins = list(given.callbacks or []), given.plugins or []
+        chosen, plugins = (
+            list(each) if isinstance(each, list | tuple) else [each] if each else []
+            for each in (given.callbacks, given.plugins)
+        )
         fitting = self.subcommand == "fit"
+        check_precision(str(given.precision), plugins, fitting=False)
         if given.logger in (None, True) and fitting:
             kwargs["logger"] = TensorBoardLogger(
                 self.folder.path, name="tensorboard", version="", default_hp_metric=False, **self._purge()
@@ -172,12 +175,17 @@ class StageCLI(LightningCLI):
         own = [c for c in (make() for make in ALWAYS) if not any(isinstance(other, type(c)) for other in chosen)]
         if given.enable_progress_bar in (None, True) and not any(isinstance(c, ProgressBar) for c in chosen):
             own.append(callbacks.progress_bar())
-        return super().instantiate_trainer(
+        if fitting:
+            check_end(given, chosen)
+            check_callbacks(chosen + own, self.model, list(self.datamodule.domains))
+        trainer = super().instantiate_trainer(
             **kwargs,
             default_root_dir=self.folder.path,
             callbacks=chosen + own,
-            plugins=[*(plugins if isinstance(plugins, list) else [plugins]), StreamedCheckpointIO()],
+            plugins=[*plugins, StreamedCheckpointIO()],
         )
+        check_precision(str(trainer.precision), (), fitting=fitting)
+        return trainer
 
     def _purge(self) -> dict[str, Any]:
         """Make TensorBoard forget the steps that the resumed run will log again."""
@@ -198,6 +206,9 @@ class StageCLI(LightningCLI):
         """Train, resuming an unfinished run."""
         # the setter, not the argument: the stage asks for it before Lightning hands the argument on
         self.trainer.ckpt_path = self._resume_from()
+        if self.trainer.ckpt_path is not None:
+            # the first table is there: Lightning would make another one behind a whole epoch
+            self.trainer.num_sanity_val_steps = 0
         try:
             self.trainer.fit(model, datamodule=datamodule)
         except SIGTERMException as stop:
@@ -205,8 +216,34 @@ class StageCLI(LightningCLI):
             # since a launcher that sees another one fail kills it
             raise SystemExit(TERMINATED if self.trainer.is_global_zero else 0) from stop
         if self.trainer.is_global_zero:
-            self.folder.finish()
-            print(f"finished: {self.folder.path} (tables, figure, tensorboard), checkpoint {self.folder.checkpoint}")
+            self._finish()
+
+    def _finish(self) -> None:
+        """A run is finished when its result is there and was read back."""
+        flextron_checkpoint.verify(self.folder.checkpoint)
+        if self.config[self.subcommand].trainer.fast_dev_run:
+            print("fast_dev_run: everything ran; nothing of it was kept")
+            return
+        self.folder.finish()
+        print(f"finished: {self.folder.path} (tables, figure, tensorboard), checkpoint {self.folder.checkpoint}")
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """What a callback finds wrong, in one line that names it.
+
+    Raises:
+        ValueError: in place of a RuntimeError that was raised in a callback's hook.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        calls = [frame.f_locals for frame in frames if frame.f_globals["__name__"] == call.__name__]
+        callback = next((each["callback"] for each in calls if "callback" in each), None)
+        if callback is None:
+            raise
+        raise ValueError(f"{type(callback).__name__}: {' '.join(str(error).split())}") from error
 
 
 def best_precision() -> str:

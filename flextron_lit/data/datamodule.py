@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from flextron_lit.data.domain import TextDomain, check_names, shown_names
 from flextron_lit.data.encoding import refuse_unknown, refuse_unreadable, tokenizer_fingerprint
-from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, batched, shares
+from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, batched, nothing, shares
 from flextron_lit.data.packing import Block
 from flextron_lit.data.streams import Split
 from flextron_lit.data.tokenized import TokenizedDomain, tokenized
@@ -24,7 +24,8 @@ class TextDataModule(LightningDataModule):
     """Named text domains, mixed by weight, with held-out documents of each.
 
     Every batch has `input_ids`, `position_ids` and `labels`, [B, T]; of conversations (format `chat`) only the answers
-    have labels. There is one validation and one test loader a domain, in the order of `domain_names`.
+    have labels. There is one validation and one test loader a domain, in the order of `domain_names`; where a domain
+    has fewer blocks to evaluate on than there are ranks, the others get None in place of a batch.
 
     Args:
         domains: the domains by name.
@@ -227,7 +228,8 @@ class TextDataModule(LightningDataModule):
                 f"raise {split}_tokens or block_size"
             )
         rank, world = self._rank_and_world()
-        return DataLoader(Subset(dataset, chosen[rank::world]), batch_size=self.batch_size)
+        own = chosen[rank::world]
+        return DataLoader(Subset(dataset, own), batch_size=self.batch_size) if own else nothing()
 
     def _dataset(self, split: Split, names: Sequence[str], block_size: int | None = None) -> BlockDataset:
         streams = [self._tokenized[name].streams[split] for name in names]

@@ -141,6 +141,12 @@ class ResumableLoader(DataLoader[Any]):
         self.sampler.epoch = self._epoch
 
 
+def nothing() -> DataLoader[Any]:
+    """A loader whose one batch is None: a rank without blocks of its own must take its turn, or the others wait."""
+    once: Any = range(1)
+    return DataLoader(once, collate_fn=lambda _: None)
+
+
 def in_order(loader: DataLoader[Any]) -> Iterator[Any]:
     """The batches of a loader that does not shuffle, without the global random number that its iterator draws."""
     dataset: Any = loader.dataset

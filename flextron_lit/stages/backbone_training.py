@@ -23,6 +23,8 @@ from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig
 from flextron_lit.stages.base import Batch, LossParts, Pass, StageSettings
 from flextron_lit.stages.objective import Distillation, FullWeight
+from flextron_lit.stages.precision import cast_weights
+from flextron_lit.stages.run_length import by_the_clock, planned, updates_done
 from flextron_lit.stages.stop_on_nan import check_finite
 from flextron_lit.stages.watched_losses import WatchedStage
 
@@ -102,6 +104,12 @@ class BackboneTraining(WatchedStage):
             # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
             self._original = (original,)
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """As for every stage, and the original's, where something is distilled from it."""
+        super().cast(dtype)
+        for original in self._original:
+            cast_weights(original, dtype)
+
     def configure_model(self) -> None:
         """As for every stage; then what does not learn is frozen, before a strategy wraps it.
 
@@ -136,9 +144,10 @@ class BackboneTraining(WatchedStage):
         optimizer = self.optimizer([each for each in self.model.parameters() if each.requires_grad])
         if self.options.lr_scheduler is None:
             steps = self.planned_updates()
-            scheduler: Any = get_cosine_with_min_lr_schedule_with_warmup(
+            cosine = get_cosine_with_min_lr_schedule_with_warmup(
                 optimizer, max(1, round(WARMUP_SHARE * steps)), steps, min_lr_rate=FINAL_LEARNING_RATE
             )
+            scheduler: Any = by_the_clock(cosine, self.trainer)
         else:
             scheduler = self.options.lr_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
@@ -146,17 +155,8 @@ class BackboneTraining(WatchedStage):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def planned_updates(self) -> int:
-        """Updates of the whole run.
-
-        Raises:
-            ValueError: if it has no end.
-        """
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
-        batches = self.trainer.estimated_stepping_batches
-        if batches == float("inf"):
-            raise ValueError("the schedule needs to know the end: set trainer.max_steps or trainer.max_epochs")
-        return max(1, int(batches) // self.options.accumulate)
+        """Updates of the whole run; see `run_length.planned`."""
+        return planned(self.trainer, self.options.accumulate)
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class BackboneTraining(WatchedStage):
     def train_full(self, loss: Tensor) -> None:
         """The full network's backward."""
         weight = self.options.full_weight
-        progress = 0.0 if weight.constant else self.trainer.global_step / max(1, self.planned_updates() - 1)
+        progress = 0.0 if weight.constant else updates_done(self.trainer) / max(1, self.planned_updates() - 1)
         # checkpointed activations are recomputed in backward, so the selection must be the one of the forward
         with self.backbone.use(self.backbone.space.full()):
             self.manual_backward(loss * (weight.at(progress) / self.options.accumulate))

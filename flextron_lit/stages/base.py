@@ -1,7 +1,8 @@
 """What all stages share: the elastic backbone, the two contracts with callbacks, and what is kept."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.data_wait import WaitingForData
+from flextron_lit.stages.precision import cast_weights, check_precision, of_weights
 from flextron_lit.stages.validation import ValidationResult
 
 Batch = Mapping[str, Tensor]
@@ -131,6 +133,13 @@ class Stage(WaitingForData):
         """Of the step that is being made."""
         self._loss_terms: dict[str, tuple[LossTerm, float]] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.nn.Module:
+        """Its modules alone: what weights are averaged in, without text, trainer and costs."""
+        copied = torch.nn.Module()
+        for name, module in self.named_children():
+            copied.add_module(name, deepcopy(module, memo))
+        return copied
+
     # --- contracts with callbacks -------------------------------------------------------------------------------
 
     def add_loss_term(self, name: str, function: LossTerm, weight: float = 1.0) -> None:
@@ -207,6 +216,16 @@ class Stage(WaitingForData):
             )
         return folder
 
+    def setup(self, stage: str) -> None:
+        """Before anything is built: a precision that the stage has, of the backbone's weights alone.
+
+        Raises:
+            ValueError: for another precision.
+        """
+        plugin = self.trainer.precision_plugin
+        check_precision(str(self.trainer.precision), [plugin], fitting=stage == "fit")
+        self.trainer.strategy.precision_plugin = of_weights(plugin)
+
     def configure_model(self) -> None:
         """Lightning's hook: `build`, once."""
         if hasattr(self, "backbone"):
@@ -229,6 +248,10 @@ class Stage(WaitingForData):
         self.backbone, self.tokenizer = loaded.backbone, loaded.tokenizer
         self.order, self.history, self.source_folder = loaded.order, loaded.history, loaded.folder
         self.excess = loaded.excess
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Give the backbone's weights a type."""
+        cast_weights(self.backbone.model, dtype)
 
     def logits(self, batch: Batch) -> Tensor:
         """[B, T, V] of the active sub-network; documents packed into a block do not see each other."""
@@ -257,15 +280,6 @@ class Stage(WaitingForData):
             self.parts.add(name, term)
             total = total + weight * term
         return total
-
-    def on_fit_start(self) -> None:
-        """Refuse what the update cannot honour.
-
-        Raises:
-            ValueError: for fp16, whose loss scaling this manual update does not do.
-        """
-        if str(self.trainer.precision).startswith("16"):
-            raise ValueError(f"trainer.precision {self.trainer.precision} is not supported; use bf16-mixed or 32-true")
 
     def step_optimizers(self) -> None:
         """One step of every optimizer and schedule: one step of the run."""
@@ -317,8 +331,12 @@ class Stage(WaitingForData):
 
     def settings(self) -> dict[str, Any]:
         """The arguments that shaped the result, JSON-able."""
-        options = asdict(self.options)
-        return {name: options[name] for name in self.recorded} | {
+        # of those that are recorded alone: others may be what a config made, of which there is no copy
+        recorded = {name: getattr(self.options, name) for name in self.recorded}
+        return {
+            name: asdict(each) if is_dataclass(each) and not isinstance(each, type) else each
+            for name, each in recorded.items()
+        } | {
             "precision": str(self.trainer.precision),
             "world_size": self.trainer.world_size,
         }

@@ -262,11 +262,11 @@ class DynamicRouterTraining(RouterTraining):
 
     # --- validation ---------------------------------------------------------------------------------------------
 
-    def on_validation_start(self) -> None:
+    def on_validation_epoch_start(self) -> None:
         """What the router chooses now."""
         if self.trainer.state.fn != "fit":
             return
-        if self.trainer.global_step >= self.trainer.max_steps:
+        if self.trainer.should_stop or 0 < self.trainer.max_steps <= self.trainer.global_step:
             # the last table is that of the prices that are stored
             self._find_all_prices()
         else:

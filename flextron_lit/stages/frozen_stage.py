@@ -12,6 +12,7 @@ from flextron_lit.data.loader import EpochSampler, ResumableLoader
 from flextron_lit.routers.trained import TrainedSurrogate
 from flextron_lit.stages.base import StageSettings
 from flextron_lit.stages.loss_measuring import MeasuringStage
+from flextron_lit.stages.precision import WeightsAlone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,8 @@ class FrozenStage(MeasuringStage):
         self.text.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Open the token streams."""
+        """As for every stage; and open the token streams."""
+        super().setup(stage)
         self.text.trainer = self.trainer
         self.text.setup(stage)
 
@@ -69,6 +71,9 @@ class FrozenStage(MeasuringStage):
         """
         folder = self.flextron_folder()
         self.load_backbone(None)
+        if isinstance(self.trainer.precision_plugin, WeightsAlone):
+            # at once: what routers answer is made for the weights as they will run
+            self.trainer.precision_plugin.convert_module(self)
         self.backbone.model.eval().requires_grad_(False)
         # Lightning does not know of it, and callbacks look at its device before the stage's own hooks run
         torch.nn.Module.to(self.backbone.model, self.trainer.strategy.root_device)

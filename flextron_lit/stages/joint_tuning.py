@@ -19,6 +19,7 @@ from flextron_lit.space import SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining, described
 from flextron_lit.stages.base import Pass, zero_of
 from flextron_lit.stages.loss_measuring import MeasuringStage
+from flextron_lit.stages.run_length import by_the_clock, updates_done
 from flextron_lit.stages.tuned_router import TUNED, Remeasuring, Tuned, TunedRouter, tuned_routers
 from flextron_lit.stages.watched_losses import budgets_to_watch, check_budgets
 
@@ -111,7 +112,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
         router = self.router_optimizer([{"params": parameters} for parameters, _ in groups])
         for group, (_, times) in zip(router.param_groups, groups, strict=True):
             group["lr"] *= times
-        schedule = get_cosine_schedule_with_warmup(router, 0, self.planned_updates())
+        schedule = by_the_clock(get_cosine_schedule_with_warmup(router, 0, self.planned_updates()), self.trainer)
         return backbone, {"optimizer": router, "lr_scheduler": schedule}
 
     # --- training -----------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
             yield f"what the {tuned.kind} router drew for the budget {budget:.3f}", loss.detach()
 
     def _train_routed(self, tuned: TunedRouter, budget: float, full: Pass, original: Tensor | None) -> Tensor:
-        temperature = self.options.temperature.at(self.trainer.global_step / self.planned_updates())
+        temperature = self.options.temperature.at(updates_done(self.trainer) / self.planned_updates())
         drawn = tuned.draw(budget, len(full.batch["input_ids"]), self.generator, temperature)
         sub_network = drawn.selection if isinstance(drawn.selection, SubNetwork) else None
         # with gates where choices need gradients; else the sub-network itself, which is less work
@@ -163,9 +164,9 @@ class JointTuning(MeasuringStage, BackboneTraining):
         rates = super().rates()
         if self.options.train_router:
             # of the step that was just made
-            done = (self.trainer.global_step - 1) / self.planned_updates()
+            progress = (updates_done(self.trainer) - 1) / self.planned_updates()
             rates["router_learning_rate"] = self.trainer.optimizers[1].param_groups[0]["lr"]
-            rates["temperature"] = self.options.temperature.at(done)
+            rates["temperature"] = self.options.temperature.at(progress)
         return rates
 
     # --- what the router answers --------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
         """What a static router answers, as of the last validation."""
         return next((tuned.ladder for tuned in self.tuned if tuned.ladder), None)
 
-    def on_validation_start(self) -> None:
+    def on_validation_epoch_start(self) -> None:
         """What the router answers now; before training, what the checkpoint said."""
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._remeasure()

@@ -1,5 +1,6 @@
 """A stage that measures losses of sub-networks on fixed text, forward only."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -15,6 +16,7 @@ from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, mean_rati
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch, Stage
+from flextron_lit.stages.stop_on_nan import NonFiniteError
 from flextron_lit.terminal.progress import progress
 
 
@@ -37,12 +39,19 @@ class MeasuringStage(Stage):
         self.measured_loss = MeasuredLoss(self.backbone, batches, file=file, forward_context=self.forward_context)
 
     def losses_of(self, sub_networks: Sequence[SubNetwork], description: str | None = None) -> list[float]:
-        """Nats per token, shared out over the ranks; every rank gets all."""
+        """Nats per token, shared out over the ranks; every rank gets all.
+
+        Raises:
+            NonFiniteError: if one is not a number: nothing can be learned from it.
+        """
         rank, world = self.trainer.global_rank, self.trainer.world_size
         own = self.measured_loss.all(sub_networks[rank::world], description)
         losses = [0.0] * len(sub_networks)
         for first, part in enumerate(gather(own, world)):
             losses[first::world] = part
+        for sub_network, loss in zip(sub_networks, losses, strict=True):
+            if not math.isfinite(loss):
+                raise NonFiniteError(f"the measured loss of sub-network {list(sub_network.choices)} is {loss}")
         return losses
 
     def measure(

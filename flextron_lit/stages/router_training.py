@@ -19,6 +19,7 @@ from flextron_lit.routers.trained import KeptRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch, LossParts, zero_of
 from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
+from flextron_lit.stages.run_length import by_the_clock, clock, planned, updates_done
 from flextron_lit.stages.stop_on_nan import check_finite
 from flextron_lit.stages.watched_losses import WatchedStage, budgets_to_watch, check_budgets
 
@@ -123,7 +124,7 @@ class RouterTraining(FrozenStage, WatchedStage):
     @property
     def progress(self) -> float:
         """Share of the run that is done, 0 to 1."""
-        return self.trainer.global_step / max(1, self.trainer.max_steps)
+        return updates_done(self.trainer) / planned(self.trainer)
 
     # --- set-up -------------------------------------------------------------------------------------------------
 
@@ -134,8 +135,10 @@ class RouterTraining(FrozenStage, WatchedStage):
             ValueError: if the run has no end to plan temperatures for.
         """
         super().setup(stage)
-        if stage == "fit" and self.trainer.max_steps < 1:
-            raise ValueError("set trainer.max_steps: the temperature and the learning rate fall over the run")
+        if stage == "fit" and self.trainer.max_steps < 1 and clock(self.trainer) is None:
+            raise ValueError(
+                "set trainer.max_steps, or max_time alone: the temperature and the learning rate fall over the run"
+            )
 
     def router_parameters(self) -> Any:
         """What the router's optimizer is given."""
@@ -165,10 +168,8 @@ class RouterTraining(FrozenStage, WatchedStage):
     def configure_optimizers(self) -> Any:
         """The router's, with a cosine schedule, and the surrogate's if it goes on learning."""
         router = self.optimizer(self.router_parameters())
-        schedule = {
-            "optimizer": router,
-            "lr_scheduler": get_cosine_schedule_with_warmup(router, 0, self.trainer.max_steps),
-        }
+        cosine = get_cosine_schedule_with_warmup(router, 0, planned(self.trainer))
+        schedule = {"optimizer": router, "lr_scheduler": by_the_clock(cosine, self.trainer)}
         if not self.surrogate_learns:
             return schedule
         return schedule, {"optimizer": self.surrogate_optimizer(self.surrogate.parameters())}
@@ -179,7 +180,6 @@ class RouterTraining(FrozenStage, WatchedStage):
         Raises:
             ValueError: if the cost is not known, or nothing guides the router.
         """
-        super().on_fit_start()
         if not (self.without_surrogate or self._loss_terms):
             raise ValueError(
                 "nothing guides the router: add callbacks.SurrogateGuidance to trainer.callbacks, or train it through "

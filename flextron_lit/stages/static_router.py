@@ -21,6 +21,7 @@ from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import TrainedRouter
 from flextron_lit.stages.base import Batch
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, functional, on_processor
+from flextron_lit.stages.run_length import planned
 from flextron_lit.stages.watched_losses import ladder_answers
 
 
@@ -125,7 +126,7 @@ class StaticRouterTraining(RouterTraining):
         """Training text for choices that run through the backbone, else nothing but a count of the steps."""
         if self.options.through_backbone:
             return self.text.train_dataloader()
-        return self.positions(self.trainer.max_steps, 1, self.options.seed)
+        return self.positions(planned(self.trainer), 1, self.options.seed)
 
     def draw(self, batch: Any, temperature: float) -> Routed:
         """The same choices for all tokens, one draw a budget."""
@@ -170,7 +171,7 @@ class StaticRouterTraining(RouterTraining):
 
     # --- validation ---------------------------------------------------------------------------------------------
 
-    def on_validation_start(self) -> None:
+    def on_validation_epoch_start(self) -> None:
         """What the router answers now."""
         if self.trainer.state.fn == "fit":
             self.__dict__.pop("ladder", None)

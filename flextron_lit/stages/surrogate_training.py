@@ -18,6 +18,7 @@ from flextron_lit.routers.staleness import measured_files
 from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, ridge
 from flextron_lit.routers.trained import TrainedSurrogate
 from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
+from flextron_lit.stages.stop_on_nan import check_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,6 @@ class SurrogateTraining(FrozenStage):
 
     def on_fit_start(self) -> None:
         """Measure the pairs, and start from the ridge solution; a resumed run has both."""
-        super().on_fit_start()
         if self._restored is not None:
             pairs = Pairs.from_tensors(self._restored["pairs"])
             full_loss, text = self._restored["full_loss"], self._restored["text"]
@@ -145,8 +145,14 @@ class SurrogateTraining(FrozenStage):
         return self.positions(self.options.pairs, self.options.batch_size, self.options.seed)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Squared error over the targets' variance."""
-        return self.surrogate.error(self._inputs[batch], self._targets[batch])
+        """Squared error over the targets' variance.
+
+        Raises:
+            NonFiniteError: if it is not a number.
+        """
+        error = self.surrogate.error(self._inputs[batch], self._targets[batch])
+        check_finite(error, self.trainer.global_step, "the surrogate's error")
+        return error
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
         """Log the step that was just made."""

@@ -118,8 +118,12 @@ class LossTable(Metric):
         self.choices[sub_network, domain] += choices.to(self.choices)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Loss in nats per token [S, D], nan where nothing was seen; shares of the choices [S, D, 2L, N]."""
-        return self.total / self.tokens, self.choices / self.choices.sum(-1, keepdim=True).clamp(min=1)
+        """Loss in nats per token [S, D], nan where nothing was seen; shares of the choices [S, D, 2L, N].
+
+        A loss that is no number is infinite: a network lost itself, which is something else than no text.
+        """
+        losses = self.total.nan_to_num(nan=math.inf, posinf=math.inf) / self.tokens
+        return losses, self.choices / self.choices.sum(-1, keepdim=True).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -160,13 +164,15 @@ class ValidationResult:
     def mean_loss(self) -> float:
         """Mean over sub-networks and domains, in nats per token; where routers answer, over those and the full network.
 
+        Infinite where a loss is no number. Domains of which nothing was seen do not count.
+
         What a stage is there for: tuning for what budgets get may cost networks that no budget gets.
         """
         answers = [name.startswith((ROUTED, DYNAMIC)) for name in self.watched]
         counted = [
             answer or name == FULL or not any(answers) for name, answer in zip(self.watched, answers, strict=True)
         ]
-        return float(self.losses[torch.tensor(counted)].mean())
+        return float(self.losses[torch.tensor(counted)].nanmean())
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Under stable names: `<prefix>/<sub-network>/<domain>/loss` and `/perplexity`, and the mean loss of each.

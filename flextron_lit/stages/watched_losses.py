@@ -13,6 +13,7 @@ from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained import TrainedDynamicRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.base import Batch, Stage
+from flextron_lit.stages.monitored import check_validated
 from flextron_lit.stages.validation import DYNAMIC, FULL, ROUTED, LossTable, ValidationResult, Watched, typical
 
 
@@ -48,8 +49,10 @@ class WatchedStage(Stage):
         """What tables and logs call the text domains, in the order of the validation loaders."""
         return self.text.shown_names
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add one batch of a domain (`dataloader_idx`) for every watched sub-network."""
+    def validation_step(self, batch: Batch | None, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add one batch of a domain (`dataloader_idx`) for every watched sub-network; None where a rank has none."""
+        if batch is None:
+            return
         for index, watched in enumerate(self.watched.values()):
             total, tokens = self.measured(watched.selection, batch)
             self.losses.update(index, dataloader_idx, total, tokens, watched.took(self.backbone.space))
@@ -75,10 +78,16 @@ class WatchedStage(Stage):
         # torchmetrics makes a plain number of a table with a single entry
         losses = losses.reshape(len(self.watched), len(self.domains))
         self.result = ValidationResult(self.backbone.space, self.watched, self.domains, losses, shares)
-        self.log_dict(self.result.metrics(prefix) | {"step": float(self.trainer.global_step)})
+        metrics = self.result.metrics(prefix)
+        if self.trainer.sanity_checking:
+            # before the first step, when nothing is lost yet
+            check_validated(self.trainer.callbacks, metrics)  # type: ignore[attr-defined]
+        self.log_dict(metrics | {"step": float(self.trainer.global_step)})
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+    def predict_step(self, batch: Batch | None, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Loss of every watched sub-network on each block of a batch: what `predict` writes, a row a block."""
+        if batch is None:
+            return {}
         rows: dict[str, Any] = {"domain": self.domains[dataloader_idx], "batch": batch_idx, "loss": {}}
         for name, watched in self.watched.items():
             with self.backbone.use(watched.selection):

@@ -19,13 +19,36 @@ def test_a_run_begins_resumes_and_ends(folder):
     assert folder.begin(CONFIG, fresh=False) == "new"
     folder.resume_state.touch()
     assert folder.begin(CONFIG, fresh=False) == "unfinished"
+    folder.checkpoint.mkdir()
     folder.finish()
     assert not folder.resume_state.exists()
     assert folder.begin(CONFIG, fresh=False) == "finished"
 
 
+def test_a_finished_run_without_its_checkpoint_says_so(folder):
+    folder.begin(CONFIG, fresh=False)
+    folder.finish()
+    with pytest.raises(ValueError, match="is finished, but its checkpoint .* is not there: put it back, or .* --fresh"):
+        folder.begin(CONFIG, fresh=False)
+    assert folder.begin(CONFIG, fresh=True) == "new"
+
+
+def test_a_run_that_did_nothing_binds_no_folder(folder):
+    mistyped, corrected = ({"model": {"init_args": {"checkpoint": name}}} for name in ("typo", "model"))
+    folder.begin(mistyped, fresh=False)
+    assert folder.started_from is None
+    assert folder.begin(corrected, fresh=False) == "new"
+    assert folder.config == corrected
+    # the control: with something to lose
+    folder.resume_state.touch()
+    assert folder.started_from == "model"
+    with pytest.raises(ValueError, match="checkpoint: 'model' -> 'typo'"):
+        folder.begin(mistyped, fresh=False)
+
+
 def test_another_config_is_refused_with_its_keys(folder):
     folder.begin(CONFIG, fresh=False)
+    folder.resume_state.touch()
     changed = {"model": {"lr": 0.2, "layers": [1, 2], "new": 3}, "seed": 0}
     with pytest.raises(ValueError, match=r"model.lr: 0.1 -> 0.2\n  model.new: None -> 3") as error:
         folder.begin(changed, fresh=False)

@@ -112,6 +112,7 @@ def unfinished(folder):
     run.mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 1}))
     (run / "status.json").write_text('{"finished": false}')
+    (run / "resume.ckpt").touch()
     return DEBUG
 
 
@@ -137,6 +138,10 @@ MISTAKES = {
     ),
     "Lightning's folder": (lambda f: (*DEBUG, "--trainer.default_root_dir", "x"), "name the place with --run_folder"),
     "nothing sampled": (lambda f: (*DEBUG, "--trainer.callbacks", "[]"), "add callbacks.BudgetSampling"),
+    "a callback that cannot work": (
+        lambda f: (*DEBUG, "--trainer.callbacks+", "lightning.pytorch.callbacks.BatchSizeFinder"),
+        "BatchSizeFinder cannot work here",
+    ),
     "unknown strategy": (
         lambda f: (
             *DEBUG,
@@ -292,6 +297,13 @@ def test_what_is_no_mistake_goes_through(front_door, tmp_path):
     code, printed = front_door(start_from(flextron(tmp_path)))
     assert not code, printed
     assert (tmp_path / "run" / "flextron").is_dir()
+
+
+def test_a_look_whether_everything_runs_leaves_nothing(front_door, tmp_path):
+    timer = '{"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"duration": {"hours": 1}}}'
+    code, printed = front_door((*DEBUG, "--trainer.fast_dev_run", "true", "--trainer.callbacks+", timer))
+    assert not code, printed
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path):

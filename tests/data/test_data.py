@@ -261,6 +261,20 @@ def test_ranks_validate_different_blocks(monkeypatch):
     assert [w[1::2] for w in whole] == parts[1]
 
 
+def test_ranks_beyond_the_blocks_get_nothing_in_their_turn(monkeypatch):
+    data = module(validation_tokens=SMALL["block_size"], test_tokens=SMALL["block_size"])
+    whole = [rows(x) for x in data.val_dataloader()]
+    for rank in range(3):
+        monkeypatch.setattr(data, "_rank_and_world", lambda rank=rank: (rank, 3))
+        for loaders in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+            # a batch each: where a rank had none, the others would wait for it
+            assert [len(loader) for loader in loaders] == [1] * len(DOMAINS)
+        if rank:
+            assert [list(loader) for loader in data.val_dataloader()] == [[None]] * len(DOMAINS)
+        else:
+            assert [rows(x) for x in data.val_dataloader()] == whole
+
+
 def test_calibration_is_training_text_mixed_by_weight():
     data = module()
     batches = data.calibration_batches(32 * 12)

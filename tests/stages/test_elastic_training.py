@@ -1,5 +1,4 @@
 from statistics import fmean
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,9 +92,22 @@ def test_a_step_without_sub_networks_is_refused():
         fit(stage())
 
 
-def test_fp16_is_refused():
-    with pytest.raises(ValueError, match=r"16-mixed is not supported; use bf16-mixed"):
-        ElasticTraining.on_fit_start(SimpleNamespace(trainer=SimpleNamespace(precision="16-mixed")))
+class Made:
+    """As what a config makes of a class: nothing that can be copied."""
+
+    def __init__(self):
+        self.parts = (part for part in ())
+
+    def schedule(self, optimizer):
+        return torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+
+def test_a_schedule_of_a_config_is_no_hindrance_to_the_record(tmp_path):
+    module = stage(lr_scheduler=Made().schedule)
+    fit(module, callbacks=[Plan(), FlextronCheckpointWriter()], default_root_dir=tmp_path)
+    settings = checkpoint.read(tmp_path / "flextron").history[-1]["settings"]
+    assert settings["clip_norm"] == 1e9
+    assert settings["distillation"]["language"] == 1.0
 
 
 def test_a_schedule_that_waits_for_a_metric_is_refused():

@@ -109,6 +109,29 @@ def test_what_was_not_seen_has_no_loss():
     assert shares.sum((-2, -1)).tolist() == [[0, 2], [0, 0]]
 
 
+def test_what_is_no_number_is_infinite_and_what_was_not_seen_does_not_count():
+    table = LossTable(2, 3, SPACE)
+    one_hot = SPACE.one_hot(SPACE.full())
+    for sub_network, domain, total in [(0, 0, 6.0), (1, 0, 10.0), (0, 1, 4.0), (1, 1, math.nan)]:
+        table.update(sub_network, domain, torch.tensor(total), torch.tensor(2), one_hot)
+    losses, shares = table.compute()
+    assert losses[:, 0].tolist() == [3.0, 5.0]
+    assert losses[:, 1].tolist() == [2.0, math.inf]
+    assert losses[:, 2].isnan().all()
+    names = [name for name in watched() if name != "dynamic0.70"]
+    seen = {name: watched()[name] for name in names}
+    assert ValidationResult(SPACE, seen, ["a", "b", "c"], losses, shares).mean_loss == math.inf
+    whole = ValidationResult(SPACE, seen, ["a", "c"], losses[:, [0, 2]], shares[:, [0, 2]])
+    assert whole.mean_loss == 4.0
+
+
+def test_a_rank_without_blocks_takes_its_turn_with_nothing():
+    stage = training.stage()
+    assert stage.validation_step(None, 0) is None
+    assert stage.test_step(None, 0, 0) is None
+    assert stage.predict_step(None, 0) == {}
+
+
 def test_a_report_shows_routers_by_their_mean_cost_on_a_line_of_their_own(tmp_path, capsys):
     report = Report(tmp_path, "training", append=False)
     report.add(0, result())
