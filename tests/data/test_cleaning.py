@@ -85,8 +85,16 @@ def test_a_wheels_files_are_read_likewise(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt.gz", gzip.compress(b"text"), "a.txt.gz is not UTF-8 text: it is compressed with gzip; unpack it"),
-        ("a.jsonl", gzip.compress(ROWS.encode()), "a.jsonl, line 1, is not UTF-8 text: it is compressed with gzip"),
+        (
+            "a.txt.gz",
+            gzip.compress(b"text", mtime=0),
+            "a.txt.gz is not UTF-8 text: it is compressed with gzip; unpack it",
+        ),
+        (
+            "a.jsonl",
+            gzip.compress(ROWS.encode(), mtime=0),
+            "a.jsonl, line 1, is not UTF-8 text: it is compressed with gzip",
+        ),
         ("a.zst", b"\x28\xb5\x2f\xfd\0\xff", "a.zst is not UTF-8 text: it is compressed with zstd"),
         ("a.zip", b"PK\x03\x04\0\0", "a.zip is not UTF-8 text: it is a zip archive"),
         ("a.txt", b"PAR1\0\0", "a.txt is not UTF-8 text: it is parquet; set format to parquet"),
