@@ -21,7 +21,8 @@ from flextron_lit.routers.excess import FILE as EXCESS
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig
-from flextron_lit.stages.base import Batch, LossParts, Pass, StageSettings
+from flextron_lit.stages.base import Batch, Pass, StageSettings
+from flextron_lit.stages.loss_parts import LossParts
 from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.precision import cast_weights
 from flextron_lit.stages.run_length import by_the_clock, planned, updates_done

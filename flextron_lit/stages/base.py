@@ -21,6 +21,7 @@ from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.data_wait import WaitingForData
+from flextron_lit.stages.loss_parts import LossParts
 from flextron_lit.stages.precision import cast_weights, check_precision, of_weights
 from flextron_lit.stages.validation import ValidationResult
 
@@ -43,21 +44,6 @@ LossTerm = Callable[[Any], Tensor]
 """From what a stage ran (a `Pass`, or what a router answered) to a loss."""
 Plan = Literal["sub-networks", "budgets"]
 """What the steps of a stage train, and a callback draws."""
-
-
-class LossParts:
-    """What the losses of a step are made of, for the log: means over the passes that have a part."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
-
-    def add(self, name: str, value: Tensor) -> None:
-        """Note one pass's value."""
-        self._values.setdefault(name, []).append(value.detach())
-
-    def means(self) -> dict[str, Tensor]:
-        """Mean of each part."""
-        return {name: torch.stack(values).mean() for name, values in self._values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.routers.trained import KeptRouter
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch, LossParts, zero_of
+from flextron_lit.stages.base import Batch, zero_of
 from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
+from flextron_lit.stages.loss_parts import LossParts
 from flextron_lit.stages.run_length import by_the_clock, clock, planned, updates_done
 from flextron_lit.stages.stop_on_nan import check_finite
 from flextron_lit.stages.watched_losses import WatchedStage, budgets_to_watch, check_budgets

@@ -113,7 +113,7 @@ def made(model, *, drafted=False, streamer=None, **asked):
     space = model.backbone.space
     drafting = {"draft": space.uniform(mlp=0.5), "draft_tokens": 3} if drafted else None
     torch.manual_seed(0)
-    inputs = encoded(model.tokenizer, "Ada feeds the owl", chat=False)
+    inputs = encoded(model.tokenizer, model.config, "Ada feeds the owl", chat=False)
     return generate(model, inputs, space.full(), settings_for(model.tokenizer, NEW, **asked), streamer, drafting)
 
 
@@ -152,7 +152,7 @@ def test_it_is_told_what_was_not_used(model, says):
 
 @pytest.mark.parametrize("drafted", [False, True])
 def test_a_text_ends_where_the_model_says(model, says, drafted):
-    inputs = encoded(model.tokenizer, "Ada feeds the owl", chat=False)
+    inputs = encoded(model.tokenizer, model.config, "Ada feeds the owl", chat=False)
     new = model.generate(**inputs, **settings_for(model.tokenizer, NEW))[0, inputs["input_ids"].shape[1] :].tolist()
     assert made(model, drafted=drafted).tokens == NEW
     says(eos_token_id=[256, new[2]])

@@ -16,7 +16,7 @@ from flextron_lit.latency.latency_table import HeldOut, LatencyTable, conditions
 from flextron_lit.latency.mixtures import shares
 from flextron_lit.latency.routed_times import Observed, fit, profile_dynamic
 from flextron_lit.space import LayerWidths, SpaceConfig, SubNetwork
-from tests.conftest import SPACE, make_llama
+from tests.conftest import SPACE, make_gpt2, make_llama
 from tests.options import seed
 
 WORKLOAD = Workload(batch_size=2, prompt_tokens=12, generated_tokens=5, threads=1)
@@ -161,9 +161,10 @@ def test_a_space_without_a_choice_has_a_table(machine):
     assert found.error == pytest.approx(0, abs=1e-9)
 
 
-def test_a_workload_longer_than_the_model_is_refused(backbone):
+def test_a_workload_longer_than_learnt_positions_is_refused():
+    learnt = ElasticBackbone(make_gpt2(), SPACE)
     with pytest.raises(ValueError, match="takes 129 positions, but the model has 128; lower prompt_tokens"):
-        profile_dynamic(backbone, Workload(prompt_tokens=120, generated_tokens=10, threads=1))
+        profile_dynamic(learnt, Workload(prompt_tokens=120, generated_tokens=10, threads=1))
 
 
 # --- the file ---------------------------------------------------------------------------------------------------
