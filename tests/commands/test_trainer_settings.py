@@ -34,6 +34,7 @@ OPTIONS = {
     "accumulate_grad_batches": 1,
     "enable_checkpointing": None,
     "precision": "32-true",
+    "strategy": "auto",
     "max_steps": 2,
     "max_epochs": None,
     "max_time": None,
@@ -69,7 +70,19 @@ def test_an_option_that_cannot_work_is_refused(settings, command, message):
     assert "\n" not in str(error.value)
 
 
+SHARDED = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": {}}
+
+
+@pytest.mark.parametrize("strategy", [SHARDED, "fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", "ddp_spawn", "xla"])
+def test_a_strategy_that_would_not_train_together_is_refused(strategy):
+    with pytest.raises(ValueError, match="take auto or ddp") as error:
+        check_options(options(strategy=strategy), "fit")
+    assert "\n" not in str(error.value)
+
+
 def test_options_that_work_go_through():
+    for strategy in ("ddp", {"class_path": "lightning.pytorch.strategies.DDPStrategy"}, {"class_path": "mine.Own"}):
+        check_options(options(strategy=strategy), "fit")
     check_options(options(precision="bf16-true", limit_val_batches=0, max_epochs=3), "fit")
     check_options(options(limit_train_batches=0, max_steps=0), "validate")
 
