@@ -15,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 Linear = nn.Linear | Conv1D
 """Both kinds of linear layer: GPT-2's holds its weight transposed, and always has a bias."""
+PLAIN = (nn.Linear, Conv1D)
+"""Asked for first: a look for an attribute that a module lacks takes longer than a small product."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 WAYS_OUT = "merge or remove it, or use the full network alone"
 
@@ -42,6 +44,8 @@ class Adapter:
 
 def plain(layer: nn.Module) -> Linear:
     """The linear layer itself, below what wraps it."""
+    if type(layer) in PLAIN:
+        return cast(Linear, layer)
     return cast(Linear, getattr(layer, "base_layer", layer))
 
 
@@ -53,7 +57,7 @@ def is_lora(layer: nn.Module) -> TypeGuard[Any]:
 
 def active(layer: nn.Module) -> tuple[Adapter, ...]:
     """The adapters that a layer's output is the sum of, beside its own weight; those merged into it are not."""
-    if not is_lora(layer):
+    if type(layer) in PLAIN or not is_lora(layer):
         return ()
     if layer.disable_adapters:
         if layer.merged:
@@ -71,6 +75,8 @@ def merged(layer: nn.Module) -> tuple[Adapter, ...]:
 def bias_of(layer: Any) -> Tensor | None:
     """The bias [out] with those of its active adapters, if any."""
     bias: Tensor | None = layer.bias
+    if type(layer) in PLAIN:
+        return bias
     if is_lora(layer) and not (layer.merged or layer.disable_adapters):
         for name in layer.active_adapters:
             own = layer.lora_B[name].bias if name in layer.lora_B else None
@@ -131,8 +137,12 @@ def refuse_foreign(layer: nn.Module, linear: type[nn.Module], name: str) -> None
 
 def untouched(layer: nn.Module, linear: type[nn.Module]) -> bool:
     """Whether a projection is as it was made: checked at every pass, so nothing else is looked at."""
+    if type(layer) is not linear:
+        return False
     state = layer.__dict__
-    return type(layer) is linear and "forward" not in state and not any(state[hooks] for hooks in HOOKS)
+    forward, before = state["_forward_hooks"], state["_forward_pre_hooks"]
+    hooked = forward or before or state["_backward_hooks"] or state["_backward_pre_hooks"]
+    return not hooked and "forward" not in state
 
 
 def _named(layer: Any, names: list[str]) -> tuple[Adapter, ...]:

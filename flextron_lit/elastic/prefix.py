@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from flextron_lit.elastic.adapters import active, add, bias_of, plain
+from flextron_lit.elastic.adapters import PLAIN, active, add, bias_of, plain
 from flextron_lit.elastic.grouping import Part, TokenGroups
 
 
@@ -26,7 +26,7 @@ def first_rows(linear: nn.Module, inputs: Tensor, rows: int, start: int = 0) -> 
     wanted = slice(start, start + rows)
     bias = bias_of(linear)
     outputs = F.linear(inputs, weight_of(linear)[wanted], None if bias is None else bias[wanted])
-    return add(outputs, inputs, active(linear), wanted)
+    return outputs if type(linear) in PLAIN else add(outputs, inputs, active(linear), wanted)
 
 
 def band_rows(linear: nn.Module, groups: TokenGroups, rows: int = 1) -> Part:

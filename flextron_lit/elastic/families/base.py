@@ -86,8 +86,11 @@ class ElasticModule(nn.Module):
         """By the outer layer, what a width's own units say: [..., width x rows of a unit] to [..., D]."""
         outer: Any = getattr(self, self.outer)
         weight, units = self.compensation.reading(weight_of(outer), units, width)
+        outputs = F.linear(units, weight, bias_of(outer))
+        if type(outer) is self.linear:
+            return outputs
         adapters = active(outer) or (merged(outer) if self.compensation.owns(width) else ())
-        return add(F.linear(units, weight, bias_of(outer)), units, adapters)
+        return add(outputs, units, adapters)
 
     def refuse_foreign(self) -> None:
         """Refuse what narrower widths would pass by.
