@@ -31,6 +31,9 @@ class Calibration:
     excess_tokens: int = 8192
     """Training tokens of the one backward pass from which the excess loss of every block and width is computed, which
     answers budgets until there is a surrogate; 0 leaves that out."""
+    written: float = 0.0
+    """Share of both that the network writes itself, from random first tokens on: texts of few kinds fit the
+    projections to those kinds, what it writes is of all that it has learned. Takes as long as `generate` does."""
     balance_domains: bool = False
     """Let every domain count the same, however large its activations are."""
 
@@ -39,6 +42,10 @@ class Calibration:
             raise ValueError(f"calibration.tokens must be 0 or more, not {self.tokens}")
         if self.excess_tokens < 0:
             raise ValueError(f"calibration.excess_tokens must be 0 or more, not {self.excess_tokens}")
+        if not 0 <= self.written < 1:
+            raise ValueError(f"calibration.written is a share from 0 to below 1, not {self.written}")
+        if self.written and self.importance != "greedy":
+            raise ValueError("calibration.written has no effect on other orders than greedy; leave it out")
         for name, known in (("importance", ORDERS), ("compensation", FORMS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
@@ -67,4 +74,5 @@ def groups(text: TextDataModule, calibration: Calibration) -> list[tuple[int, li
     """Tokens and domains that are measured together."""
     names = calibration.domains or text.domain_names
     together = [[name] for name in names] if calibration.balance_domains else [names]
-    return [(-(-calibration.tokens // len(together)), group) for group in together]
+    tokens = round(calibration.tokens * (1 - calibration.written))
+    return [(-(-tokens // len(together)), group) for group in together]

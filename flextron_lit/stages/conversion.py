@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import StageRecord
@@ -16,6 +17,7 @@ from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.routers.excess import FILE, ExcessTable
 from flextron_lit.space import SpaceConfig
 from flextron_lit.stages.calibration import Calibration, falling_importance, groups
+from flextron_lit.stages.written_text import written
 
 
 def convert(
@@ -31,15 +33,29 @@ def convert(
     greedy = calibration.importance == "greedy"
     orders = None if greedy else falling_importance(backbone, text, calibration)
     names = calibration.domains or text.domain_names
-    fisher = None
-    if calibration.excess_tokens:
-        batches = text.calibration_batches(calibration.excess_tokens, names, batch_size=1)
-        fisher = output_gradients(backbone, batches, torch.Generator().manual_seed(0))
     blocks = [block for group in groups(text, calibration) for block in text.calibration_batches(*group)]
     whole = {name: torch.cat([block[name] for block in blocks]) for name in ("input_ids", "position_ids")}
+    own: dict[str, Tensor] = {}
+    if calibration.written:
+        own = written(backbone, round(calibration.tokens * calibration.written), whole["input_ids"].shape[1])
+        whole = {name: torch.cat([each, own[name].to(each)]) for name, each in whole.items()}
+    fisher = None
+    if calibration.excess_tokens:
+        mine = round(calibration.excess_tokens * calibration.written)
+        batches = text.calibration_batches(calibration.excess_tokens - mine, names, batch_size=1)
+        batches += _rows(own, mine)
+        fisher = output_gradients(backbone, batches, torch.Generator().manual_seed(0))
     found = reconstruct(backbone, whole, orders, calibration.compensation, fisher)
     rows = [tuple(each.excess) for each in found if each.excess is not None]
     return found, ExcessTable(tuple(rows), calibration.excess_tokens) if rows else None
+
+
+def _rows(blocks: dict[str, Tensor], tokens: int) -> list[dict[str, Tensor]]:
+    """The first blocks, one a batch, until there are so many tokens."""
+    if not blocks:
+        return []
+    count = -(-tokens // blocks["input_ids"].shape[1])
+    return [{name: each[i : i + 1] for name, each in blocks.items()} for i in range(count)]
 
 
 def convert_model(
