@@ -64,7 +64,11 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
+# what another case goes through as well
+SLOW = {"mid-epoch", "asked to stop at the end of an epoch", "two ranks, asked to stop"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(each, marks=[pytest.mark.slow] * (each in SLOW)) for each in CASES])
 def test_a_killed_run_ends_like_an_undisturbed_one(case, undisturbed, tmp_path):
     settings, moment, step, signal_name = CASES[case]
     folder, marker = tmp_path / "run", tmp_path / "marker"

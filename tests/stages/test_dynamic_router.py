@@ -539,7 +539,7 @@ def test_a_run_that_was_killed_twice_ends_like_an_undisturbed_one(config, tmp_pa
     assert len({value for _, value in gaps}) == 10
 
 
-@pytest.mark.parametrize("guidance", ["token", "backbone"])
+@pytest.mark.parametrize("guidance", [pytest.param("token", marks=pytest.mark.slow), "backbone"])
 def test_two_ranks_end_with_the_same_router(guidance, static, tmp_path):
     script = Path(__file__).parent / "two_routers.py"
     arguments = [sys.executable, str(script), str(static), str(tmp_path), guidance]
