@@ -70,6 +70,6 @@ def cut_out(backbone: ElasticBackbone, sub_network: SubNetwork) -> SmallModel:
         heads_per_group=attention.heads_per_unit,
         head_dim=attention.head_dim,
         paths={kind: each.path for kind, each in backbone.family.blocks.items()},
-        full_parameters=backbone.model.num_parameters(),
+        full_parameters=sum(each.numel() for each in backbone.parameters.values()),
         in_stock_class=stock_fields(backbone, widths) is not None,
     )

@@ -12,6 +12,7 @@ from flextron_lit import FlextronModel, checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.routers.excess import FILE, ExcessTable
 from flextron_lit.routers.feasible_decoding import Bound, decode
+from flextron_lit.terminal.console import short
 from tests.front_door import fail, succeed
 
 TINY = "random:configs/models/tiny-llama"
@@ -76,6 +77,10 @@ def test_what_is_exported_is_what_the_budget_runs(converted, tmp_path):
     torch.testing.assert_close(small(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-5)
     model.set_budget(1.0)
     assert (small(tokens).logits - model(tokens).logits).abs().max() > 1e-3
+    # what narrower widths have of their own is no part of the full network
+    dense = AutoModelForCausalLM.from_pretrained(converted).num_parameters()
+    card = (tmp_path / "small/README.md").read_text()
+    assert f"{small.num_parameters() / dense:.3f} of the full network's {short(dense)}" in card
 
 
 def test_training_goes_on_from_there(converted, tmp_path):
