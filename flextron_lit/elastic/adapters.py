@@ -17,7 +17,6 @@ Linear = nn.Linear | Conv1D
 """Both kinds of linear layer: GPT-2's holds its weight transposed, and always has a bias."""
 PLAIN = (nn.Linear, Conv1D)
 """Asked for first: a look for an attribute that a module lacks takes longer than a small product."""
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 WAYS_OUT = "merge or remove it, or use the full network alone"
 
 
@@ -121,7 +120,7 @@ def refuse_foreign(layer: nn.Module, linear: type[nn.Module], name: str) -> None
             f"{name} is a {type(below).__name__}, but narrower widths take views of a {linear.__name__}; {WAYS_OUT}"
         )
     for each in (layer, below):
-        if "forward" in vars(each) or any(getattr(each, hooks) for hooks in HOOKS):
+        if _hooked(each):
             raise ValueError(f"{name} carries hooks or a forward of its own, which narrower widths pass by; {WAYS_OUT}")
     if is_lora(layer):
         if layer.bias is None and any(each.bias is not None for each in layer.lora_B.values()):
@@ -137,12 +136,13 @@ def refuse_foreign(layer: nn.Module, linear: type[nn.Module], name: str) -> None
 
 def untouched(layer: nn.Module, linear: type[nn.Module]) -> bool:
     """Whether a projection is as it was made: checked at every pass, so nothing else is looked at."""
-    if type(layer) is not linear:
-        return False
+    return type(layer) is linear and not _hooked(layer)
+
+
+def _hooked(layer: nn.Module) -> bool:
     state = layer.__dict__
-    forward, before = state["_forward_hooks"], state["_forward_pre_hooks"]
-    hooked = forward or before or state["_backward_hooks"] or state["_backward_pre_hooks"]
-    return not hooked and "forward" not in state
+    forward = state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state
+    return bool(forward or state["_backward_hooks"] or state["_backward_pre_hooks"])
 
 
 def _named(layer: Any, names: list[str]) -> tuple[Adapter, ...]:

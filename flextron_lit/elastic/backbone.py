@@ -38,20 +38,19 @@ class ElasticBlock:
     @property
     def tensors(self) -> Iterator[tuple[Axis, Tensor]]:
         """The tensors that carry units, with where they carry them; biases that the model lacks are left out."""
-        for axis in self.elastic_class.axes():
-            layer, _, leaf = axis.tensor.rpartition(".")
-            tensor = getattr(plain(self.module.get_submodule(layer)), leaf, None)
-            if tensor is not None:
-                yield axis, tensor
+        found = ((axis, self._tensor(axis.tensor)) for axis in self.elastic_class.axes())
+        return ((axis, tensor) for axis, tensor in found if tensor is not None)
 
     @property
     def shared(self) -> Iterator[Tensor]:
         """The tensors that every width uses whole."""
-        for name in (*self.elastic_class.shared, f"{self.elastic_class.outer}.bias"):
-            layer, _, leaf = name.rpartition(".")
-            tensor = getattr(plain(self.module.get_submodule(layer)), leaf, None)
-            if tensor is not None:
-                yield tensor
+        found = map(self._tensor, (*self.elastic_class.shared, f"{self.elastic_class.outer}.bias"))
+        return (tensor for tensor in found if tensor is not None)
+
+    def _tensor(self, name: str) -> Tensor | None:
+        """A tensor by its path in the stock module, whatever adapters sit on its layer; None if the model lacks it."""
+        layer, _, leaf = name.rpartition(".")
+        return getattr(plain(self.module.get_submodule(layer)), leaf, None)
 
     @property
     def output(self) -> nn.Module:

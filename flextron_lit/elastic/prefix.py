@@ -37,7 +37,7 @@ def band_rows(linear: nn.Module, groups: TokenGroups, rows: int = 1) -> Part:
     def part(own: Tensor, band: int) -> Tensor:
         outputs = F.linear(own, weights[band], biases[band])
         for adapter, ups in adapters:
-            outputs = (outputs + F.linear(adapter.inner(own), ups[band])).to(outputs.dtype)
+            outputs = add(outputs, own, (replace(adapter, up=ups[band]),))
         return outputs
 
     return part
