@@ -120,7 +120,7 @@ def refuse_foreign(layer: nn.Module, linear: type[nn.Module], name: str) -> None
             f"{name} is a {type(below).__name__}, but narrower widths take views of a {linear.__name__}; {WAYS_OUT}"
         )
     for each in (layer, below):
-        if _hooked(each):
+        if hooked(each):
             raise ValueError(f"{name} carries hooks or a forward of its own, which narrower widths pass by; {WAYS_OUT}")
     if is_lora(layer):
         if layer.bias is None and any(each.bias is not None for each in layer.lora_B.values()):
@@ -136,10 +136,11 @@ def refuse_foreign(layer: nn.Module, linear: type[nn.Module], name: str) -> None
 
 def untouched(layer: nn.Module, linear: type[nn.Module]) -> bool:
     """Whether a projection is as it was made: checked at every pass, so nothing else is looked at."""
-    return type(layer) is linear and not _hooked(layer)
+    return type(layer) is linear and not hooked(layer)
 
 
-def _hooked(layer: nn.Module) -> bool:
+def hooked(layer: nn.Module) -> bool:
+    """Whether anything runs with a module that is not its class's own."""
     state = layer.__dict__
     forward = state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state
     return bool(forward or state["_backward_hooks"] or state["_backward_pre_hooks"])

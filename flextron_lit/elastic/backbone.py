@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flextron_lit.elastic.adapters import plain
 from flextron_lit.elastic.axis import Axis
 from flextron_lit.elastic.compensation import ATTRIBUTE, Compensation
+from flextron_lit.elastic.compiled.widths import CompiledWidths
 from flextron_lit.elastic.families import BlockHandle, ElasticModule, Family, family_of
 from flextron_lit.elastic.passes import begin_passes, end_passes
 from flextron_lit.elastic.prefix import weight_of
@@ -113,14 +114,15 @@ class ElasticBackbone:
         self.selection = ActiveSelection(self.space, self._refuse_replaced)
         self.blocks = tuple(match(model, family, self.space))
         _check(model, self.blocks)
-        layers: Any = model.get_submodule(family.layers)
-        self._layers = [layers[elastic.block.layer] for elastic in self.blocks]
+        self.layers: list[Any] = list(cast(Any, model.get_submodule(family.layers)))
         self._names = frozenset(name for name, _ in model.named_parameters())
         for index, elastic in enumerate(self.blocks):
             # the class alone changes: a new module would lose hooks, device and names, and need weights of its own
             elastic.module.__class__ = elastic.elastic_class
             elastic.module.elastic = BlockHandle(index, elastic.block.full, self.selection)  # type: ignore[assignment]
             setattr(elastic.module, ATTRIBUTE, Compensation())
+        self.compiled: CompiledWidths | None = None
+        """The code that passes run by, if they do."""
         begin_passes(model, self.selection)
 
     @property
@@ -155,8 +157,8 @@ class ElasticBackbone:
             cast(ElasticModule, elastic.module).refuse_foreign()
 
     def _refuse_replaced(self) -> None:
-        for elastic, layer in zip(self.blocks, self._layers, strict=True):
-            found = layer._modules[elastic.elastic_class.path]
+        for elastic in self.blocks:
+            found = self.layers[elastic.block.layer]._modules[elastic.elastic_class.path]
             if found is not elastic.module:
                 raise ValueError(
                     f"{elastic.block.name} is a {type(found).__name__}, put in the place of the elastic module, which "
@@ -166,6 +168,16 @@ class ElasticBackbone:
     def use(self, selection: Selection) -> AbstractContextManager[None]:
         """Make a sub-network (or a policy that chooses one) active; see `ActiveSelection.use`."""
         return self.selection.use(selection)
+
+    def compile_widths(self, wanted: bool = True) -> None:
+        """Run passes without gradients by code compiled for their widths, or, unless wanted, as they are again.
+
+        Code is compiled at the first pass that needs it, seconds each, and kept for all processes of this machine. What
+        cannot be compiled runs as it is, with a warning that says why.
+        """
+        if self.compiled is not None:
+            self.compiled.undo()
+        self.compiled = CompiledWidths(self) if wanted else None
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -187,6 +199,7 @@ class ElasticBackbone:
     def undo(self) -> PreTrainedModel:
         """Turn the modules back into their stock classes and return the model; weights stay as they are."""
         self.selection.set(self.space.full())
+        self.compile_widths(False)
         end_passes(self.model)
         for elastic in self.blocks:
             elastic.module.__class__ = elastic.elastic_class.stock()

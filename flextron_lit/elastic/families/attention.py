@@ -24,6 +24,7 @@ class ElasticAttention(ElasticModule):
     attention. At full width the stock forward runs.
     """
 
+    norm = "input_layernorm"
     config: Any
     layer_idx: int
     head_dim: int

@@ -52,6 +52,8 @@ class ElasticModule(nn.Module):
     compensation: Compensation
     path: ClassVar[str]
     """Attribute path of the module within a decoder layer."""
+    norm: ClassVar[str]
+    """Attribute path of the norm before it, likewise."""
     inner: ClassVar[tuple[str, ...]]
     """Layers that compute the units."""
     outer: ClassVar[str]
@@ -161,5 +163,7 @@ class Family:
     """What its attention and its MLP become."""
     layers: str = "model.layers"
     """Attribute path of the decoder layers."""
+    parallel: Callable[[PreTrainedConfig], bool] = lambda config: False
+    """Whether MLP and attention of a layer read the same, rather than the MLP what the attention has added to."""
     uniform_config: Callable[[PreTrainedConfig, int, int], dict[str, Any] | None] = uniform_config
     """Config fields of a stock model with so many KV groups and neurons in every layer; None if none can hold it."""

@@ -18,6 +18,7 @@ from flextron_lit.elastic.prefix import first_rows, spread_rows
 class ElasticGPT2MLP(PlainMLP, GPT2MLP):  # type: ignore[misc]  # the stock annotation of forward is wrong
     """MLP without a gate that uses its first neurons only."""
 
+    norm = "ln_2"
     inner = ("c_fc",)
     outer = "c_proj"
     linear = Conv1D
@@ -38,6 +39,7 @@ class ElasticGPT2Attention(ElasticAttention, GPT2Attention):  # type: ignore[mis
     """Multi-head attention that uses its first heads only; a KV group is one head."""
 
     path = "attn"
+    norm = "ln_1"
     inner = ("c_attn",)
     outer = "c_proj"
     linear = Conv1D

@@ -93,5 +93,6 @@ GPT_NEOX = Family(
     GPTNeoXForCausalLM,
     {"attention": ElasticGPTNeoXAttention, "mlp": ElasticGPTNeoXMLP},
     layers="gpt_neox.layers",
+    parallel=lambda config: bool(config.use_parallel_residual),
     uniform_config=neurons_alone,
 )

@@ -17,6 +17,7 @@ class ElasticMLP(ElasticModule):
     """MLP that uses its first neurons only (paper, elastic MLP); at full width the stock forward runs."""
 
     path = "mlp"
+    norm = "post_attention_layernorm"
 
     @staticmethod
     def full_width(config: PreTrainedConfig) -> int:

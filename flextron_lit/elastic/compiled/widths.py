@@ -1,0 +1,227 @@
+"""Passes of compiled widths: decoder layers whose two branches are looked up by block and width, and run."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from transformers.cache_utils import StaticLayer
+
+from flextron_lit.elastic.adapters import hooked
+from flextron_lit.elastic.compiled.branch import Branch, named_weights, structure
+from flextron_lit.elastic.compiled.packages import Code, Names, Tensors, aot_inductor, traced, weights_read
+from flextron_lit.elastic.remote_code.flextron_layers import pass_over
+from flextron_lit.files.ranks import tell
+from flextron_lit.space import SubNetwork
+
+if TYPE_CHECKING:
+    from flextron_lit.elastic.backbone import ElasticBackbone, ElasticBlock
+
+NOTHING_TO_BLOCKS = {"position_ids", "cache_position", "use_cache"}
+"""What a layer is told beside what its blocks compute with."""
+Key = tuple[Any, ...]
+"""All that a graph depends on but the block and its width: kind of pass, types, devices."""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """One branch at one width, compiled or found on disk."""
+
+    block: str
+    """That it was first needed for."""
+    width: int
+    phase: str
+    """`decode`: passes of one token; `prefill`: of any number above."""
+    seconds: float
+    from_disk: bool
+
+
+class CompiledWidths:
+    """What a network has compiled so far: a branch is compiled when its width is first asked for.
+
+    Args:
+        backbone: the elastic network, as it is to stay: layers that something is put on or in later run as they are.
+    """
+
+    def __init__(self, backbone: ElasticBackbone) -> None:
+        self.backbone = backbone
+        self.compilations: list[Compilation] = []
+        self.eager: Counter[str] = Counter()
+        """Why layers ran as they are, and how often."""
+        self._known: dict[Key, tuple[Code, Names]] = {}
+        self._lock = threading.Lock()
+        pairs = zip(backbone.blocks[::2], backbone.blocks[1::2], strict=True)
+        for layer, (attention, mlp) in zip(backbone.layers, pairs, strict=True):
+            # where torch looks for what `Module.compile` makes; copies and pickles leave it out
+            layer._compiled_call_impl = CompiledLayer(self, layer, attention, mlp)
+
+    def undo(self) -> None:
+        """Have the layers run as they are again."""
+        for layer in self.backbone.layers:
+            layer._compiled_call_impl = None
+
+    def note(self, why: str) -> None:
+        """A layer ran as it is, for this reason, which is said once."""
+        self.eager[why] += 1
+        if self.eager[why] == 1:
+            warnings.warn(f"not compiled: {why}", stacklevel=2)
+
+    def code(self, branch: BoundBranch, width: int, inputs: Tensors, key: Key) -> tuple[Code, Names]:
+        """The code of a branch at the active width, and the weights that it reads; layers that are alike share it."""
+        config = self.backbone.model.config
+        alike = (branch.structure, width, key, config._attn_implementation)
+        with self._lock:
+            if alike not in self._known:
+                begun = time.monotonic()
+                what = [str(alike), config.to_dict()]
+                found, weights, made = aot_inductor(what, inputs["hidden"].device, lambda: branch.graph(inputs))
+                self._known[alike] = found, weights
+                phase = "decode" if inputs["hidden"].shape[1] == 1 else "prefill"
+                took = time.monotonic() - begun
+                self.compilations.append(Compilation(branch.elastic.block.name, width, phase, took, not made))
+                if made:
+                    tell(f"compiled {branch.elastic.block.kind} of width {width} for {phase}: {took:.0f} s, once")
+            return self._known[alike]
+
+
+class BoundBranch:
+    """A block with its norm, and where it finds code and weights for the widths and kinds of passes seen so far."""
+
+    def __init__(self, widths: CompiledWidths, elastic: ElasticBlock, norm: nn.Module) -> None:
+        self.widths = widths
+        self.elastic = elastic
+        self.block: Any = elastic.module
+        self.norm = norm
+        self.structure = structure(norm), structure(elastic.module)
+        self._layers = (*elastic.elastic_class.inner, elastic.elastic_class.outer)
+        self._children = tuple(self.block._modules.values())
+        self._ready: dict[Key, tuple[Code, list[tuple[dict[str, Any], str]]]] = {}
+
+    @property
+    def as_it_was(self) -> bool:
+        """Whether nothing was replaced or hooked since, which compiled code would pass by."""
+        modules = self.block._modules
+        if tuple(modules.values()) != self._children or hooked(self.block) or hooked(self.norm):
+            return False
+        return not any(hooked(modules[name]) for name in self._layers)
+
+    def run(self, width: int, inputs: Tensors, key: Key) -> Tensor:
+        """`base + block(norm(hidden))` at the active width, neither 0."""
+        wanted = (width, key)
+        if wanted not in self._ready:
+            code, names = self.widths.code(self, width, inputs, key)
+            self._ready[wanted] = code, [self._place(name) for name in names]
+        code, places = self._ready[wanted]
+        return code([*inputs.values(), *(tensors[name] for tensors, name in places)])[0]
+
+    def graph(self, inputs: Tensors) -> tuple[ExportedProgram, Names]:
+        """What is compiled, and the names of the weights that it reads."""
+        weights = named_weights(self.block, self.norm)
+        branch = Branch(self.block, self.norm, tuple(inputs), tuple(weights))
+        program = traced(branch, inputs, weights)
+        read = weights_read(program, branch)
+        if read != branch.weights:
+            branch.weights = read
+            program = traced(branch, inputs, weights)
+        return program, read
+
+    def _place(self, name: str) -> tuple[dict[str, Any], str]:
+        """Where a weight is found at every pass, whatever was put there since."""
+        part, _, path = name.partition(".")
+        owner, _, leaf = path.rpartition(".")
+        module = (self.block if part == "block" else self.norm).get_submodule(owner)
+        return (module._parameters if leaf in module._parameters else module._buffers), leaf
+
+
+class CompiledLayer:
+    """Called in the place of a decoder layer.
+
+    Args:
+        widths: what it is a part of.
+        layer: the decoder layer.
+        attention: its attention.
+        mlp: its MLP.
+    """
+
+    def __init__(self, widths: CompiledWidths, layer: nn.Module, attention: ElasticBlock, mlp: ElasticBlock) -> None:
+        self.widths = widths
+        self.layer = layer
+        self._names = tuple(signature(type(layer).forward).parameters)[1:]
+        norms = (layer.get_submodule(each.elastic_class.norm) for each in (attention, mlp))
+        self._attention, self._mlp = map(BoundBranch, (widths, widths), (attention, mlp), norms)
+        self._parallel = widths.backbone.family.parallel(widths.backbone.model.config)
+        self._cache: str = self._attention.block.cache
+        self._computed_with = {"hidden_states", "attention_mask", "position_embeddings", self._cache}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the layer; compiled if it can be."""
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        why = self._why_not(given)
+        if why is not None:
+            self.widths.note(why)
+            return self.layer._call_impl(*args, **kwargs)
+        hidden = given["hidden_states"].contiguous()
+        key = (hidden.shape[0], hidden.shape[1] == 1, hidden.dtype, hidden.device, torch.get_num_threads())
+        between = self._attended(hidden, given, key)
+        width = self._width(self._mlp)
+        if not width:
+            return between
+        return self._mlp.run(width, {"hidden": hidden, "base": between} if self._parallel else {"hidden": between}, key)
+
+    def _width(self, branch: BoundBranch) -> int:
+        selection: Any = self.widths.backbone.selection.current
+        index = branch.block.elastic.index
+        return self.widths.backbone.space.blocks[index].widths[selection.choices[index]]
+
+    def _attended(self, hidden: Tensor, given: Mapping[str, Any], key: Key) -> Tensor:
+        width, cache, place = self._width(self._attention), given.get(self._cache), self._attention.block.layer_idx
+        if not width:
+            pass_over(cache, place, hidden)
+            return hidden
+        inputs = {"hidden": hidden}
+        mask, positions = given.get("attention_mask"), given.get("position_embeddings")
+        if mask is not None:
+            inputs["mask"] = mask.contiguous()
+        if positions is not None:
+            inputs |= {"cos": positions[0].contiguous(), "sin": positions[1].contiguous()}
+        if cache is not None:
+            layer = cache.layers[place]
+            if not layer.is_initialized:
+                none_yet = hidden.new_empty(hidden.shape[0], width, 0, self._attention.elastic.head_dim)
+                layer.lazy_initialization(none_yet, none_yet)
+            inputs |= {"keys": layer.keys, "values": layer.values, "filled": layer.cumulative_length}
+        kinds = tuple((name, each.dtype, each.shape[:1]) for name, each in inputs.items())
+        return self._attention.run(width, inputs, (key, kinds))
+
+    def _why_not(self, given: Mapping[str, Any]) -> str | None:
+        if torch.is_grad_enabled():
+            return "passes that gradients are wanted of (not inside torch.no_grad)"
+        if self.layer.training:
+            return "a network that trains (call eval first)"
+        if not isinstance(self.widths.backbone.selection.current, SubNetwork):
+            return "a policy, which chooses widths for every token"
+        if hooked(self.layer) or not (self._attention.as_it_was and self._mlp.as_it_was):
+            return "layers that something was put on or in since: hooks, adapters, other modules (compile again)"
+        for name, each in given.items():
+            beside = name in NOTHING_TO_BLOCKS or name in self._computed_with
+            if not beside and each is not None and each is not False:
+                return f"passes that are told {name}"
+        return self._why_not_cached(given.get(self._cache), given["hidden_states"].shape[1])
+
+    def _why_not_cached(self, cache: Any, tokens: int) -> str | None:
+        if cache is None:
+            return None
+        # one that grows has no more layers than were read
+        own = next(iter(cache.layers[self._attention.block.layer_idx :]), None)
+        if type(own) is not StaticLayer:
+            return "a KV cache that is not static (cache_implementation='static'), or has a sliding window"
+        return "a prompt as long as its static cache" if 1 < own.max_cache_len <= tokens else None

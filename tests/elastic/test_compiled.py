@@ -1,0 +1,252 @@
+"""Compiled widths: layers taken apart into branches compute what they did, in passes of every kind."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from flextron_lit.elastic import extract
+from flextron_lit.elastic.compiled import branch, packages, widths
+from flextron_lit.space import SubNetwork
+from tests.conftest import MODELS, elastic_pair, make_llama, with_compensation
+
+TOLERANCE = 1e-4
+# a control must be wrong by far more than that
+WRONG = 1e-3
+ROOM = 24
+ALWAYS = {"llama-gqa", "gpt-neox", "gpt2"}
+
+
+@pytest.fixture
+def as_traced(monkeypatch):
+    """In place of a compiler, which takes seconds for a graph: the graph itself."""
+
+    def code(what, device, trace):
+        program, names = trace()
+        module = program.module()
+        return lambda tensors: [module(tensors)], names, True
+
+    monkeypatch.setattr(widths, "aot_inductor", code)
+
+
+def compiled(backbone):
+    """The same, its layers taken apart."""
+    backbone.compile_widths()
+    return backbone
+
+
+@torch.no_grad()
+def passes(backbone, tokens, mask=None):
+    """Logits of a prompt and of two tokens after it, one by one, and of all without a cache."""
+    cache = StaticCache(config=backbone.model.config, max_cache_len=ROOM)
+    ends = tokens.shape[1] - 2, tokens.shape[1] - 1, tokens.shape[1]
+    found, begin = [], 0
+    for end in ends:
+        given = {} if mask is None else {"attention_mask": mask[:, :end]}
+        found.append(backbone.model(tokens[:, begin:end], past_key_values=cache, use_cache=True, **given).logits)
+        begin = end
+    return [*found, backbone.model(tokens, attention_mask=mask, use_cache=False).logits]
+
+
+def differ(found, expected):
+    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+def slides(model):
+    return getattr(model.config, "sliding_window", None) is not None
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name in ALWAYS else pytest.mark.matrix) for name in MODELS])
+def model(request):
+    """A dense model of every family; of three always, since a graph takes half a second."""
+    return MODELS[request.param]()
+
+
+@pytest.mark.filterwarnings("ignore:not compiled. a KV cache")
+def test_compiled_passes_are_those_of_the_network(model, tokens, as_traced):
+    plain, taken_apart = (with_compensation(elastic_pair(model)[1]) for _ in range(2))
+    compiled(taken_apart)
+    # layer by layer: full, half and a quarter, nothing of one kind
+    sub_network = SubNetwork((2, 3, 2, 1, 1, 0))
+    with plain.use(sub_network), taken_apart.use(sub_network):
+        assert differ(passes(taken_apart, tokens), passes(plain, tokens)) < TOLERANCE
+        # the second time nothing is compiled
+        count = len(taken_apart.compiled.compilations)
+        assert differ(passes(taken_apart, tokens), passes(plain, tokens)) < TOLERANCE
+    assert 0 < count == len(taken_apart.compiled.compilations)
+    assert bool(taken_apart.compiled.eager) == slides(model)
+
+
+@pytest.fixture
+def backbone(as_traced):
+    return compiled(with_compensation(elastic_pair(make_llama())[1]))
+
+
+def expected_of(backbone, sub_network, *args):
+    """What the network computes as it is."""
+    backbone.compile_widths(False)
+    with backbone.use(sub_network):
+        found = passes(backbone, *args)
+    compiled(backbone)
+    return found
+
+
+def test_padding_is_left_out(backbone, tokens):
+    mask = torch.ones_like(tokens)
+    mask[0, :5] = 0
+    # of what was padding nothing is asked
+    real = [mask[:, :-2] > 0, mask[:, -2:-1] > 0, mask[:, -1:] > 0, mask > 0]
+
+    def wanted(found):
+        return [logits[where] for logits, where in zip(found, real, strict=True)]
+
+    half = backbone.space.uniform(0.5, 0.5)
+    expected = wanted(expected_of(backbone, half, tokens, mask))
+    with backbone.use(half):
+        assert differ(wanted(passes(backbone, tokens, mask)), expected) < TOLERANCE
+        assert differ(wanted(passes(backbone, tokens)), expected) > WRONG
+
+
+def test_layers_that_are_alike_share_what_is_compiled(backbone, tokens, generator):
+    space = backbone.space
+    for _ in range(6):
+        with backbone.use(space.random(generator)):
+            passes(backbone, tokens)
+    rows = backbone.compiled.compilations
+    kinds = {(row.block.split(".")[-1], row.width, row.phase) for row in rows}
+    # passes with a static cache and without are two graphs of an attention, and one of an MLP
+    without_cache = {kind for kind in kinds if kind[0] == "attention" and kind[2] == "prefill"}
+    assert len(rows) == len(kinds) + len(without_cache)
+    assert not backbone.compiled.eager
+
+
+def test_layers_that_are_not_alike_share_nothing(tokens, as_traced, monkeypatch):
+    _, backbone = elastic_pair(MODELS["gpt2-scaled"]())
+    full = backbone.space.full()
+    expected = expected_of(backbone, full, tokens)
+    assert differ(passes(compiled(backbone), tokens), expected) < TOLERANCE
+    scales = {row.block for row in backbone.compiled.compilations}
+    assert {f"layers.{i}.attention" for i in range(3)} <= scales
+    monkeypatch.setattr(widths, "structure", type)
+    assert differ(passes(compiled(backbone), tokens), expected) > WRONG
+
+
+def test_weights_are_read_at_every_pass(backbone, tokens):
+    half = backbone.space.uniform(0.5, 0.5)
+    with backbone.use(half):
+        before = passes(backbone, tokens)
+    with torch.no_grad():
+        for name, parameter in backbone.model.named_parameters():
+            if "compensation" in name or "norm" in name or "q_proj" in name:
+                parameter.mul_(1.5)
+    with backbone.use(half):
+        after = passes(backbone, tokens)
+    assert differ(after, expected_of(backbone, half, tokens)) < TOLERANCE
+    assert differ(after, before) > WRONG
+    # another type of numbers is another graph
+    backbone.model.to(torch.float64)
+    with backbone.use(half):
+        assert differ(passes(backbone, tokens), after) < 1e-3
+
+
+def test_what_is_put_on_a_layer_later_is_not_passed_by(backbone, tokens):
+    before = passes(backbone, tokens)
+    seen = []
+    layers = backbone.layers
+    handles = [
+        layers[0].mlp.down_proj.register_forward_hook(lambda *_: seen.append("projection")),
+        layers[1].self_attn.register_forward_hook(lambda *_: seen.append("block")),
+        layers[2].input_layernorm.register_forward_hook(lambda *_: seen.append("norm")),
+        layers[2].register_forward_hook(lambda *_: seen.append("layer")),
+    ]
+    with pytest.warns(UserWarning, match="not compiled: layers that something was put on"):
+        assert differ(passes(backbone, tokens), before) < TOLERANCE
+    assert set(seen) == {"projection", "block", "norm", "layer"}
+    for handle in handles:
+        handle.remove()
+    noted = backbone.compiled.eager.total()
+    passes(backbone, tokens)
+    assert backbone.compiled.eager.total() == noted
+    layers[0].mlp.up_proj = copy.deepcopy(layers[0].mlp.up_proj)
+    layers[0].mlp.up_proj.weight.data.zero_()
+    assert differ(passes(backbone, tokens), before) > WRONG
+    assert backbone.compiled.eager.total() > noted
+
+
+def test_reasons_are_said_once(backbone, tokens):
+    model = backbone.model
+    with pytest.warns(UserWarning, match="gradients"):
+        model(tokens, use_cache=False)
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="not static"):
+            model(tokens, past_key_values=DynamicCache(config=model.config))
+        with pytest.warns(UserWarning, match="as long as its static cache"):
+            model(tokens, past_key_values=StaticCache(config=model.config, max_cache_len=tokens.shape[1]))
+        model.train()
+        with pytest.warns(UserWarning, match="trains"):
+            model(tokens, use_cache=False)
+        model.eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(tokens, past_key_values=DynamicCache(config=model.config))
+    assert len(backbone.compiled.eager) == 4
+
+
+def test_copies_extracts_and_what_is_undone_run_as_they_are(backbone, tokens):
+    half = backbone.space.uniform(0.5, 0.5)
+    with backbone.use(half):
+        expected = passes(backbone, tokens)[-1]
+    small = extract(backbone, half)
+    assert all(layer._compiled_call_impl is None for layer in small.model.layers)
+    with torch.no_grad():
+        assert differ([small(tokens).logits], [expected]) < TOLERANCE
+    assert all(each._compiled_call_impl is None for each in pickle.loads(pickle.dumps(small)).model.layers)
+    dense = backbone.undo()
+    assert all(layer._compiled_call_impl is None for layer in dense.model.layers)
+    assert backbone.compiled is None
+
+
+def test_a_graph_that_lacks_the_residual_is_wrong(backbone, tokens, monkeypatch):
+    """The control of the first test: what it compares would differ."""
+    expected = passes(backbone, tokens)
+    forward = branch.Branch.forward
+    monkeypatch.setattr(branch.Branch, "forward", lambda self, tensors: forward(self, tensors) - tensors[0])
+    assert differ(passes(compiled(backbone), tokens), expected) > WRONG
+
+
+@torch.no_grad()
+def decoded(backbone, tokens):
+    """Logits of tokens that come one by one."""
+    cache = StaticCache(config=backbone.model.config, max_cache_len=ROOM)
+    return [backbone.model(tokens[:, [i]], past_key_values=cache, use_cache=True).logits for i in range(3)]
+
+
+def test_code_is_that_of_the_graph_and_is_kept(tokens, tmp_path, monkeypatch):
+    """By AOTInductor: two graphs, seconds each."""
+    monkeypatch.setenv("FLEXTRON_CACHE", str(tmp_path))
+    _, backbone = elastic_pair(make_llama())
+    half = backbone.space.uniform(mlp=0.5)
+    with backbone.use(half):
+        expected, full = decoded(backbone, tokens), None
+        for from_disk in (False, True):
+            backbone.compile_widths()
+            assert differ(decoded(backbone, tokens), expected) < TOLERANCE
+            assert [row.from_disk for row in backbone.compiled.compilations] == 2 * [from_disk]
+    backbone.compile_widths(False)
+    full = decoded(backbone, tokens)
+    assert differ(full, expected) > WRONG
+
+
+def test_a_machine_that_cannot_compile_says_so(tokens, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no C++ compiler\nand so on")
+
+    monkeypatch.setenv("FLEXTRON_CACHE", str(tmp_path))
+    monkeypatch.setattr(packages.torch._inductor, "aoti_compile_and_package", fails)
+    _, backbone = elastic_pair(make_llama())
+    backbone.compile_widths()
+    with pytest.raises(ValueError, match=r"cannot compile \(no C\+\+ compiler\): install"):
+        decoded(backbone, tokens)
