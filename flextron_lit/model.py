@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import keywords
@@ -21,6 +19,7 @@ from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.weights import Weights
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.generate_arguments import for_compiled, streamer_ended
 from flextron_lit.elastic.kv_cache import check_paged
 from flextron_lit.elastic.remote_code.flextron_layers import heads_unsaid
 from flextron_lit.elastic.selection import Selection
@@ -31,6 +30,7 @@ from flextron_lit.routers.from_budget import Answer, Budget
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.routers.trained import FOLDER as ROUTERS
 from flextron_lit.sources import resolve_model
+from flextron_lit.space import SubNetwork
 
 if TYPE_CHECKING:
     Stock = PreTrainedModel
@@ -42,8 +42,6 @@ ADDED = (f"{COSTS}/", f"{ROUTERS}/", SURROGATE, EXCESS)
 """How files of a Flextron checkpoint begin that belong to its network and are neither weights nor the record."""
 MADE: dict[type[PreTrainedModel], type[FlextronModel]] = {}
 """Of every stock class the one that was made of it."""
-ARGUMENTS = tuple(signature(GenerationMixin.generate).parameters)[1:]
-"""Of Hugging Face's `generate`."""
 TRAINED_HERE = "training in Python"
 """What stale routers say of weights that were changed through this class."""
 
@@ -185,14 +183,24 @@ class FlextronModel(Stock):
             ValueError: as `set_budget`, or if `dynamic` comes without a budget.
             RuntimeError: if another thread is inside `use`.
         """
-        with ended(_streamer(args, kwargs)):
+        with streamer_ended(args, kwargs):
             if budget is None and dynamic:
                 raise ValueError("dynamic has no effect without a budget: generate(..., budget=0.7, dynamic=True)")
             selection = None
             if budget is not None:
                 selection = self._for_tokens(budget) if dynamic else self.flextron.answer(_one(budget)).sub_network
             with self.backbone.selection.call(selection):
-                return cast(Any, super()).generate(*args, **kwargs)
+                static = isinstance(self.backbone.selection.current, SubNetwork)
+                added = for_compiled(args, kwargs) if static and self.backbone.compiled is not None else {}
+                return cast(Any, super()).generate(*args, **{**added, **kwargs})
+
+    def compile_widths(self, wanted: bool = True) -> None:
+        """Run by code compiled for the widths in use, or, unless wanted, as before (`ElasticBackbone.compile_widths`).
+
+        Code is made at the first pass that needs it, some seconds for each width, and kept for later processes. Budgets
+        of latency then go by what was measured compiled; `generate` takes a static KV cache.
+        """
+        self.backbone.compile_widths(wanted)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """As Hugging Face's (`generate_batch` begins with it), for the full network alone.
@@ -292,23 +300,6 @@ def _dtype_of(source: str) -> torch.dtype:
     """That of the weights, as the config says; float32 where it does not."""
     config = checkpoint.read_config(resolve_model(source))
     return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
-
-
-@contextmanager
-def ended(streamer: BaseStreamer | None) -> Iterator[None]:
-    """End a streamer also if a generation fails: who reads from it would wait for ever."""
-    try:
-        yield
-    except BaseException:
-        if streamer is not None:
-            streamer.end()
-        raise
-
-
-def _streamer(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BaseStreamer | None:
-    """That of Hugging Face's `generate`, by name or by place."""
-    given: BaseStreamer | None = dict(zip(ARGUMENTS, args, strict=False)).get("streamer", kwargs.get("streamer"))
-    return given
 
 
 def _resolved(source: str) -> str:

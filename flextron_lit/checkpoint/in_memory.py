@@ -38,7 +38,7 @@ class Loaded:
     """What a Flextron checkpoint says beside its weights; None for a dense model."""
     folder: Path
     """Where it was read from."""
-    _routings: dict[tuple[str | None, Workload], Routing] = field(default_factory=dict, repr=False)
+    _routings: dict[tuple[str | None, Workload, bool], Routing] = field(default_factory=dict, repr=False)
 
     @property
     def order(self) -> list[Tensor]:
@@ -137,10 +137,11 @@ class Loaded:
         Raises:
             ValueError: if a file is damaged, or there are several latency tables or only another device's.
         """
-        if (latency, workload) not in self._routings:
-            tables, _ = known_tables(self.folder, self.backbone, workload, latency)
-            self._routings[latency, workload] = Routing.read(self.folder, self.backbone.space, tables)
-        return self._routings[latency, workload]
+        compiled = self.backbone.compiled is not None
+        if (latency, workload, compiled) not in self._routings:
+            tables, _ = known_tables(self.folder, self.backbone, workload, latency, compiled=compiled)
+            self._routings[latency, workload, compiled] = Routing.read(self.folder, self.backbone.space, tables)
+        return self._routings[latency, workload, compiled]
 
     def answer(self, budget: Budget, latency: str | None = None, workload: Workload = Workload()) -> Answer:
         """The sub-network for a budget.

@@ -66,6 +66,7 @@ def parser() -> CommandLine:
     made.add_argument("--batch_size", type=int, help=f"Requests of a task at once ({BATCH_SIZE}).")
     made.add_argument("--only_tasks", action="store_true", help="Leave the losses out.")
     made.add_loading()
+    made.add_compile()
     text = f"The folder for {JSON}, the same as .csv, and the page {HTML}. Default: the run folder, or one beside "
     text += "the checkpoint."
     made.add_argument("--output", type=Path, help=text)
@@ -109,8 +110,10 @@ def prepared(options: Any, args: Sequence[str], location: Location) -> tuple[Eva
     sha256, seed = checkpoint.digest(folder), options.seed or 0
     results = Results.read(options.output or default_output(location), sha256, fresh=options.fresh)
     model = FlextronModel.from_pretrained(folder, dtype=getattr(torch, options.dtype), device=device)
+    model.compile_widths(options.compile)
     made: Row = {"command": shlex.join(["python", "main.py", "evaluate", *args]), "seed": seed}
     made |= {"checkpoint": sha256, "device": device_description(device), "dtype": options.dtype}
+    made |= {"compiled": True} if options.compile else {}
     made |= {"versions": versions(), "git_commit": git_commit(), "date": now()}
     ways = ways_of(model.flextron, options.networks, options.budgets, options.latency)
     # what is wrong is to be told before what takes long: budgets, then tasks, then texts

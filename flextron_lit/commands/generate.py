@@ -111,6 +111,7 @@ def parser() -> CommandLine:
     made.add_argument("--top_p", type=float, help=text)
     made.add_argument("--seed", type=int, help="Random seed of drawing tokens (0).")
     made.add_loading()
+    made.add_compile()
     made.add_argument("--threads", type=int, help="Threads on a CPU; by default as many as torch takes.")
     text = f"Then time the same number of tokens against the full network, {ROUNDS} rounds."
     made.add_argument("--compare", action="store_true", help=text)
@@ -131,6 +132,9 @@ def check(options: Any) -> None:
         )
     if options.top_p is not None and not 0 < options.top_p <= 1:
         raise ValueError(f"--top_p must be above 0 and at most 1, not {options.top_p}")
+    for name in ("dynamic", "speculative"):
+        if options.compile and options[name]:
+            raise ValueError(f"--compile has no effect with --{name}, which runs the network as it is; leave one out")
     _check_effects(options)
 
 
@@ -164,6 +168,7 @@ def command(args: Sequence[str]) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = FlextronModel.from_pretrained(folder, dtype=getattr(torch, options.dtype), device=device)
+    model.compile_widths(options.compile)
     begins = model.flextron.prompts_begin
     inputs = encoded(model.tokenizer, model.config, prompt, chat=options.chat, special_tokens=begins)
     raw = raw_text(model.flextron.history)

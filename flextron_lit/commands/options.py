@@ -76,6 +76,11 @@ class CommandLine(ArgumentParser):
         text = "Number type of weights and activations."
         self.add_argument("--dtype", choices=get_args(Dtype), default="float32", help=text)
 
+    def add_compile(self) -> None:
+        """In which mode the network runs."""
+        text = "Run by code compiled for each width: seconds each the first time, then kept. Latencies are others."
+        self.add_argument("--compile", action="store_true", help=text)
+
     def add_json(self) -> None:
         """For scripts that read what is printed."""
         self.add_argument("--json", action="store_true", help="Print JSON alone, for scripts.")
@@ -108,7 +113,8 @@ def costs_of(options: Any, folder: Path, device: torch.device) -> tuple[dict[str
         ValueError: as `known_tables`, or if the workload is none.
     """
     shape = shape_of(folder, checkpoint.read(folder).space)
-    return known_tables(folder, shape, workload_of(options), options.latency, device)
+    workload = workload_of(options)
+    return known_tables(folder, shape, workload, options.latency, device, compiled=options.compile)
 
 
 def refuse_workload(options: Any, latency: LatencyTable | None) -> None:

@@ -56,6 +56,7 @@ def command(args: Sequence[str]) -> None:
     parser.add_device()
     parser.add_argument("--seconds", type=float, default=60.0, help="For the table; its check takes as long again.")
     parser.add_argument("--held_out", type=int, default=20, help="Sub-networks to check it on; 0 leaves the check out.")
+    parser.add_compile()
     parser.add_argument("--dynamic", action="store_true", help="Measure the table of a dynamic router.")
     parser.add_argument("--fresh", action="store_true", help="Measure again what is measured already.")
     options = parser.parse_args(list(args))
@@ -64,6 +65,9 @@ def command(args: Sequence[str]) -> None:
     # not where the latencies that are there were measured: to measure elsewhere is what the command is for
     device = device_of(options.device)
     backbone = shape_of(folder, space, dtype=getattr(torch, workload.dtype), device=device)
+    if options.compile and options.dynamic:
+        raise ValueError("--compile has no effect with --dynamic, which runs the network as it is; leave one out")
+    backbone.compile_widths(options.compile)
     wanted = conditions(backbone, workload, "dynamic" if options.dynamic else "static")
     known = None if options.fresh else find(folder, wanted)
     if known is not None:

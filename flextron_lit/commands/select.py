@@ -57,6 +57,7 @@ def command(args: Sequence[str]) -> None:
     text = "A text to measure losses on. Default: validation documents, where losses are measured at all."
     parser.add_text(text, f"Tokens of it, or of each validation domain ({TOKENS}).")
     parser.add_costs()
+    parser.add_compile()
     parser.add_argument("--seed", type=int, help="Random seed of random and evolution (0).")
     parser.add_json()
     parser.add_argument("--output", type=Path, help="Write the JSON to this file too.")

@@ -125,6 +125,10 @@ class ElasticBackbone:
         """The code that passes run by, if they do."""
         begin_passes(model, self.selection)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which run as they are: compiled code is of this process."""
+        return {**vars(self), "compiled": None}
+
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Those of the full network, by name in the model; narrower widths may have more of their own, and adapters."""

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import StaticLayer
 
 from flextron_lit.elastic.selection import ActiveSelection, Selection
 from flextron_lit.space import ElasticSpace, SubNetwork
@@ -21,11 +22,13 @@ def retractable(cache: DynamicCache) -> DynamicCache:
     return cache
 
 
-def retract(cache: DynamicCache, tokens: int) -> None:
+def retract(cache: Cache, tokens: int) -> None:
     """Forget so many of the last tokens."""
     for layer in cast(list[Any], cache.layers):
         # a layer whose attention is skipped has read nothing, and some kinds of layers cannot crop that
-        if layer.is_initialized:
+        if type(layer) is StaticLayer:
+            layer.cumulative_length.sub_(tokens)
+        elif layer.is_initialized:
             layer.crop(-tokens)
 
 

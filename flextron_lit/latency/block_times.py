@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark.utils.common import set_torch_threads
 from torch.utils.benchmark.utils.timer import timer
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache, StaticCache
 
 from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.costs.table import CostTable
@@ -64,7 +64,7 @@ class Passes:
 
     def prefill(self) -> None:
         """All tokens of the prompt at once, into an empty cache."""
-        self._run(self.text[:, : self.workload.prompt_tokens], DynamicCache(config=self.backbone.model.config))
+        self._run(self.text[:, : self.workload.prompt_tokens], self._empty())
 
     def decode(self) -> None:
         """One token, behind as many as there are half-way through the generation; each time the next of the text."""
@@ -74,8 +74,10 @@ class Passes:
         retract(self._half_way, 1)
 
     @cached_property
-    def _half_way(self) -> DynamicCache:
-        cache = retractable(DynamicCache(config=self.backbone.model.config))
+    def _half_way(self) -> Cache:
+        cache = self._empty()
+        if isinstance(cache, DynamicCache):
+            retractable(cache)
         # a policy finds the keys and values of all groups, whoever computed them
         static = self.selection if isinstance(self.selection, SubNetwork) else self.backbone.space.full()
         Passes(self.backbone, static, self.workload, self.text)._run(self.text[:, : self._behind], cache)
@@ -83,7 +85,14 @@ class Passes:
         fill(cache, self.selection)
         return cache
 
-    def _run(self, ids: Tensor, cache: DynamicCache) -> None:
+    def _empty(self) -> Cache:
+        config = self.backbone.model.config
+        if self.backbone.compiled is None:
+            return DynamicCache(config=config)
+        # as `generate` takes it, with room for the last token
+        return StaticCache(config=config, max_cache_len=self.workload.total_tokens + 1)
+
+    def _run(self, ids: Tensor, cache: Cache) -> None:
         with self.backbone.use(self.selection), torch.no_grad():
             self.backbone.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
@@ -192,6 +201,9 @@ def time_shares(backbone: ElasticBackbone, workload: Workload, phase: Phase) -> 
         inside[kind] += timer() - begun
 
     with measuring(backbone, workload), ExitStack() as hooks:
+        if backbone.compiled is not None:
+            # the split is that of the network as it is: compiled code has no hooks
+            hooks.enter_context(backbone.compiled.paused())
         for elastic in backbone.blocks:
             hooks.enter_context(elastic.module.register_forward_pre_hook(enter))
             hooks.enter_context(elastic.module.register_forward_hook(partial(leave, elastic.block.kind)))

@@ -12,7 +12,7 @@ from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.workload import Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.latency.device import device_description
-from flextron_lit.latency.latency_table import Execution, LatencyTable, read_all
+from flextron_lit.latency.latency_table import COMPILED, Execution, LatencyTable, read_all
 
 
 def known_tables(
@@ -22,6 +22,7 @@ def known_tables(
     latency: str | None,
     device: torch.device | None = None,
     execution: Execution = "static",
+    compiled: bool = False,
 ) -> tuple[dict[str, CostTable], LatencyTable | None]:
     """The cost tables of a Flextron checkpoint.
 
@@ -32,12 +33,14 @@ def known_tables(
         latency: name of the latency table to use, of whatever device; None means the only one there is, of this one.
         device: where the network will run; None means where it is.
         execution: `static` for sub-networks; `dynamic` for a dynamic router, without costs that no choice changes.
+        compiled: whether the network runs by compiled code, whose latencies are others.
 
     Raises:
-        ValueError: if there are several latency tables to choose from, none of that name, or only another device's.
+        ValueError: if there are several latency tables to choose from, none of that name, or only
+            another device's or those of the other mode.
     """
     measured = {path.stem: table for path, table in read_all(folder, backbone.space, execution).items()}
-    here = {"device": device_description(device or backbone.model.device)}
+    here = {"device": device_description(device or backbone.model.device), COMPILED: compiled or None}
     chosen = _chosen(measured, latency, here)
     counted_for = chosen.workload if chosen else workload
     known = COUNTED if execution == "static" else DYNAMIC_COUNTED
@@ -51,7 +54,11 @@ def _chosen(measured: Mapping[str, LatencyTable], name: str | None, here: Mappin
             there = ", ".join(measured) or "none: measure one with `python main.py profile`"
             raise ValueError(f"there is no latency table {name!r}; there are {there}")
         return measured[name]
-    fitting = {name: table for name, table in measured.items() if table.conditions["device"] == here["device"]}
+    fitting = {
+        name: table
+        for name, table in measured.items()
+        if table.conditions["device"] == here["device"] and table.compiled == bool(here[COMPILED])
+    }
     if len(fitting) > 1:
         raise ValueError(f"there are several latency tables; choose one with --latency: {', '.join(fitting)}")
     if measured and not fitting:

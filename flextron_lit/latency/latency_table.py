@@ -19,6 +19,8 @@ from flextron_lit.latency.device import device_description
 from flextron_lit.space import ElasticSpace
 
 FOLDER = "costs"
+COMPILED = "compiled"
+"""Among the conditions of a table, where it is one of compiled widths."""
 Execution = Literal["static", "dynamic"]
 """One sub-network for all tokens, or a width for every token, computed in groups."""
 PREFIXES: dict[Execution, str] = {"static": "latency-", "dynamic": "dynamic-"}
@@ -82,10 +84,16 @@ class LatencyTable:
         return self.conditions.get("execution", "static")
 
     @property
+    def compiled(self) -> bool:
+        """Whether the network ran by compiled code."""
+        return bool(self.conditions.get(COMPILED))
+
+    @property
     def file_name(self) -> str:
-        """`latency-<kind of device>-<workload>-<dtype>.json`, or `dynamic-...`."""
-        workload = self.workload
-        return f"{PREFIXES[self.execution]}{self.conditions['device']['type']}-{workload.name}-{workload.dtype}.json"
+        """`latency-<kind of device>-<workload>-<dtype>.json`, `...-compiled.json`, or `dynamic-...`."""
+        workload, mode = self.workload, f"-{COMPILED}" if self.compiled else ""
+        name = f"{self.conditions['device']['type']}-{workload.name}-{workload.dtype}{mode}"
+        return f"{PREFIXES[self.execution]}{name}.json"
 
     def tables(self) -> dict[str, CostTable]:
         """Every latency as a cost table: `prefill`, `decode` (one step), and `latency`, the whole request."""
@@ -103,7 +111,7 @@ class LatencyTable:
         """
         found = list(differences({name: self.conditions.get(name) for name in wanted}, wanted))
         if found:
-            option = " --dynamic" if self.execution == "dynamic" else ""
+            option = " --dynamic" if self.execution == "dynamic" else " --compile" if wanted.get(COMPILED) else ""
             raise ValueError(
                 f"the latency table {self.file_name} was measured under other conditions:\n  "
                 + "\n  ".join(found)
@@ -212,6 +220,7 @@ def conditions(backbone: ElasticBackbone, workload: Workload, execution: Executi
             "space": backbone.space.to_json(),
         },
         "versions": versions(),
-        # static tables were written before there were others
+        # static tables of networks as they are were written before there were others
         **({} if execution == "static" else {"execution": execution}),
+        **({} if backbone.compiled is None else {COMPILED: True}),
     }

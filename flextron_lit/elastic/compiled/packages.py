@@ -24,17 +24,17 @@ Code = Callable[[list[Tensor]], list[Tensor]]
 Trace = Callable[[], tuple[ExportedProgram, Names]]
 """Gives a graph, and the names of the weights that it takes."""
 KIND, FILE, WEIGHTS = "compiled", "branch.pt2", "weights.json"
-TOKENS, ROOM = Dim("tokens", min=2), Dim("room", min=3)
-"""Sizes that one compilation serves all of: tokens of a pass that has several, and places of a static cache, which has
-room for one more."""
+BATCH, TOKENS, ROOM = Dim("batch", min=2), Dim("tokens", min=2), Dim("room", min=3)
+"""Sizes that one compilation serves all of: sequences and tokens of a pass that has several, and places of a static
+cache, which has room for one more."""
 SIZES: dict[str, dict[int, Any]] = {
-    "hidden": {1: TOKENS},
-    "base": {1: TOKENS},
-    "cos": {1: TOKENS},
-    "sin": {1: TOKENS},
-    "mask": {2: TOKENS, 3: ROOM},
-    "keys": {2: ROOM},
-    "values": {2: ROOM},
+    "hidden": {0: BATCH, 1: TOKENS},
+    "base": {0: BATCH, 1: TOKENS},
+    "cos": {0: BATCH, 1: TOKENS},
+    "sin": {0: BATCH, 1: TOKENS},
+    "mask": {0: BATCH, 2: TOKENS, 3: ROOM},
+    "keys": {0: BATCH, 2: ROOM},
+    "values": {0: BATCH, 2: ROOM},
 }
 """Dimensions of inputs that are such sizes."""
 
@@ -54,12 +54,11 @@ def traced(branch: Branch, given: Tensors, weights: Tensors) -> ExportedProgram:
 
 
 def _sizes(name: str, given: Tensors) -> dict[int, Any]:
-    found = SIZES.get(name, {})
-    if given["hidden"].shape[1] == 1:
-        found = {dim: size for dim, size in found.items() if size is not TOKENS}
+    # what is 1 is a graph of its own
+    found = {dim: size for dim, size in SIZES.get(name, {}).items() if given[name].shape[dim] > 1}
     if name == "mask" and "keys" not in given:
         # without a cache the tokens of a pass see those of the pass
-        found = dict.fromkeys(found, TOKENS)
+        found = {dim: TOKENS if size is ROOM else size for dim, size in found.items()}
     return found
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -69,11 +69,22 @@ class CompiledWidths:
         for layer in self.backbone.layers:
             layer._compiled_call_impl = None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have the layers run as they are inside."""
+        own = [layer._compiled_call_impl for layer in self.backbone.layers]
+        self.undo()
+        try:
+            yield
+        finally:
+            for layer, call in zip(self.backbone.layers, own, strict=True):
+                layer._compiled_call_impl = call
+
     def note(self, why: str) -> None:
         """A layer ran as it is, for this reason, which is said once."""
         self.eager[why] += 1
         if self.eager[why] == 1:
-            warnings.warn(f"not compiled: {why}", stacklevel=2)
+            tell(f"not compiled: {why}")
 
     def code(self, branch: BoundBranch, width: int, inputs: Tensors, key: Key) -> tuple[Code, Names]:
         """The code of a branch at the active width, and the weights that it reads; layers that are alike share it."""
@@ -170,7 +181,8 @@ class CompiledLayer:
             self.widths.note(why)
             return self.layer._call_impl(*args, **kwargs)
         hidden = given["hidden_states"].contiguous()
-        key = (hidden.shape[0], hidden.shape[1] == 1, hidden.dtype, hidden.device, torch.get_num_threads())
+        alone = tuple(size == 1 for size in hidden.shape[:2])
+        key = (alone, hidden.dtype, hidden.device, torch.get_num_threads())
         between = self._attended(hidden, given, key)
         width = self._width(self._mlp)
         if not width:
@@ -199,7 +211,7 @@ class CompiledLayer:
                 none_yet = hidden.new_empty(hidden.shape[0], width, 0, self._attention.elastic.head_dim)
                 layer.lazy_initialization(none_yet, none_yet)
             inputs |= {"keys": layer.keys, "values": layer.values, "filled": layer.cumulative_length}
-        kinds = tuple((name, each.dtype, each.shape[:1]) for name, each in inputs.items())
+        kinds = tuple((name, each.dtype, each.shape[:1] == (1,)) for name, each in inputs.items())
         return self._attention.run(width, inputs, (key, kinds))
 
     def _why_not(self, given: Mapping[str, Any]) -> str | None:

@@ -153,6 +153,11 @@ def neurons_alone(
     return {name: neurons} if heads == config.num_attention_heads else None
 
 
+def one_after_the_other(config: PreTrainedConfig) -> bool:
+    """Not parallel, whatever the config says."""
+    return False
+
+
 @dataclass(frozen=True)
 class Family:
     """A Hugging Face model family; defaults are what Llama and those after it have."""
@@ -163,7 +168,7 @@ class Family:
     """What its attention and its MLP become."""
     layers: str = "model.layers"
     """Attribute path of the decoder layers."""
-    parallel: Callable[[PreTrainedConfig], bool] = lambda config: False
+    parallel: Callable[[PreTrainedConfig], bool] = one_after_the_other
     """Whether MLP and attention of a layer read the same, rather than the MLP what the attention has added to."""
     uniform_config: Callable[[PreTrainedConfig, int, int], dict[str, Any] | None] = uniform_config
     """Config fields of a stock model with so many KV groups and neurons in every layer; None if none can hold it."""

@@ -1,5 +1,7 @@
 """GPT-NeoX (Pythia): queries, keys and values fused head by head, biases, an ungated MLP, partly rotary positions."""
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 from transformers.models.gpt_neox.modeling_gpt_neox import (
@@ -93,6 +95,6 @@ GPT_NEOX = Family(
     GPTNeoXForCausalLM,
     {"attention": ElasticGPTNeoXAttention, "mlp": ElasticGPTNeoXMLP},
     layers="gpt_neox.layers",
-    parallel=lambda config: bool(config.use_parallel_residual),
+    parallel=attrgetter("use_parallel_residual"),
     uniform_config=neurons_alone,
 )
