@@ -23,7 +23,8 @@ def structure(module: nn.Module) -> Structure:
     """All of a module that a trace of it depends on: modules of equal structure share what is compiled."""
     own = ((name, each) for name, each in sorted(vars(module).items()) if type(each) in PLAIN)
     numbers = tuple((name, each) for name, each in own if name not in NOT_COMPUTED_WITH and not name.startswith("_"))
-    tensors = {**module._parameters, **module._buffers}
+    # by name: they come from files in any order
+    tensors = dict(sorted({**module._parameters, **module._buffers}.items()))
     shapes = tuple((n, t.shape, t.stride(), t.dtype, t.device) for n, t in tensors.items() if t is not None)
     children = tuple((name, structure(each)) for name, each in module.named_children())
     return type(module), numbers, shapes, children
