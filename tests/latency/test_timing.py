@@ -42,6 +42,31 @@ def test_every_run_stands_between_two_runs_of_the_reference_in_turning_order():
     assert found.ratios == dict.fromkeys("abc", Ratio(0.5, 0.0))
 
 
+def test_rounds_end_once_every_ratio_is_sure():
+    def rounds(until, unsure=lambda turn: 0.0):
+        machine, turns = Machine(), []
+
+        def clock(run):
+            name, _ = (run(), machine.ran[-1])[1]
+            return 0.5 + unsure(len(turns)) if name == "run" else 1.0
+
+        def counted():
+            for turn in range(40):
+                turns.append(turn)
+                yield turn
+
+        runs = {"run": machine.run("run", 1.0), "other": machine.run("other", 1.0)}
+        interleaved(runs, machine.run("full", 1.0), counted(), clock, until)
+        return len(turns)
+
+    # an interval takes six
+    assert rounds(0.01) == 6
+    assert rounds(None) == 40
+    assert rounds(0.01, lambda turn: 0.1 * (turn % 2)) == 40
+    # noise that ends
+    assert 6 < rounds(0.01, lambda turn: 0.1 * (turn < 4)) < 40
+
+
 def test_the_spread_holds_the_true_median():
     generator = torch.Generator().manual_seed(seed(0))
     held = 0
