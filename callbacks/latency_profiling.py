@@ -8,7 +8,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from flextron_lit.callbacks.tensorboard import log_figure
 from flextron_lit.checkpoint.in_memory import blank_elastic
 from flextron_lit.costs import Workload
-from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.latency_table import LatencyTable, conditions, find
 from flextron_lit.latency.recheck import recheck
@@ -74,24 +73,17 @@ class LatencyProfiling(Callback):
         compensation = [elastic.compensation.state_dict() for elastic in backbone.blocks]
         blank = blank_elastic(backbone.model.config, backbone.space, compensation, dtype=dtype, device=stage.device)
         earlier = find(stage.source_folder, wanted)
-        # a run of an earlier release took it over and left no copy: it goes on with it too
-        begun = trainer.ckpt_path is not None
-        table = None if earlier is None else self._still_true(*earlier, blank, begun=begun)
-        if table is None:
-            measure = profile_dynamic if stage.dynamic else profile
-            table = measure(blank, self.workload, budget_seconds=self.seconds, held_out=self.held_out)
-            rank_zero_info(f"latencies: measured, wrote {table.write(run_folder)}")
-        else:
-            table.write(run_folder)
+        if earlier is not None:
+            path, table = earlier
+            # a run of an earlier release took it over and left no copy: it goes on with it too
+            sure = not self.recheck or trainer.ckpt_path is not None
+            again = None if sure else recheck(blank, table, budget_seconds=self.recheck)
+            rank_zero_info(f"latencies: {path}" if again is None else f"latencies: {path} {again.told()}")
+            if again is None or again.holds:
+                table = table if again is None else again.table
+                table.write(run_folder)
+                return table
+        measure = profile_dynamic if stage.dynamic else profile
+        table = measure(blank, self.workload, budget_seconds=self.seconds, held_out=self.held_out)
+        rank_zero_info(f"latencies: measured, wrote {table.write(run_folder)}")
         return table
-
-    def _still_true(
-        self, path: Path, known: LatencyTable, blank: ElasticBackbone, *, begun: bool
-    ) -> LatencyTable | None:
-        """An earlier table with what was measured of it now, unless its run has begun; None if it holds no more."""
-        if begun or not self.recheck:
-            rank_zero_info(f"latencies: {path}")
-            return known
-        found = recheck(blank, known, budget_seconds=self.recheck)
-        rank_zero_info(f"latencies: {path} {found.told()}")
-        return found.table if found.holds else None

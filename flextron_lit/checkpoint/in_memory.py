@@ -138,8 +138,9 @@ class Loaded:
             ValueError: if a file is damaged, or there are several latency tables or only another device's.
         """
         if (latency, workload) not in self._routings:
-            tables, _ = known_tables(self.folder, self.backbone, workload, latency)
-            self._routings[latency, workload] = Routing.read(self.folder, self.backbone.space, tables)
+            tables, measured = known_tables(self.folder, self.backbone, workload, latency)
+            may_miss = measured.may_miss if measured else {}
+            self._routings[latency, workload] = Routing.read(self.folder, self.backbone.space, tables, may_miss)
         return self._routings[latency, workload]
 
     def answer(self, budget: Budget, latency: str | None = None, workload: Workload = Workload()) -> Answer:

@@ -13,6 +13,7 @@ from flextron_lit.report.charts import noun
 from flextron_lit.report.point_costs import named, priced
 from flextron_lit.report.points import LOSS, Measure, Point, validated
 from flextron_lit.report.reported_folder import Source
+from flextron_lit.routers.in_force import in_force
 from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import KeptRouter, TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import ElasticSpace
@@ -64,10 +65,11 @@ def gather(source: Source, backbone: ElasticBackbone, latency: str | None = None
         ValueError: if a file is damaged, or there is no latency table of that name.
     """
     space, notes = backbone.space, list[str]()
-    static = _current(TrainedRouter.read_all(source.checkpoint, space), "static router", notes)
-    dynamic = _current(TrainedDynamicRouter.read_all(source.checkpoint, space), "dynamic router", notes)
-    name = latency or _latency_name(source.checkpoint, space, static, notes)
-    known, measured = known_tables(source.checkpoint, backbone, Workload(), name)
+    folder = source.checkpoint
+    static = _current(in_force(TrainedRouter.read_all(folder, space), folder, space), "static router", notes)
+    dynamic = _current(in_force(TrainedDynamicRouter.read_all(folder, space), folder, space), "dynamic router", notes)
+    name = latency or _latency_name(folder, space, static, notes)
+    known, measured = known_tables(folder, backbone, Workload(), name)
     tables = {each: known[each] for each in AXES if each in known}
     if static is not None:
         own = {static.table.name: static.table}
