@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
+from math import ceil
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +36,9 @@ Probe = tuple[BlockKind, int]
 """A kind of block and a width that is not its full one."""
 Name = TypeVar("Name")
 LEAST_ROUNDS, MOST_ROUNDS = 3, 100
+SAMPLE_SECONDS, KEPT_ROUNDS = 0.05, 20
+"""A sample that is timed is to be much longer than the turns of other programs, of a few milliseconds: they then take
+the same share of all. As long as so many rounds are left."""
 DECODE_SHARE = 0.3
 """Of the time for a profile; a decode step is short, so many fit."""
 SHARE_RUNS = 3
@@ -152,15 +157,20 @@ def measure(
 
     runs = {name: passes(each) for name, each in chosen.items()}
     reference = passes(backbone.space.full())
-    clock = partial(seconds, device=backbone.model.device)
+    repeats = 1
+
+    def clock(run: Run) -> float:
+        return fmean(seconds(run, device=backbone.model.device) for _ in range(repeats))
+
     with measuring(backbone, workload):
         # one round ahead: threads, caches and clocks of the processor settle; the next one tells how many fit
         for run in (reference, *runs.values()):
             run()
         begun = timer()
-        interleaved(runs, reference, range(1), clock)
-        rounds = int(budget_seconds / max(timer() - begun, 1e-9))
-        rounds = min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)
+        first = interleaved(runs, reference, range(1), clock)
+        possible = budget_seconds / max(timer() - begun, 1e-9)
+        repeats = max(1, min(ceil(SAMPLE_SECONDS / max(first.reference, 1e-9)), int(possible / KEPT_ROUNDS)))
+        rounds = min(max(int(possible / repeats), LEAST_ROUNDS), MOST_ROUNDS)
         description = f"{title} {phase}: {rounds} rounds of {len(runs)} networks against the full one"
         return interleaved(runs, reference, progress(range(rounds), description), clock, until)
 

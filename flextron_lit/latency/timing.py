@@ -54,16 +54,27 @@ def timed(run: Callable[[], Result], device: torch.device) -> tuple[Result, floa
     return found, timer() - begun
 
 
-def median_with_spread(values: Sequence[float]) -> Ratio:
-    """Median, and half its 95 % interval from order statistics: no assumption on how times are distributed."""
+def median_with_spread(values: Sequence[float], independent: int | None = None) -> Ratio:
+    """Median, and half its 95 % interval from order statistics: no assumption on how times are distributed.
+
+    Args:
+        values: at least one.
+        independent: how many of them say something of their own; None means all.
+    """
     ordered = sorted(values)
-    middle, reach = (len(ordered) - 1) / 2, 0.98 * sqrt(len(ordered))
+    count = independent or len(ordered)
+    middle, reach = (len(ordered) - 1) / 2, 0.98 * sqrt(count) * len(ordered) / count
     low, high = max(0, floor(middle - reach)), min(len(ordered) - 1, ceil(middle + reach))
     return Ratio(median(ordered), (ordered[high] - ordered[low]) / 2)
 
 
 def _settled(found: Iterable[Sequence[float]], until: float) -> bool:
-    return all(median_with_spread(values).spread <= until for values in found)
+    return all(_ratio(values).spread <= until for values in found)
+
+
+def _ratio(values: Sequence[float]) -> Ratio:
+    """Of two to each run."""
+    return median_with_spread(values, len(values) // 2)
 
 
 def interleaved(
@@ -75,9 +86,11 @@ def interleaved(
 ) -> Interleaved[Name]:
     """Time every run once a round, each between two runs of the reference, in an order that turns from round to round.
 
-    A machine warms up, throttles and serves others meanwhile, so times of different minutes do not compare. The mean of
-    the reference just before and just after a run has the speed that the run had, as far as that changes evenly. And
-    since the order turns, a speed that rises and falls within a round favours no run.
+    A machine warms up, throttles and serves others meanwhile, so times of different minutes do not compare. The
+    reference just before a run and the one just after have the speed that the run had, on average, as far as that
+    changes evenly. A run is related to each of them and not to their mean, which either's interruption would spoil: as
+    long as fewer than half of the ratios are hit, the median passes over them. And since the order turns, a speed that
+    rises and falls within a round favours no run.
 
     Args:
         runs: what to time, by name.
@@ -95,9 +108,9 @@ def interleaved(
         shift = turn % max(1, len(names))
         for name in names[shift:] + names[:shift]:
             time, after = clock(runs[name]), clock(reference)
-            found[name].append(2 * time / (before + after))
+            found[name] += [time / before, time / after]
             references.append(after)
             before = after
         if until is not None and turn + 1 >= ROUNDS_OF_A_SPREAD and _settled(found.values(), until):
             break
-    return Interleaved({name: median_with_spread(values) for name, values in found.items()}, median(references))
+    return Interleaved({name: _ratio(values) for name, values in found.items()}, median(references))

@@ -1,3 +1,5 @@
+from statistics import median
+
 import pytest
 import torch
 
@@ -30,6 +32,22 @@ def test_ratios_do_not_feel_the_machines_drift():
     assert found.ratios["most"].value == pytest.approx(0.9, rel=1e-3)
     alone = [machine.clock(runs["half"]) for _ in range(50)]
     assert max(alone) / min(alone) > 1.5
+
+
+def test_an_interruption_now_and_then_spoils_no_ratio():
+    machine, taken = Machine(), []
+
+    def clock(run):
+        # other programs have their turn: the longer a run, the more often meanwhile
+        time = run()
+        taken.append(time + 4.0 * (len(taken) * 0.618034 % 1 < 0.5 * time))
+        return taken[-1]
+
+    found = interleaved({"half": machine.run("half", 0.5)}, machine.run("full", 1.0), range(400), clock)
+    assert found.ratios["half"] == Ratio(0.5, 0.0)
+    # the control: against the mean of the two references, which an interruption of either spoils
+    rounds = zip(taken[::3], taken[1::3], taken[2::3], strict=True)
+    assert median(2 * half / (before + after) for before, half, after in rounds) < 0.4
 
 
 def test_every_run_stands_between_two_runs_of_the_reference_in_turning_order():

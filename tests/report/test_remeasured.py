@@ -1,7 +1,6 @@
 """The end of a pipeline on a machine whose times are known: what was promised of latencies, and what is measured."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,28 +10,18 @@ from flextron_lit.costs import COUNTED
 from flextron_lit.latency import block_times
 from flextron_lit.latency.block_times import Passes
 from flextron_lit.report import remeasured, summary
-from flextron_lit.routers.ladder import Ladder, Rung
 from flextron_lit.space import SubNetwork
 from tests import served
 
-PROMPT = 16
 BUDGETS = (0.9, 0.7)
 DYNAMIC_TAKES = 0.83
 
 
-def static_router(backbone):
-    """For the latency."""
-    space, table = backbone.space, served.latency_table(backbone, PROMPT).tables()["latency"]
-    answers = [space.smallest(), space.uniform(mlp=0.5), space.uniform(mlp=0.5, attention=0.5), space.full()]
-    rungs = sorted((Rung(table.cost(sub), 0.0, sub) for sub in answers), key=lambda rung: rung.cost)
-    rungs = [replace(rung, loss=4.0 - place) for place, rung in enumerate(rungs)]
-    return replace(served.static_router(backbone), table=table, ladder=Ladder(tuple(rungs)))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = served.write(tmp_path_factory.mktemp("end") / "flextron", routers=(static_router, served.dynamic_router))
-    served.latency_table(load_elastic(str(made)).backbone, PROMPT).write(made)
+    routers = served.latency_router, served.dynamic_router
+    made = served.write(tmp_path_factory.mktemp("end") / "flextron", routers=routers)
+    served.latency_table(load_elastic(str(made)).backbone, 16).write(made)
     return made
 
 
@@ -64,7 +53,7 @@ def rows(folder):
 
 
 def table(folder):
-    return served.latency_table(load_elastic(str(folder)).backbone, PROMPT).tables()["latency"]
+    return served.latency_table(load_elastic(str(folder)).backbone, 16).tables()["latency"]
 
 
 def test_what_is_measured_is_what_was_promised_where_the_table_is_true(folder, machine):
