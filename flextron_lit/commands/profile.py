@@ -16,6 +16,7 @@ from flextron_lit.files.whole_file import json_text
 from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.latency_table import FOLDER, LatencyTable, conditions, find
+from flextron_lit.latency.miss import points
 from flextron_lit.latency.recheck import recheck
 from flextron_lit.latency.routed_times import profile_dynamic
 from flextron_lit.space import KINDS, ElasticSpace
@@ -49,6 +50,9 @@ def _rows(measured: LatencyTable, space: ElasticSpace) -> Iterator[Sequence[str]
     yield "spread of a ratio", *(f"{phase.spread:.1%}" for phase in phases)
     errors = ("not checked" if phase.error is None else f"{phase.error:.1%}" for phase in phases)
     yield f"error on held-out {'mixtures' if dynamic else 'networks'}", *errors
+    yield "they corrected savings by a factor of", *(f"{phase.correction:.3f}" for phase in phases)
+    misses = (phase.largest_miss for phase in phases)
+    yield "may miss by", *("not checked" if miss is None else points(miss) for miss in misses)
 
 
 def kept(measured: LatencyTable, folder: Path) -> Path:

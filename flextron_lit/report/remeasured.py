@@ -81,8 +81,9 @@ def told(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"this machine as it is now, ask for {row['budget'] - over:.2f}."
         )
     if not missed:
-        most = max(0.0, *(row["over_budget"] for row in budgets))
-        yield f"Measured again, latency budgets are kept within {points(most)} of the full network's."
+        most = max(row["over_budget"] for row in budgets)
+        over = f"is exceeded by more than {points(most)} of the full network's" if most > 0 else "is exceeded"
+        yield f"Measured again, no latency budget {over}."
 
 
 def ratio_of(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
