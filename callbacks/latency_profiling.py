@@ -69,20 +69,20 @@ class LatencyProfiling(Callback):
         if own is not None:
             rank_zero_info(f"latencies: {own[0]}")
             return own[1]
+        earlier = find(stage.source_folder, wanted)
+        # a run of an earlier release took it over and left no copy: it goes on with it too
+        if earlier is not None and (not self.recheck or trainer.ckpt_path is not None):
+            rank_zero_info(f"latencies: {earlier[0]}")
+            return earlier[1]
         dtype: torch.dtype = getattr(torch, self.workload.dtype)
         compensation = [elastic.compensation.state_dict() for elastic in backbone.blocks]
         blank = blank_elastic(backbone.model.config, backbone.space, compensation, dtype=dtype, device=stage.device)
-        earlier = find(stage.source_folder, wanted)
         if earlier is not None:
-            path, table = earlier
-            # a run of an earlier release took it over and left no copy: it goes on with it too
-            sure = not self.recheck or trainer.ckpt_path is not None
-            again = None if sure else recheck(blank, table, budget_seconds=self.recheck)
-            rank_zero_info(f"latencies: {path}" if again is None else f"latencies: {path} {again.told()}")
-            if again is None or again.holds:
-                table = table if again is None else again.table
-                table.write(run_folder)
-                return table
+            again = recheck(blank, earlier[1], budget_seconds=self.recheck)
+            rank_zero_info(f"latencies: {earlier[0]} {again.told()}")
+            if again.holds:
+                again.table.write(run_folder)
+                return again.table
         measure = profile_dynamic if stage.dynamic else profile
         table = measure(blank, self.workload, budget_seconds=self.seconds, held_out=self.held_out)
         rank_zero_info(f"latencies: measured, wrote {table.write(run_folder)}")

@@ -10,6 +10,7 @@ from flextron_lit.elastic.selection import Selection
 from flextron_lit.latency.block_times import spread_over_cost
 from flextron_lit.latency.drift import Drift, Fresh
 from flextron_lit.latency.latency_table import HeldOut, LatencyTable
+from flextron_lit.latency.miss import PROMISED
 from flextron_lit.latency.request import REQUEST, measure_request
 from flextron_lit.latency.routed_times import expected_ratio, held_out_numbers, policies_of
 
@@ -25,7 +26,7 @@ class Rechecked:
     """What came of it."""
 
     table: LatencyTable
-    """The same costs, with what was measured now beside what was held out."""
+    """The same costs, with what was measured now beside what was held out; as it was, if noise hides what it is."""
     drifts: Mapping[str, Drift]
     """By the latency: `prefill`, `decode`, `latency`."""
     pace: float
@@ -36,10 +37,16 @@ class Rechecked:
         """Whether every latency does."""
         return all(drift.holds for drift in self.drifts.values())
 
+    @property
+    def sure(self) -> bool:
+        """Whether the noise of measuring is below what is promised."""
+        return all(drift.spread <= PROMISED for drift in self.drifts.values())
+
     def told(self) -> str:
         """In words: of the latency that is furthest off."""
         name, drift = max(self.drifts.items(), key=lambda item: (not item[1].holds, item[1].largest))
-        verdict = "still holds" if self.holds else "holds no more"
+        holds = "still holds" if self.sure else "still holds, as far as so much noise tells"
+        verdict = holds if self.holds else "holds no more"
         return f"{verdict}: in {name} {drift.told()}; the full network takes {self.pace:.2f} times as long as then"
 
 
@@ -82,8 +89,11 @@ def recheck(
         name: Drift([Fresh(predicted[name][i], r.value, r.spread) for i, r in ratios.items()], said.get(name, 0.0))
         for name, ratios in found.ratios.items()
     }
+    checked = Rechecked(known, drifts, 1e3 * found.full / known.tables()[REQUEST].full)
+    if not checked.sure:
+        return checked
     phases = {phase: replace(each, rechecked=rows[phase]) for phase, each in known.phases.items()}
-    return Rechecked(replace(known, phases=phases), drifts, 1e3 * found.full / known.tables()[REQUEST].full)
+    return replace(checked, table=replace(known, phases=phases))
 
 
 def _fresh(

@@ -27,7 +27,7 @@ def add_latencies(
     rows: Sequence[Row],
     loaded: Loaded,
     selections: Mapping[str, Selection],
-    costs: Mapping[str, CostTable],
+    promised: Mapping[str, CostTable],
     measured: LatencyTable | None,
 ) -> None:
     """Measure what the rows stand for, all in turn beside the full network, and add what they take.
@@ -39,7 +39,7 @@ def add_latencies(
         rows: of the summary, the full network's among them.
         loaded: the network.
         selections: by the names of the rows.
-        costs: of which the rows' budgets are, by kind of router.
+        promised: the latency that budgets of a kind of router are of; those of other costs promised none.
         measured: the table that the routers' latencies come from; None if it is no longer there.
     """
     workload = measured.workload if measured else Workload()
@@ -51,8 +51,8 @@ def add_latencies(
         exact = Ratio(1.0, 0.0)
         ratio = found.ratios[REQUEST].get(row["name"], exact)
         row |= {"latency_ms": ratio.value * full, "latency_ratio": ratio.value, "latency_spread": ratio.spread}
-        cost = costs.get(row["router"])
-        if cost is not None and cost.unit == "ms":
+        cost = promised.get(row["router"])
+        if cost is not None:
             own = found.ratios[cost.name][row["name"]]
             row |= {"budget_ratio": own.value, "budget_spread": own.spread, "over_budget": own.value - row["budget"]}
 

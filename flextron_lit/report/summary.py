@@ -82,11 +82,12 @@ def with_costs(rows: list[Row], loaded: Loaded) -> list[Row]:
     space, folder = loaded.backbone.space, loaded.folder
     static = [r for r in in_force(TrainedRouter.read_all(folder, space), folder, space) if not r.stale]
     dynamic = [r for r in in_force(TrainedDynamicRouter.read_all(folder, space), folder, space) if not r.stale]
-    timed = next((router.table for router in (*static[:1], *dynamic[:1]) if router.table.unit == "ms"), None)
-    measured = None if timed is None else origin_of(folder, space, timed)
+    timed = [router for router in (*static[:1], *dynamic[:1]) if router.table.unit == "ms"]
+    origins = {router.kind: origin_of(folder, space, router.table) for router in timed}
+    measured = next((origin[1] for origin in origins.values() if origin is not None), None)
     if measured is not None:
         # as the table was made: in another type everything takes other times
-        loaded.backbone.model.to(getattr(torch, measured[1].workload.dtype))
+        loaded.backbone.model.to(getattr(torch, measured.workload.dtype))
     selections: dict[str, Selection] = {FULL: space.full()}
     if static:
         selections |= ladder_answers(static[0].ladder, static[0].table, _budgets(rows, STATIC))
@@ -101,8 +102,12 @@ def with_costs(rows: list[Row], loaded: Loaded) -> list[Row]:
         selection = selections[row["name"]]
         # a dynamic router may give a token any width: it needs all parameters
         row["parameters"] = round(parameters.cost(selection if isinstance(selection, SubNetwork) else space.full()))
-    if timed is not None:
-        add_latencies(rows, loaded, selections, costs, measured and measured[1])
+    if timed:
+        # of another request nothing is measured here
+        same = {
+            kind for kind, origin in origins.items() if origin and measured and origin[1].workload == measured.workload
+        }
+        add_latencies(rows, loaded, selections, {kind: costs[kind] for kind in same}, measured)
     return rows
 
 

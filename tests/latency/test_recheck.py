@@ -9,6 +9,7 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.latency import block_times as profiler
 from flextron_lit.latency import routed_times
 from flextron_lit.latency.block_times import Passes, profile
+from flextron_lit.latency.drift import Drift, Fresh
 from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.latency.recheck import recheck
 from flextron_lit.latency.request import measure_request
@@ -28,7 +29,7 @@ def backbone():
 @pytest.fixture
 def machine(monkeypatch):
     """Blocks of each kind save up to 0.3 of a pass, and less where both kinds save at once, if so asked."""
-    state = {"saves": 1.0, "shared": 0.0, "speed": 1.0, "decode": 1.0}
+    state = {"saves": 1.0, "shared": 0.0, "speed": 1.0, "decode": 1.0, "noise": 0.0, "passes": 0}
 
     def run(self, ids, cache):
         space = self.backbone.space
@@ -41,7 +42,9 @@ def machine(monkeypatch):
         one, other = (0.3 * each for each in narrow.values())
         saved = state["saves"] * (one + other - state["shared"] * one * other)
         passes = state["decode"] if ids.shape[1] == 1 else ids.shape[1]
-        state["last"] = (1 - saved) * passes * state["speed"] / 1e3
+        state["passes"] += 1
+        noise = 1 + state["noise"] * (-1) ** (state["passes"] // 3)
+        state["last"] = (1 - saved) * passes * state["speed"] * noise / 1e3
 
     monkeypatch.setattr(Passes, "_run", run)
     monkeypatch.setattr(profiler.DynamicCache, "crop", lambda self, length: None)
@@ -90,6 +93,18 @@ def test_what_is_measured_again_is_fresh_and_goes_into_the_table_and_its_miss(ba
     assert all(found.table.may_miss[name] > known.may_miss[name] + 1e-3 for name in ("prefill", "decode", "latency"))
     assert found.table.may_miss["prefill"] == pytest.approx(found.drifts["prefill"].largest)
     assert LatencyTable.from_json(found.table.to_json()) == found.table != known
+
+
+def test_what_noise_hides_is_said_and_not_kept(backbone, machine):
+    known = profile(backbone, WORKLOAD, budget_seconds=0.05, held_out=6)
+    sure = recheck(backbone, known, budget_seconds=0.01)
+    assert sure.sure
+    machine["noise"] = 0.3
+    found = recheck(backbone, known, budget_seconds=0.01)
+    assert not found.sure
+    assert found.table == known != sure.table
+    drifts = {name: Drift([Fresh(0.5, 0.52, 0.05)]) for name in found.drifts}
+    assert "still holds, as far as so much noise tells" in replace(found, drifts=drifts).told()
 
 
 def test_the_request_is_measured_by_its_passes(backbone, machine):

@@ -1,6 +1,7 @@
 """The end of a pipeline on a machine whose times are known: what was promised of latencies, and what is measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,6 +106,27 @@ def test_milliseconds_have_one_scale_however_slow_the_machine_is(folder, machine
         assert found[0]["latency_ms"] == pytest.approx(full)
         assert all(row["latency_ms"] == pytest.approx(row["latency_ratio"] * full) for row in found)
     assert [row["latency_ms"] for row in second] == pytest.approx([row["latency_ms"] for row in first])
+
+
+def test_what_was_promised_of_another_request_is_not_judged(folder, machine, tmp_path):
+    def dynamic(backbone):
+        """For the latency of a longer request."""
+        return replace(served.dynamic_router(backbone), table=long_table(backbone).tables()["latency"])
+
+    def long_table(backbone):
+        static = served.latency_table(backbone, 64)
+        phases = {name: replace(p, table=replace(p.table, reference=p.table.full)) for name, p in static.phases.items()}
+        return replace(static, conditions=static.conditions | {"execution": "dynamic"}, phases=phases)
+
+    made = served.write(tmp_path / "flextron", routers=(served.latency_router, dynamic))
+    backbone = load_elastic(str(made)).backbone
+    for each in (served.latency_table(backbone, 16), long_table(backbone)):
+        each.write(made)
+    found = {row["name"]: row for row in rows(made)}
+    assert "over_budget" in found["routed0.90"]
+    assert found["dynamic0.80"]["cost"] == "latency"
+    assert found["dynamic0.80"]["latency_ratio"] == pytest.approx(DYNAMIC_TAKES)
+    assert "over_budget" not in found["dynamic0.80"]
 
 
 def test_the_full_network_is_no_row_of_its_own_to_measure(folder, machine):
