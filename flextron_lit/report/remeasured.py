@@ -20,6 +20,8 @@ SECONDS = 120.0
 """At most, for all rows; a few rounds run however long they take."""
 ENOUGH = 0.01
 """Spread of a ratio that is small enough to say whether a budget is met within `PROMISED`."""
+NOTED = 0.1
+"""How much faster or slower a machine may be than it was before that is said: ratios hold, milliseconds do not."""
 Row = dict[str, Any]
 
 
@@ -52,6 +54,8 @@ def add_latencies(
         ratio = found.ratios[REQUEST].get(row["name"], exact)
         row |= {"latency_ms": ratio.value * full, "latency_ratio": ratio.value, "latency_spread": ratio.spread}
         cost = promised.get(row["router"])
+        if row["name"] == FULL:
+            row["latency_pace"] = 1e3 * found.full / full
         if cost is not None:
             own = found.ratios[cost.name][row["name"]]
             row |= {"budget_ratio": own.value, "budget_spread": own.spread, "over_budget": own.value - row["budget"]}
@@ -72,6 +76,9 @@ def told(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     budgets = [row for row in rows if "over_budget" in row]
     if not budgets:
         return
+    pace = next((row["latency_pace"] for row in rows if "latency_pace" in row), 1.0)
+    if abs(pace - 1) > NOTED:
+        yield f"All took {pace:.2f} times as long as when the latency table was measured; milliseconds are of then."
     missed = [row for row in budgets if row["over_budget"] - row["budget_spread"] > PROMISED]
     for row in missed:
         over = row["over_budget"]

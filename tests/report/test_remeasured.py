@@ -106,6 +106,10 @@ def test_milliseconds_have_one_scale_however_slow_the_machine_is(folder, machine
         assert found[0]["latency_ms"] == pytest.approx(full)
         assert all(row["latency_ms"] == pytest.approx(row["latency_ratio"] * full) for row in found)
     assert [row["latency_ms"] for row in second] == pytest.approx([row["latency_ms"] for row in first])
+    assert next(remeasured.told(second)) == (
+        "All took 3.00 times as long as when the latency table was measured; milliseconds are of then."
+    )
+    assert not any("All took" in line for line in remeasured.told(first))
 
 
 def test_what_was_promised_of_another_request_is_not_judged(folder, machine, tmp_path):
