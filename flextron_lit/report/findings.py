@@ -66,8 +66,8 @@ def gather(source: Source, backbone: ElasticBackbone, latency: str | None = None
     """
     space, notes = backbone.space, list[str]()
     folder = source.checkpoint
-    static = _current(in_force(TrainedRouter.read_all(folder, space), folder, space), "static router", notes)
-    dynamic = _current(in_force(TrainedDynamicRouter.read_all(folder, space), folder, space), "dynamic router", notes)
+    static = _current(TrainedRouter.read_all(folder, space), "static router", folder, space, notes)
+    dynamic = _current(TrainedDynamicRouter.read_all(folder, space), "dynamic router", folder, space, notes)
     name = latency or _latency_name(folder, space, static, notes)
     known, measured = known_tables(folder, backbone, Workload(), name)
     tables = {each: known[each] for each in AXES if each in known}
@@ -88,8 +88,16 @@ def gather(source: Source, backbone: ElasticBackbone, latency: str | None = None
     return Findings(space, tables, measured, static, dynamic, points, notes)
 
 
-def _current(routers: Sequence[Router], what: str, notes: list[str]) -> Router | None:
-    """The first that knows the network as it is; notes say what of the others is not shown."""
+def _current(
+    routers: Sequence[Router], what: str, folder: Path, space: ElasticSpace, notes: list[str]
+) -> Router | None:
+    """The first that knows the network and its latencies as they are; notes say what of the others is not shown."""
+    current = in_force(routers, folder, space)
+    names = {router.name for router in current}
+    for router in routers:
+        if router.name not in names:
+            notes.append(f"Not shown: the {what} {router.name}, whose latency table is no longer there.")
+    routers = current
     fresh = [router for router in routers if not router.stale]
     for router in routers:
         if router.stale:
