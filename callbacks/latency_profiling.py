@@ -27,7 +27,7 @@ class LatencyProfiling(Callback):
     Args:
         workload: the request whose latencies count.
         seconds: for measuring; the check on held-out sub-networks takes about as long again.
-        held_out: sub-networks, or mixtures of choices, to check the table on.
+        held_out: sub-networks, or mixtures of choices, to check the table on, and to correct it by if there are 4.
         recheck: seconds for checking a table of the stage's checkpoint on fresh networks; a few rounds run however long
             they take. 0 takes it as it is.
 

@@ -22,6 +22,7 @@ from flextron_lit.latency.routed_times import profile_dynamic
 from flextron_lit.space import KINDS, ElasticSpace
 from flextron_lit.terminal.console import show, table
 
+HELD_OUT_HELP = "Sub-networks to check it on, and to correct it by if there are 4; 0 leaves the check out."
 SHARE = 1 / 6
 """Of the time for a table, for checking one that is there."""
 
@@ -77,7 +78,7 @@ def command(args: Sequence[str]) -> None:
     parser.add_workload()
     parser.add_device()
     parser.add_argument("--seconds", type=float, default=60.0, help="For the table; its check takes as long again.")
-    parser.add_argument("--held_out", type=int, default=20, help="Sub-networks to check it on; 0 leaves the check out.")
+    parser.add_argument("--held_out", type=int, default=20, help=HELD_OUT_HELP)
     parser.add_argument("--dynamic", action="store_true", help="Measure the table of a dynamic router.")
     parser.add_argument("--fresh", action="store_true", help="Measure again what is measured already.")
     options = parser.parse_args(list(args))
