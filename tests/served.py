@@ -32,6 +32,15 @@ def static_router(backbone):
     return TrainedRouter(StaticRouter(space, 4, torch.Generator().manual_seed(seed(0))), table, Ladder(tuple(rungs)))
 
 
+def latency_router(backbone, prompt_tokens=16):
+    """A static router for the latency of `latency_table`, with four answers."""
+    space, table = backbone.space, latency_table(backbone, prompt_tokens).tables()["latency"]
+    answers = [space.smallest(), space.uniform(mlp=0.5), space.uniform(mlp=0.5, attention=0.5), space.full()]
+    costs = sorted((table.cost(sub), sub) for sub in answers)
+    ladder = Ladder(tuple(Rung(cost, 4.0 - place, sub) for place, (cost, sub) in enumerate(costs)))
+    return replace(static_router(backbone), table=table, ladder=ladder)
+
+
 def dynamic_router(backbone):
     """Tokens take widths of their own, and less at a smaller budget."""
     table = DYNAMIC_COUNTED["flops"](backbone, Workload())

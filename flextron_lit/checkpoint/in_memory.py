@@ -139,8 +139,10 @@ class Loaded:
         """
         compiled = self.backbone.compiled is not None
         if (latency, workload, compiled) not in self._routings:
-            tables, _ = known_tables(self.folder, self.backbone, workload, latency, compiled=compiled)
-            self._routings[latency, workload, compiled] = Routing.read(self.folder, self.backbone.space, tables)
+            tables, measured = known_tables(self.folder, self.backbone, workload, latency, compiled=compiled)
+            may_miss = measured.may_miss if measured else {}
+            routing = Routing.read(self.folder, self.backbone.space, tables, may_miss)
+            self._routings[latency, workload, compiled] = routing
         return self._routings[latency, workload, compiled]
 
     def answer(self, budget: Budget, latency: str | None = None, workload: Workload = Workload()) -> Answer:

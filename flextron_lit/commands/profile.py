@@ -1,21 +1,30 @@
 """`python main.py profile`: the latency table of this device."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import mean
 
 import torch
 from rich.table import Table
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.folder import read_record
 from flextron_lit.checkpoint.in_memory import shape_of
 from flextron_lit.checkpoint.location import locate
 from flextron_lit.commands.options import CommandLine, workload_of
+from flextron_lit.files.whole_file import json_text
 from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.device_choice import device_of
-from flextron_lit.latency.latency_table import LatencyTable, conditions, find
+from flextron_lit.latency.latency_table import FOLDER, LatencyTable, conditions, find
+from flextron_lit.latency.miss import points
+from flextron_lit.latency.recheck import recheck
 from flextron_lit.latency.routed_times import profile_dynamic
 from flextron_lit.space import KINDS, ElasticSpace
 from flextron_lit.terminal.console import show, table
+
+HELD_OUT_HELP = "Sub-networks to check it on, and to correct it by if there are 4; 0 leaves the check out."
+SHARE = 1 / 6
+"""Of the time for a table, for checking one that is there."""
 
 
 def summary(measured: LatencyTable, space: ElasticSpace) -> Table:
@@ -42,20 +51,34 @@ def _rows(measured: LatencyTable, space: ElasticSpace) -> Iterator[Sequence[str]
     yield "spread of a ratio", *(f"{phase.spread:.1%}" for phase in phases)
     errors = ("not checked" if phase.error is None else f"{phase.error:.1%}" for phase in phases)
     yield f"error on held-out {'mixtures' if dynamic else 'networks'}", *errors
+    yield "they corrected savings by a factor of", *(f"{phase.correction:.3f}" for phase in phases)
+    misses = (phase.largest_miss for phase in phases)
+    yield "may miss by", *("not checked" if miss is None else points(miss) for miss in misses)
+
+
+def kept(measured: LatencyTable, folder: Path) -> Path:
+    """Put a latency table into a checkpoint, beside what it was written with or in place of that; returns its path."""
+    path = folder / FOLDER / measured.file_name
+    name = path.relative_to(folder).as_posix()
+    if name not in read_record(folder).get("sha256", {}):
+        return measured.write(folder)
+    # a noted digest would call the new one damage
+    checkpoint.extend(folder, folder, files={name: json_text(measured.to_json()).encode()})
+    return path
 
 
 def command(args: Sequence[str]) -> None:
     """Measure the latency of every block at every width on this device, with the table's error on other sub-networks.
 
     With --dynamic, those of a dynamic router, whose tokens take different widths. It goes into the checkpoint, in place
-    of a table for the same kind of device and workload, such as another CPU's. Example: main.py profile --checkpoint
-    runs/quickstart/elastic --workload chat
+    of a table for the same kind of device and workload, such as another CPU's; of one that is there a few fresh
+    networks say whether it still holds. Example: main.py profile --checkpoint runs/quickstart/elastic --workload chat
     """
     parser = CommandLine.on_checkpoint(command)
     parser.add_workload()
     parser.add_device()
     parser.add_argument("--seconds", type=float, default=60.0, help="For the table; its check takes as long again.")
-    parser.add_argument("--held_out", type=int, default=20, help="Sub-networks to check it on; 0 leaves the check out.")
+    parser.add_argument("--held_out", type=int, default=20, help=HELD_OUT_HELP)
     parser.add_compile()
     parser.add_argument("--dynamic", action="store_true", help="Measure the table of a dynamic router.")
     parser.add_argument("--fresh", action="store_true", help="Measure again what is measured already.")
@@ -73,7 +96,9 @@ def command(args: Sequence[str]) -> None:
     if known is not None:
         path, measured = known
         show(summary(measured, space), f"measured already: {path}; --fresh measures again")
+        again = recheck(backbone, measured, budget_seconds=options.seconds * SHARE)
+        show(again.told() if again.holds else f"{again.told()}. Measure again with --fresh.")
         return
     measure = profile_dynamic if options.dynamic else profile
     measured = measure(backbone, workload, budget_seconds=options.seconds, held_out=options.held_out)
-    show(summary(measured, space), f"wrote {measured.write(folder)}")
+    show(summary(measured, space), f"wrote {kept(measured, folder)}")

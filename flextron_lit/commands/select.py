@@ -12,6 +12,7 @@ from flextron_lit.costs import CostTable
 from flextron_lit.costs.budget import HELP
 from flextron_lit.evaluation.sub_network import COUNT, TOKENS, Asked, answer
 from flextron_lit.files.whole_file import json_text
+from flextron_lit.latency.miss import told
 from flextron_lit.routers.from_budget import Selection, to_json
 from flextron_lit.routers.search import SEARCHES
 from flextron_lit.space import ElasticSpace
@@ -31,6 +32,8 @@ def shown(selection: Selection, space: ElasticSpace, tables: Mapping[str, CostTa
         for name, each in tables.items()
     ]
     yield table(("cost", "", "of the full network"), costs, left=["cost"])
+    if selection.may_miss:
+        yield told(selection.may_miss)
     if selection.loss is not None:
         yield f"loss {selection.loss:.3f} nats per token"
     if selection.predicted is not None:

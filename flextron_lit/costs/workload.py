@@ -1,5 +1,6 @@
 """What a deployed model is asked to do: costs and latencies are those of one workload."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -57,6 +58,16 @@ class Workload:
         """The kinds of pass that a request takes, with how many of each."""
         counts: dict[Phase, int] = {"prefill": 1, "decode": self.decode_steps}
         return {phase: count for phase, count in counts.items() if count}
+
+    def of_request(self, times: Mapping[Phase, float], shares: Mapping[Phase, float]) -> float:
+        """Shares of what passes take, as one share of what the whole request takes.
+
+        Args:
+            times: of a pass of each kind, in any unit.
+            shares: of those times.
+        """
+        taken = {phase: count * times[phase] for phase, count in self.phases.items()}
+        return sum(time * shares[phase] for phase, time in taken.items()) / sum(taken.values())
 
     @property
     def name(self) -> str:

@@ -22,8 +22,10 @@ ENDINGS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "j
 BY_ENDING: tuple[Format, ...] = ("text", *dict.fromkeys(ENDINGS.values()))
 """What files may be read as where no format is set."""
 
-COLUMNS = ("budget", "router", "cost", "mlp_width", "attention_width", "parameters", "latency_ms")
-TAKEN = ("mean", "all", "all texts", *COLUMNS)
+COLUMNS = ("budget", "router", "cost", "mlp_width", "attention_width", "parameters")
+LATENCY = ("latency_ms", "latency_ratio", "latency_spread", "latency_pace")
+PROMISED = ("budget_ratio", "budget_spread", "over_budget")
+TAKEN = ("mean", "all", "all texts", *COLUMNS, *LATENCY, *PROMISED)
 """What tables and logs say beside losses by domain, so that no domain is called so there."""
 
 

@@ -60,7 +60,7 @@ def answer(
     """
     tables, latency = costs
     space = checkpoint.read(folder).space
-    routing = Routing.read(folder, space, tables)
+    routing = Routing.read(folder, space, tables, latency.may_miss if latency else {})
     limits = routing.parse(budget)
     named = ", ".join(f"{limit.table.name} <= {limit.table.show(limit.value)}" for limit in limits)
     if all(limit.loose for limit in limits):
@@ -71,7 +71,7 @@ def answer(
             _refuse_without_effect(asked, found.how)
             loss = _measured(asked, folder, device)[0](found.sub_network) if asked.text else None
             noted = {"calibrated" if found.measured else "predicted": found.loss}
-            return Selection(budget, found.sub_network, found.how, loss, **noted)
+            return Selection(budget, found.sub_network, found.how, loss, **noted, may_miss=found.may_miss)
     if asked.search == "router":
         raise ValueError(
             f"{folder} holds no router, no surrogate, no excess losses; take --search {', '.join(SEARCHES)}"
@@ -89,7 +89,7 @@ def answer(
     generator = torch.Generator().manual_seed(asked.seed or 0)
     chosen = best_by(search, space, limits, score, count=count, generator=generator)
     how = f"{search} search, {chosen.evaluations} losses measured on {text}"
-    return Selection(budget, chosen.sub_network, how, chosen.score)
+    return Selection(budget, chosen.sub_network, how, chosen.score, may_miss=routing.misses(limits))
 
 
 def _refuse_without_effect(asked: Asked, how: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flextron_lit.generation.call import COMPARED, Chosen, Generated
+from flextron_lit.latency.miss import told
 from flextron_lit.latency.timing import Interleaved
 
 
@@ -31,6 +32,7 @@ class Report:
             "budget": self.choice.budget,
             "how": self.choice.how,
             "costs": dict(self.spent),
+            "may_miss": dict(self.choice.may_miss),
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": made.tokens,
             "seconds": made.seconds,
@@ -41,6 +43,7 @@ class Report:
                 "budget": draft.budget,
                 "how": draft.how,
                 "costs": dict(draft.ratios),
+                "may_miss": dict(draft.may_miss),
                 "drafted": made.drafts.drafted,
                 "accepted": made.drafts.accepted,
                 "acceptance": made.drafts.acceptance,
@@ -56,10 +59,10 @@ class Report:
         """All but the text, for people."""
         choice, made, draft = self.choice, self.made, self.draft
         asked = "" if choice.budget is None else f"budget {choice.budget}: "
-        yield asked + _told(choice.how, self.spent)
+        yield asked + _told(choice.how, self.spent) + _may_miss(choice)
         if draft is not None and made.drafts is not None:
             drafts = made.drafts
-            yield f"drafts within {draft.budget}: {_told(draft.how, draft.ratios)}"
+            yield f"drafts within {draft.budget}: {_told(draft.how, draft.ratios)}{_may_miss(draft)}"
             yield (
                 f"drafted tokens: {drafts.drafted}, {drafts.accepted} accepted ({drafts.acceptance:.0%}); "
                 f"{made.tokens / drafts.passes:.2f} tokens a pass of what decides"
@@ -76,3 +79,8 @@ class Report:
 
 def _told(how: str, costs: Mapping[str, float]) -> str:
     return "; ".join([how, *(f"{ratio:.3f} of the full network's {name}" for name, ratio in costs.items())])
+
+
+def _may_miss(choice: Chosen) -> str:
+    said = told(choice.may_miss)
+    return said and f"; {said}"

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import ge
 from typing import Any
@@ -15,6 +15,7 @@ from flextron_lit.elastic.selection import Selection
 from flextron_lit.generation.own_settings import ends_alone
 from flextron_lit.generation.prompt import Inputs
 from flextron_lit.generation.speculative import Speculated, speculate
+from flextron_lit.latency.latency_table import origin_of
 from flextron_lit.latency.timing import Interleaved, interleaved, timed
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
@@ -49,6 +50,8 @@ class Chosen:
     """What it costs, relative to the full network, by the names of the budget's costs; empty for a dynamic router."""
     budget: str | None = None
     """As a user wrote it, where one did."""
+    may_miss: Mapping[str, float] = field(default_factory=dict)
+    """By how much the budget's latencies may miss their table, by name, as a share of the full network's."""
 
     def spent(self) -> Mapping[str, float]:
         """The ratios; of a dynamic router the mean over all tokens read since it was last asked, the prompt's included.
@@ -108,12 +111,15 @@ def chosen(model: FlextronModel, budget: str | None, *, dynamic: bool, latency: 
     if dynamic:
         selection = loaded.dynamic_routing.answer(budget, model.backbone)
         if isinstance(selection, DynamicPolicy):
-            return Chosen(selection, f"the dynamic router for {selection.table.name}", {}, budget)
+            name = selection.table.name
+            measured = origin_of(loaded.folder, model.backbone.space, selection.table)
+            may_miss = {key: miss for key, miss in (measured[1].may_miss if measured else {}).items() if key == name}
+            return Chosen(selection, f"the dynamic router for {name}", {}, budget, may_miss)
         return Chosen(selection, "the full network meets it", {}, budget)
     answer = loaded.answer(budget, latency)
     tables = (limit.table for limit in loaded.routing(latency).parse(budget))
     ratios = {table.name: table.ratio(answer.sub_network) for table in tables}
-    return Chosen(answer.sub_network, answer.how, ratios, budget)
+    return Chosen(answer.sub_network, answer.how, ratios, budget, answer.may_miss)
 
 
 def drafter(model: FlextronModel, budget: str, decides: Selection, *, latency: str | None) -> Chosen:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
+from math import ceil
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +26,7 @@ from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.elastic.kv_cache import fill, retract, retractable
 from flextron_lit.elastic.positions import demand_positions
 from flextron_lit.elastic.selection import Selection
+from flextron_lit.latency.correction import corrected
 from flextron_lit.latency.latency_table import HeldOut, LatencyTable, PhaseLatency, conditions
 from flextron_lit.latency.timing import Interleaved, Run, interleaved, seconds
 from flextron_lit.space import KINDS, Block, BlockKind, ElasticSpace, SubNetwork
@@ -33,6 +36,9 @@ Probe = tuple[BlockKind, int]
 """A kind of block and a width that is not its full one."""
 Name = TypeVar("Name")
 LEAST_ROUNDS, MOST_ROUNDS = 3, 100
+SAMPLE_SECONDS, KEPT_ROUNDS = 0.05, 20
+"""A sample that is timed is to be much longer than the turns of other programs, of a few milliseconds: they then take
+the same share of all. As long as so many rounds are left."""
 DECODE_SHARE = 0.3
 """Of the time for a profile; a decode step is short, so many fit."""
 SHARE_RUNS = 3
@@ -118,12 +124,14 @@ def profile(
         time = phase_seconds(phase, budget_seconds)
         found = measure(backbone, workload, phase, probes(space), time)
         saved = {probe: (1 - ratio.value) / counts[probe] for probe, ratio in found.ratios.items()}
-        table = table_of(space, phase, 1e3 * found.reference, saved, time_shares(backbone, workload, phase))
+        parts = space, phase, 1e3 * found.reference, saved, time_shares(backbone, workload, phase)
+        table = table_of(*parts)
         spread = max((ratio.spread for ratio in found.ratios.values()), default=0.0)
-        chosen = dict(enumerate(_held_out(space, table, held_out, seed)))
+        chosen = dict(enumerate(spread_over_cost(space, table, held_out, seed)))
         ratios = measure(backbone, workload, phase, chosen, time, title="checking").ratios if chosen else {}
-        rows = (HeldOut(each.choices, table.ratio(each), ratios[i].value) for i, each in chosen.items())
-        phases[phase] = PhaseLatency(table, spread, tuple(rows))
+        factor, predicted = corrected([(table.ratio(each), ratios[i].value) for i, each in chosen.items()])
+        rows = (HeldOut(each.choices, predicted[i], ratios[i].value) for i, each in chosen.items())
+        phases[phase] = PhaseLatency(table_of(*parts, factor=factor), spread, tuple(rows), factor)
     return LatencyTable(conditions(backbone, workload), phases)
 
 
@@ -135,6 +143,7 @@ def measure(
     budget_seconds: float,
     text: Tensor | None = None,
     title: str = "measuring",
+    until: float | None = None,
 ) -> Interleaved[Name]:
     """Times of sub-networks or policies relative to the full network's, in one phase of a workload.
 
@@ -146,6 +155,7 @@ def measure(
         budget_seconds: time for it: as many rounds as fit.
         text: as in `Passes`.
         title: what is being done, for the progress.
+        until: the spread of a ratio that is small enough: with it for all, no more rounds are run; None uses the time.
 
     Raises:
         ValueError: if the workload does not fit in memory, or takes more positions than the model has.
@@ -156,17 +166,22 @@ def measure(
 
     runs = {name: passes(each) for name, each in chosen.items()}
     reference = passes(backbone.space.full())
-    clock = partial(seconds, device=backbone.model.device)
+    repeats = 1
+
+    def clock(run: Run) -> float:
+        return fmean(seconds(run, device=backbone.model.device) for _ in range(repeats))
+
     with measuring(backbone, workload):
         # one round ahead: threads, caches and clocks of the processor settle; the next one tells how many fit
         for run in (reference, *runs.values()):
             run()
         begun = timer()
-        interleaved(runs, reference, range(1), clock)
-        rounds = int(budget_seconds / max(timer() - begun, 1e-9))
-        rounds = min(max(rounds, LEAST_ROUNDS), MOST_ROUNDS)
+        first = interleaved(runs, reference, range(1), clock)
+        possible = budget_seconds / max(timer() - begun, 1e-9)
+        repeats = max(1, min(ceil(SAMPLE_SECONDS / max(first.reference, 1e-9)), int(possible / KEPT_ROUNDS)))
+        rounds = min(max(int(possible / repeats), LEAST_ROUNDS), MOST_ROUNDS)
         description = f"{title} {phase}: {rounds} rounds of {len(runs)} networks against the full one"
-        return interleaved(runs, reference, progress(range(rounds), description), clock)
+        return interleaved(runs, reference, progress(range(rounds), description), clock, until)
 
 
 def probes(space: ElasticSpace) -> dict[Probe, SubNetwork]:
@@ -227,6 +242,7 @@ def table_of(
     saved: Mapping[Probe, float],
     shares: Mapping[BlockKind, float],
     largest: float | None = None,
+    factor: float = 1.0,
 ) -> CostTable:
     """The table that gives the times of a phase.
 
@@ -237,7 +253,9 @@ def table_of(
         saved: what one block saves against its full width, as a share of `full_time`.
         shares: what one block of the full network takes, likewise (`time_shares`).
         largest: what the table has for all blocks at full width, likewise, if not 1; `full_time` is then its reference.
+        factor: on what is saved (`correction.corrected`).
     """
+    saved = {probe: factor * each for probe, each in saved.items()}
     total = 1.0 if largest is None else largest
     blocks = Counter(block.kind for block in space.blocks)
     least = {kind: max([s for (k, _), s in saved.items() if k == kind] + [0.0]) for kind in KINDS}
@@ -261,8 +279,15 @@ def table_of(
     return CostTable(phase, "ms", fixed, rows, None if largest is None else full_time)
 
 
-def _held_out(space: ElasticSpace, table: CostTable, count: int, seed: int) -> list[SubNetwork]:
-    """Heterogeneous sub-networks spread evenly over the costs that the table says they have."""
+def spread_over_cost(space: ElasticSpace, table: CostTable, count: int, seed: int) -> list[SubNetwork]:
+    """Heterogeneous sub-networks spread evenly over the costs that the table says they have.
+
+    Args:
+        space: the choices.
+        table: their costs.
+        count: of sub-networks.
+        seed: of their draw.
+    """
     generator = torch.Generator().manual_seed(seed)
     low = table.ratio(space.smallest())
     ratios = [low + (1 - low) * (index + 0.5) / count for index in range(count)]

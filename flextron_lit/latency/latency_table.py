@@ -34,7 +34,7 @@ class HeldOut:
     choices: tuple[int, ...]
     """Of the sub-network; empty for a mixture."""
     predicted: float
-    """Time relative to the full network's, from the table."""
+    """Time relative to the full network's, from the table; where that was corrected, as the other rows correct it."""
     measured: float
     """The same, measured."""
     mixture: int | None = None
@@ -44,6 +44,11 @@ class HeldOut:
         """All of it, JSON-able."""
         row = {"choices": list(self.choices), "predicted": self.predicted, "measured": self.measured}
         return row if self.mixture is None else {**row, "mixture": self.mixture}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(**{**row, "choices": tuple(row["choices"])})
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,15 @@ class PhaseLatency:
     """Largest spread of a measured ratio to the full network's time: two profiles agree within the sum of theirs."""
     held_out: tuple[HeldOut, ...]
     """The check on sub-networks or mixtures that differ from layer to layer, spread over cost."""
+    correction: float = 1.0
+    """The factor that the held out put on what every width saves (`correction.saving_factor`)."""
+    rechecked: tuple[HeldOut, ...] = ()
+    """The same of others, measured when the table was last taken over by a later run."""
+
+    @property
+    def largest_miss(self) -> float | None:
+        """Largest difference between predicted and measured, as a share of the full network's time; None unchecked."""
+        return max((abs(row.predicted - row.measured) for row in (*self.held_out, *self.rechecked)), default=None)
 
     @property
     def error(self) -> float | None:
@@ -100,6 +114,20 @@ class LatencyTable:
         parts = [(count, self.phases[phase].table) for phase, count in self.workload.phases.items()]
         return {**{table.name: table for _, table in parts}, "latency": weighted_sum("latency", parts)}
 
+    @property
+    def may_miss(self) -> dict[str, float]:
+        """By how much each latency may miss what its table says: the largest miss seen, as a share of the full one's.
+
+        Of the whole request, those of its passes together. Latencies of which nothing was checked are left out.
+        """
+        largest = {name: phase.largest_miss for name, phase in self.phases.items()}
+        seen = {name: miss for name, miss in largest.items() if miss is not None}
+        found = {str(name): miss for name, miss in seen.items()}
+        if len(seen) == len(self.phases):
+            times = {name: phase.table.full for name, phase in self.phases.items()}
+            found["latency"] = self.workload.of_request(times, seen)
+        return found
+
     def check(self, wanted: Mapping[str, Any]) -> None:
         """Refuse a table that was measured under other conditions.
 
@@ -128,6 +156,8 @@ class LatencyTable:
                     "spread": phase.spread,
                     "error": phase.error,
                     "held_out": [row.to_json() for row in phase.held_out],
+                    "correction": phase.correction,
+                    "rechecked": [row.to_json() for row in phase.rechecked],
                 }
                 for name, phase in self.phases.items()
             },
@@ -138,9 +168,11 @@ class LatencyTable:
         """Inverse of `to_json`."""
         phases: dict[Phase, PhaseLatency] = {}
         for name, phase in data["phases"].items():
-            rows = ({**row, "choices": tuple(row["choices"])} for row in phase["held_out"])
-            table = CostTable.from_json(phase["table"])
-            phases[name] = PhaseLatency(table, phase["spread"], tuple(HeldOut(**row) for row in rows))
+            # tables were neither corrected nor checked again once
+            checks = (map(HeldOut.from_json, phase.get(rows, ())) for rows in ("held_out", "rechecked"))
+            held_out, rechecked = map(tuple, checks)
+            table, correction = CostTable.from_json(phase["table"]), phase.get("correction", 1.0)
+            phases[name] = PhaseLatency(table, phase["spread"], held_out, correction, rechecked)
         return cls(dict(data["conditions"]), phases)
 
     def write(self, checkpoint: Path) -> Path:

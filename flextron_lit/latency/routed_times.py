@@ -14,9 +14,11 @@ from statistics import mean
 import torch
 from torch import Tensor
 
+from flextron_lit.costs.table import CostTable
 from flextron_lit.costs.workload import Phase, Workload
 from flextron_lit.elastic.backbone import ElasticBackbone
 from flextron_lit.latency.block_times import Probe, measure, phase_seconds, probe_counts, table_of, time_shares
+from flextron_lit.latency.correction import corrected
 from flextron_lit.latency.latency_table import HeldOut, LatencyTable, PhaseLatency, conditions
 from flextron_lit.latency.mixtures import DrawnChoices, like_trained, router_products, shares
 from flextron_lit.space import ElasticSpace
@@ -48,25 +50,36 @@ def profile_dynamic(
     """
     count = MIXTURES_A_NUMBER * (2 + len(probe_counts(backbone.space)))
     fitted_to = [2 * index for index in range(count)]
-    numbers = filter(like_trained, itertools.count(HELD_OUT_FROM * (1 + seed)))
-    checked = list(itertools.islice(numbers, held_out))
+    checked = held_out_numbers(held_out, seed)
     space, phases = backbone.space, {}
     for phase in workload.phases:
         time = phase_seconds(phase, budget_seconds)
-        policies = _policies(backbone, workload, phase, fitted_to)
+        policies = policies_of(backbone, workload, phase, fitted_to)
         found = measure(backbone, workload, phase, policies, time)
         law = fit(space, [Observed(policies[n].shares, policies[n].mixed, r.value) for n, r in found.ratios.items()])
         # random mixtures leave more blocks to sort than a trained router does
         typical = mean(policy.mixed for number, policy in policies.items() if like_trained(number))
         largest, of_time = law.largest + law.sorting * typical, time_shares(backbone, workload, phase)
-        table = table_of(space, phase, 1e3 * found.reference, law.saved, of_time, largest)
+        parts = space, phase, 1e3 * found.reference, law.saved, of_time, largest
+        table = table_of(*parts)
         spread = max(ratio.spread for ratio in found.ratios.values())
-        policies = _policies(backbone, workload, phase, checked)
+        policies = policies_of(backbone, workload, phase, checked)
         ratios = measure(backbone, workload, phase, policies, time, title="checking").ratios if policies else {}
-        predicted = {number: float(table.expected(policy.shares)) / table.full for number, policy in policies.items()}
-        rows = (HeldOut((), ratio, ratios[number].value, mixture=number) for number, ratio in predicted.items())
-        phases[phase] = PhaseLatency(table, spread, tuple(rows))
+        observed = [(expected_ratio(table, policies[number]), ratios[number].value) for number in checked]
+        factor, predicted = corrected(observed, largest)
+        rows = (HeldOut((), p, ratios[n].value, mixture=n) for n, p in zip(checked, predicted, strict=True))
+        phases[phase] = PhaseLatency(table_of(*parts, factor=factor), spread, tuple(rows), factor)
     return LatencyTable(conditions(backbone, workload, "dynamic"), phases)
+
+
+def held_out_numbers(count: int, seed: int) -> list[int]:
+    """Numbers of mixtures that no table is made from, like a trained router's; those of two seeds differ."""
+    return list(itertools.islice(filter(like_trained, itertools.count(HELD_OUT_FROM * (1 + seed))), count))
+
+
+def expected_ratio(table: CostTable, policy: DrawnChoices) -> float:
+    """What a table says of a mixture, relative to the full network."""
+    return float(table.expected(policy.shares)) / table.full
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,7 @@ def _per_block(space: ElasticSpace, mixture: Tensor) -> dict[Probe, float]:
     return total
 
 
-def _policies(
+def policies_of(
     backbone: ElasticBackbone, workload: Workload, phase: Phase, numbers: list[int]
 ) -> dict[int, DrawnChoices]:
     """A policy for each mixture, by its number."""

@@ -13,6 +13,7 @@ from flextron_lit.report.charts import noun
 from flextron_lit.report.point_costs import named, priced
 from flextron_lit.report.points import LOSS, Measure, Point, validated
 from flextron_lit.report.reported_folder import Source
+from flextron_lit.routers.in_force import in_force
 from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import KeptRouter, TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import ElasticSpace
@@ -64,10 +65,11 @@ def gather(source: Source, backbone: ElasticBackbone, latency: str | None = None
         ValueError: if a file is damaged, or there is no latency table of that name.
     """
     space, notes = backbone.space, list[str]()
-    static = _current(TrainedRouter.read_all(source.checkpoint, space), "static router", notes)
-    dynamic = _current(TrainedDynamicRouter.read_all(source.checkpoint, space), "dynamic router", notes)
-    name = latency or _latency_name(source.checkpoint, space, static, notes)
-    known, measured = known_tables(source.checkpoint, backbone, Workload(), name)
+    folder = source.checkpoint
+    static = _current(TrainedRouter.read_all(folder, space), "static router", folder, space, notes)
+    dynamic = _current(TrainedDynamicRouter.read_all(folder, space), "dynamic router", folder, space, notes)
+    name = latency or _latency_name(folder, space, static, notes)
+    known, measured = known_tables(folder, backbone, Workload(), name)
     tables = {each: known[each] for each in AXES if each in known}
     if static is not None:
         own = {static.table.name: static.table}
@@ -86,8 +88,16 @@ def gather(source: Source, backbone: ElasticBackbone, latency: str | None = None
     return Findings(space, tables, measured, static, dynamic, points, notes)
 
 
-def _current(routers: Sequence[Router], what: str, notes: list[str]) -> Router | None:
-    """The first that knows the network as it is; notes say what of the others is not shown."""
+def _current(
+    routers: Sequence[Router], what: str, folder: Path, space: ElasticSpace, notes: list[str]
+) -> Router | None:
+    """The first that knows the network and its latencies as they are; notes say what of the others is not shown."""
+    current = in_force(routers, folder, space)
+    names = {router.name for router in current}
+    for router in routers:
+        if router.name not in names:
+            notes.append(f"Not shown: the {what} {router.name}, whose latency table is no longer there.")
+    routers = current
     fresh = [router for router in routers if not router.stale]
     for router in routers:
         if router.stale:

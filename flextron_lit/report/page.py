@@ -6,15 +6,18 @@ from typing import Any
 from markupsafe import Markup
 
 from flextron_lit import checkpoint
+from flextron_lit.costs import CostTable
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.evaluation.results import Results
 from flextron_lit.files.damage import read_rows
+from flextron_lit.latency.request import REQUEST
 from flextron_lit.report import charts
 from flextron_lit.report import evaluated_networks as evaluated
 from flextron_lit.report.findings import Findings
 from flextron_lit.report.generated_texts import Written
 from flextron_lit.report.origin import domain_cells, invocations, stage_cells
 from flextron_lit.report.page_data import embedded, to_json
+from flextron_lit.report.remeasured import ratio_of, told
 from flextron_lit.report.rendering import Section, Table, render
 from flextron_lit.report.reported_folder import Source
 from flextron_lit.report.summary import SUMMARY
@@ -63,7 +66,7 @@ def page(
         evaluated=bool(measured),
         ladder=data["ladder"],
         nouns=data["nouns"],
-        notes=findings.notes,
+        notes=[*findings.notes, *told(summary)],
         sections=[section for _, own in parts for section in own],
         prompt=prompt,
         texts=texts,
@@ -89,7 +92,7 @@ def _sub_networks(findings: Findings, summary: Sequence[Mapping[str, Any]]) -> l
     points, tables = findings.points, findings.tables
     if not points:
         return []
-    measured = {row["name"]: f"{row['latency_ms']:.0f} ms" for row in summary if "latency_ms" in row}
+    measured = {row["name"]: _measured(row, summary, tables.get(REQUEST)) for row in summary if "latency_ms" in row}
     domains = list(dict.fromkeys(domain for point in points for domain in point.losses))
     head = ["sub-network", "kind", *(f"{NAMES[kind]} width" for kind in KINDS)]
     head += [charts.axis_title(table) for table in tables.values()]
@@ -105,6 +108,14 @@ def _sub_networks(findings: Findings, summary: Sequence[Mapping[str, Any]]) -> l
         rows.append([*cells, f"{point.value:.3f}"])
     caption = "Losses in nats per token on validation documents, best first."
     return [("All sub-networks", [Table([*head, *domains, "mean loss"], rows, caption)])]
+
+
+def _measured(row: Mapping[str, Any], summary: Sequence[Mapping[str, Any]], table: CostTable | None) -> str:
+    """The latency that the summary has of a network, on the scale of the page's table, where there is one."""
+    ratio = ratio_of(row, summary)
+    if table is None or ratio is None:
+        return f"{row['latency_ms']:.0f} ms"
+    return f"{table.short(ratio * table.full)} ({ratio:.3f})"
 
 
 def _compute(source: Source) -> str | None:

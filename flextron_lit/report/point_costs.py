@@ -55,8 +55,8 @@ def priced(
     for point in found:
         if point.kind == DYNAMIC:
             if dynamic is not None:
-                ratios = {dynamic.name: point.own_cost / dynamic.full}
-                yield replace(point, costs=of_dynamic(ratios, tables))
+                ratio = point.own_cost / dynamic.full if point.own_ratio is None else point.own_ratio
+                yield replace(point, costs=of_dynamic({dynamic.name: ratio}, tables))
             continue
         sub_network = sub_networks.get(point.name)
         if sub_network is not None and _has_widths(sub_network, point.widths, space):

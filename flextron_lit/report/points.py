@@ -37,7 +37,9 @@ class Point:
     costs: Mapping[str, float] = field(default_factory=dict)
     """By the name of the cost, in its unit: those that are known; a dynamic router has its own cost alone."""
     own_cost: float = math.nan
-    """What the stage's table says, nan without a stage; of a dynamic router the mean over domains, in its own unit."""
+    """What the stage's table says, nan without a stage; of a dynamic router the mean over domains."""
+    own_ratio: float | None = None
+    """The same relative to the full network; None where the table of an earlier release has no ratios."""
     interval: tuple[float, float] | None = None
     """95 % interval of the value, where there is one."""
     earlier: bool = False
@@ -96,7 +98,7 @@ def _point(rows: Sequence[Mapping[str, Any]], stage: str, *, earlier: bool) -> P
     name = rows[0]["sub_network"]
     kind, budget = _kind_and_budget(name)
     # the only other column is the cost, by the name of the cost that the stage shows
-    known = {"step", "sub_network", "domain", "loss", "perplexity", *(f"{kind}_width" for kind in KINDS)}
+    known = {"step", "sub_network", "domain", "loss", "perplexity", "cost_ratio", *(f"{kind}_width" for kind in KINDS)}
     (column,) = rows[0].keys() - known
     return Point(
         name=name,
@@ -107,6 +109,7 @@ def _point(rows: Sequence[Mapping[str, Any]], stage: str, *, earlier: bool) -> P
         widths={kind: fmean(row[f"{kind}_width"] for row in rows) for kind in KINDS},
         source=stage,
         own_cost=fmean(row[column] for row in rows),
+        own_ratio=fmean(row["cost_ratio"] for row in rows) if "cost_ratio" in rows[0] else None,
         earlier=earlier,
     )
 

@@ -1,7 +1,6 @@
 """What a pipeline ends with: one table of what each budget gets, and what it costs and loses, static and dynamic."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import ceil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,19 +8,19 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from torch import Tensor
 
 from flextron_lit.checkpoint import RECORD
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.costs import Workload, parameter_table
+from flextron_lit.costs import parameter_table
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.files.damage import read_rows
 from flextron_lit.files.whole_file import write_csv, write_json
-from flextron_lit.latency.block_times import measure, phase_seconds
 from flextron_lit.latency.device_choice import device_of
 from flextron_lit.latency.latency_table import origin_of
 from flextron_lit.report.points import validated
+from flextron_lit.report.remeasured import Row, add_latencies, ratio_of, told
+from flextron_lit.routers.in_force import in_force
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC
@@ -29,16 +28,13 @@ from flextron_lit.stages.watched_losses import dynamic_answers, ladder_answers
 from flextron_lit.terminal.console import short, show, table
 
 SUMMARY = "summary.json"
-SECONDS = 40.0
-"""For measuring the latencies of all rows."""
-Row = dict[str, Any]
 
 
 def summarise(stages: Sequence[RunFolder], folder: Path) -> None:
     """Print the table, and write it as `summary.csv` and `summary.json`; what is written already is shown again.
 
     Losses and widths are those of the last validation of the last stage that watched a router; where its budgets are of
-    a latency, the last checkpoint's answers are measured once more, against the full network.
+    a latency, the last checkpoint's answers are measured once more, against the full network, and misses are said.
 
     Args:
         stages: run folders of the finished stages, in order.
@@ -53,7 +49,7 @@ def summarise(stages: Sequence[RunFolder], folder: Path) -> None:
             rows = with_costs(rows, load_elastic(str(checkpoint), device=device_of(None, checkpoint)))
             write(rows, folder)
     if rows:
-        show(shown(rows), f"wrote {folder / 'summary.csv'}")
+        show(shown(rows), *told(rows), f"wrote {folder / 'summary.csv'}")
 
 
 def written_since(file: Path, checkpoint: Path) -> bool:
@@ -84,55 +80,39 @@ def with_costs(rows: list[Row], loaded: Loaded) -> list[Row]:
     """Add parameters; and the latency, measured, where budgets are of one."""
     loaded.backbone.model.eval()
     space, folder = loaded.backbone.space, loaded.folder
-    static = [router for router in TrainedRouter.read_all(folder, space) if not router.stale]
-    dynamic = [router for router in TrainedDynamicRouter.read_all(folder, space) if not router.stale]
+    static = [r for r in in_force(TrainedRouter.read_all(folder, space), folder, space) if not r.stale]
+    dynamic = [r for r in in_force(TrainedDynamicRouter.read_all(folder, space), folder, space) if not r.stale]
+    timed = [router for router in (*static[:1], *dynamic[:1]) if router.table.unit == "ms"]
+    origins = {router.kind: origin_of(folder, space, router.table) for router in timed}
+    measured = next((origin[1] for origin in origins.values() if origin is not None), None)
+    if measured is not None:
+        # as the table was made: in another type everything takes other times
+        loaded.backbone.model.to(getattr(torch, measured.workload.dtype))
     selections: dict[str, Selection] = {FULL: space.full()}
     if static:
         selections |= ladder_answers(static[0].ladder, static[0].table, _budgets(rows, STATIC))
     if dynamic:
         selections |= dynamic_answers(dynamic[0], _budgets(rows, DYNAMIC), loaded.backbone.model)
-    costs = {router.kind: router.table.name for router in (*static[:1], *dynamic[:1])}
+    costs = {router.kind: router.table for router in (*static[:1], *dynamic[:1])}
     # a router that a later stage made stale answers for a network that is no more
     rows = [row for row in rows if row["name"] in selections]
     parameters = parameter_table(loaded.backbone)
     for row in rows:
-        row["cost"] = costs.get(row["router"], "")
+        row["cost"] = costs[row["router"]].name if row["router"] in costs else ""
         selection = selections[row["name"]]
         # a dynamic router may give a token any width: it needs all parameters
         row["parameters"] = round(parameters.cost(selection if isinstance(selection, SubNetwork) else space.full()))
-    timed = next((router.table for router in (*static, *dynamic) if router.table.unit == "ms"), None)
-    if timed is not None:
-        measured = origin_of(folder, space, timed)
-        workload = measured[1].workload if measured else Workload()
-        found = latencies(loaded, {row["name"]: selections[row["name"]] for row in rows}, workload)
-        for row in rows:
-            row["latency_ms"] = found[row["name"]]
+    if timed:
+        # of another request nothing is measured here
+        same = {
+            kind for kind, origin in origins.items() if origin and measured and origin[1].workload == measured.workload
+        }
+        add_latencies(rows, loaded, selections, {kind: costs[kind] for kind in same}, measured)
     return rows
 
 
 def _budgets(rows: Iterable[Row], router: str) -> list[float]:
     return [row["budget"] for row in rows if row["router"] == router]
-
-
-def latencies(loaded: Loaded, chosen: Mapping[str, Selection], workload: Workload) -> dict[str, float]:
-    """Milliseconds of a whole request, on validation text of all domains."""
-    text = mixed_text(loaded, workload)
-    total = dict.fromkeys(chosen, 0.0)
-    for phase, count in workload.phases.items():
-        found = measure(loaded.backbone, workload, phase, chosen, phase_seconds(phase, SECONDS), text)
-        for name, ratio in found.ratios.items():
-            total[name] += count * 1e3 * found.reference * ratio.value
-    return total
-
-
-def mixed_text(loaded: Loaded, workload: Workload) -> Tensor:
-    """The beginnings of each domain's first validation block one after the other, [B, T]; repeated if too short."""
-    documents = loaded.held_out("validation", loaded.known_text["block_size"])
-    blocks = [batches[0]["input_ids"][0] for batches in documents.values()]
-    each = ceil(workload.total_tokens / len(blocks))
-    text = torch.cat([block[:each] for block in blocks])
-    times = ceil(workload.total_tokens / len(text))
-    return text.repeat(times)[: workload.total_tokens].expand(workload.batch_size, -1)
 
 
 def write(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -156,13 +136,28 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['mlp_width']:.0%}",
             f"{row['attention_width']:.0%}",
             short(row["parameters"]),
-            *([f"{row['latency_ms']:.0f} ms"] if timed else []),
+            *([f"{row['latency_ms']:.0f} ms", *_again(row, rows)] if timed else []),
             *(f"{loss:.3f}" for loss in (*row["losses"].values(), fmean(row["losses"].values()))),
         )
         for row in rows
     ]
     widths = ("MLP", "attention", "parameters")
-    columns = ("budget", "router", *widths, *(["latency"] if timed else []), *rows[0]["losses"], "mean")
+    columns = (
+        "budget",
+        "router",
+        *widths,
+        *(["latency", "of full", "over"] if timed else []),
+        *rows[0]["losses"],
+        "mean",
+    )
     # many columns: without rules between them they fit a terminal
     narrow = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
     return table(columns, cells, left=["router"], title=title, title_justify="left", **narrow)
+
+
+def _again(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """What was measured as a share of the full network's, and by how many points it is over a budget of a latency."""
+    ratio = ratio_of(row, rows)
+    if "over_budget" not in row:
+        return "" if ratio is None else f"{ratio:.3f}", ""
+    return f"{row['budget_ratio']:.3f}", f"{100 * row['over_budget']:+.1f}"

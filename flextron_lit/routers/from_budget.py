@@ -6,7 +6,7 @@ with what chooses for every token.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.routers.feasible_decoding import Bound, Predict, decode
+from flextron_lit.routers.in_force import in_force
 from flextron_lit.routers.search import fit
 from flextron_lit.routers.staleness import stale_note
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter, TrainedSurrogate
@@ -42,6 +43,9 @@ class Answer:
     full network, and where nothing predicts it."""
     measured: bool = False
     """Whether the loss was measured when the ladder was made, rather than predicted by a surrogate."""
+    may_miss: Mapping[str, float] = field(default_factory=dict)
+    """By how much the latencies that were limited may miss what their table says, by name, as a share of the full
+    network's: the largest miss that was seen when the table was checked. Nothing for counted costs."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Routing:
     surrogate: TrainedSurrogate | None
     excess: ExcessTable | None = None
     """What conversion computed: the answer of a checkpoint that has neither router nor surrogate."""
+    may_miss: Mapping[str, float] = field(default_factory=dict)
+    """By how much each measured latency may miss its table (`LatencyTable.may_miss`)."""
 
     @property
     def answers(self) -> bool:
@@ -62,14 +68,27 @@ class Routing:
         return bool(self.routers or self.surrogate or self.excess)
 
     @classmethod
-    def read(cls, folder: Path, space: ElasticSpace, tables: Mapping[str, CostTable]) -> Self:
+    def read(
+        cls,
+        folder: Path,
+        space: ElasticSpace,
+        tables: Mapping[str, CostTable],
+        may_miss: Mapping[str, float] | None = None,
+    ) -> Self:
         """What a Flextron checkpoint holds.
+
+        Args:
+            folder: the checkpoint.
+            space: its choices.
+            tables: the costs that hold here.
+            may_miss: of those that were measured, as `LatencyTable.may_miss` says it.
 
         Raises:
             ValueError: if a file is damaged, or belongs to another space.
         """
         routers = {router.table.sha256: router for router in TrainedRouter.read_all(folder, space)}
-        return cls(space, tables, routers, TrainedSurrogate.read(folder, space), ExcessTable.read(folder, space))
+        surrogate, excess = TrainedSurrogate.read(folder, space), ExcessTable.read(folder, space)
+        return cls(space, tables, routers, surrogate, excess, may_miss or {})
 
     def stale_since(self, change: str) -> Self:
         """The same, of a network that something has changed."""
@@ -98,6 +117,16 @@ class Routing:
         """
         if all(limit.loose for limit in limits):
             return Answer(self.space.full(), "the full network meets it", None)
+        found = self._found(limits)
+        return found and replace(found, may_miss=self.misses(limits))
+
+    def misses(self, limits: Limits) -> dict[str, float]:
+        """By how much what limits allow may miss them: measured latencies alone."""
+        names = [limit.table.name for limit in limits]
+        return {name: self.may_miss[name] for name in names if name in self.may_miss}
+
+    def _found(self, limits: Limits) -> Answer | None:
+        """An answer to limits that the full network does not meet."""
         router = self.routers.get(limits[0].table.sha256) if len(limits) == 1 else None
         if router is not None:
             rung, measured = router.ladder.at(limits[0].value), router.ladder.measured
@@ -170,7 +199,7 @@ class DynamicRouting:
             ValueError: if it has no dynamic router, or several for one cost, or a file is damaged.
         """
         routers: dict[str, TrainedDynamicRouter] = {}
-        for router in TrainedDynamicRouter.read_all(folder, space):
+        for router in in_force(TrainedDynamicRouter.read_all(folder, space), folder, space):
             if router.table.name in routers:
                 raise ValueError(
                     f"{folder} holds several dynamic routers for {router.table.name}, of different cost tables "
@@ -240,6 +269,8 @@ class Selection:
     """Predicted by the surrogate, in nats per token; None where it was not asked."""
     calibrated: float | None = None
     """Measured when the router's ladder was made, in nats per token; None where its losses are predicted."""
+    may_miss: Mapping[str, float] = field(default_factory=dict)
+    """As of an `Answer`."""
 
 
 def to_json(selection: Selection, space: ElasticSpace, tables: Mapping[str, CostTable]) -> dict[str, Any]:
@@ -252,6 +283,7 @@ def to_json(selection: Selection, space: ElasticSpace, tables: Mapping[str, Cost
         "loss": selection.loss,
         "predicted_loss": selection.predicted,
         "calibration_loss": selection.calibrated,
+        "may_miss": dict(selection.may_miss),
         "sub_network": sub_network.to_json(),
         "widths": {block.name: width for block, width in widths},
         "costs": {

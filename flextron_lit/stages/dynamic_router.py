@@ -14,6 +14,7 @@ from flextron_lit.elastic.unit_gates import gated
 from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.routers.budget_prices import Prices, evenly_spaced
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, InputScale, RoutedPass
+from flextron_lit.routers.in_force import in_force
 from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.surrogate import TokenSurrogate
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
@@ -162,7 +163,8 @@ class DynamicRouterTraining(RouterTraining):
 
     def _static(self, folder: Path) -> TrainedRouter:
         """The static router for the same cost, else any."""
-        routers = TrainedRouter.read_all(folder, self.backbone.space)
+        space = self.backbone.space
+        routers = in_force(TrainedRouter.read_all(folder, space), folder, space)
         if not routers:
             raise ValueError(
                 f"{folder} holds no static router, from whose answers a dynamic one starts: run the static router "

@@ -14,6 +14,7 @@ from flextron_lit.elastic.unit_gates import Choose, for_all_tokens
 from flextron_lit.losses.measured_loss import batches_of
 from flextron_lit.routers.budget_prices import Prices
 from flextron_lit.routers.dynamic import DynamicPolicy, RoutedPass
+from flextron_lit.routers.in_force import in_force
 from flextron_lit.routers.ladder import Ladder, candidates, measured_ladder, worth_measuring
 from flextron_lit.routers.objective import Routed, route
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
@@ -206,10 +207,11 @@ def tuned_routers(which: Tuned, cost: str | None, folder: Path, space: ElasticSp
     found: list[TunedRouter] = []
     static = TrainedRouter.read_all(folder, space)
     if which != "dynamic":
-        found.append(TunedStaticRouter(_chosen("static", static, cost, folder), space))
+        found.append(TunedStaticRouter(_chosen("static", static, cost, folder, space), space))
     if which != "static":
-        router = _chosen("dynamic", TrainedDynamicRouter.read_all(folder, space), cost, folder)
-        costs = next((other.table for other in static if other.table.name == router.table.name), router.table)
+        router = _chosen("dynamic", TrainedDynamicRouter.read_all(folder, space), cost, folder, space)
+        others = (other.table for other in in_force(static, folder, space))
+        costs = next((table for table in others if table.name == router.table.name), router.table)
         found.append(TunedDynamicRouter(router, costs))
     names = [tuned.table.name for tuned in found]
     if len({*names}) > 1:
@@ -223,7 +225,7 @@ def tuned_routers(which: Tuned, cost: str | None, folder: Path, space: ElasticSp
 Router = TypeVar("Router", TrainedRouter, TrainedDynamicRouter)
 
 
-def _chosen(kind: RouterKind, routers: Sequence[Router], cost: str | None, folder: Path) -> Router:
+def _chosen(kind: RouterKind, routers: Sequence[Router], cost: str | None, folder: Path, space: ElasticSpace) -> Router:
     named = {router.name.removeprefix(f"{kind}-"): router for router in routers}
     found = {name: router for name, router in named.items() if cost in (None, name, router.table.name)}
     if not found:
@@ -233,7 +235,7 @@ def _chosen(kind: RouterKind, routers: Sequence[Router], cost: str | None, folde
             f"{folder} holds no {kind} router{wanted}, {there}: run the {kind} router stage first "
             f"(configs/stages/{kind}_router.yaml), or set cost to one of them"
         )
-    if len(found) > 1:
+    meant = in_force(list(found.values()), folder, space)
+    if len(meant) > 1:
         raise ValueError(f"{folder} holds several {kind} routers; set cost to one of {', '.join(found)}")
-    (router,) = found.values()
-    return router
+    return meant[0]

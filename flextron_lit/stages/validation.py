@@ -140,6 +140,10 @@ class Watched:
             return space.one_hot(self.selection)
         return self.selection.take()
 
+    def ratio(self, shares: Tensor) -> float:
+        """What it costs relative to the full network, from how often it took each choice, [2L, N]."""
+        return float(self.costs.expected(shares)) / self.costs.full
+
 
 @dataclass(frozen=True)
 class ValidationResult:
@@ -184,12 +188,16 @@ class ValidationResult:
             found[f"{prefix}/{name}/{domain}/loss"] = loss
             found[f"{prefix}/{name}/{domain}/perplexity"] = perplexity(loss)
             if not isinstance(watched.selection, SubNetwork):
-                found[f"{prefix}/{name}/{domain}/cost"] = float(watched.costs.expected(shares)) / watched.costs.full
+                found[f"{prefix}/{name}/{domain}/cost"] = watched.ratio(shares)
         means = zip(self.watched, self.losses.mean(1).tolist(), strict=True)
         return found | {f"{prefix}/{name}/mean/loss": mean for name, mean in means}
 
     def rows(self, step: int) -> list[dict[str, Any]]:
-        """One row a sub-network and domain, for files."""
+        """One row a sub-network and domain, for files.
+
+        Costs are ratios times what the full network costs by the first table: a dynamic router's own table may be of
+        other minutes of the machine.
+        """
         return [
             {
                 "step": step,
@@ -197,7 +205,8 @@ class ValidationResult:
                 "domain": domain,
                 "loss": loss,
                 "perplexity": perplexity(loss),
-                self.costs.name: float(watched.costs.expected(shares)),
+                self.costs.name: watched.ratio(shares) * self.costs.full,
+                "cost_ratio": watched.ratio(shares),
                 **{f"{kind}_width": mean for kind, mean in mean_widths(self.space, shares).items()},
             }
             for name, watched, domain, loss, shares in self._cells()

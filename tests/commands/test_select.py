@@ -5,6 +5,7 @@ from itertools import chain
 import pytest
 import torch
 
+from flextron_lit import checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.costs import COUNTED, Workload
 from flextron_lit.costs.budget import parse_budget
@@ -113,6 +114,23 @@ def test_a_latency_budget_needs_a_profile_and_then_holds(profiled, backbone):
     assert "measured on" in said
     smallest = fail("select", "--checkpoint", profiled, "--budget", "latency=0.000001ms")
     assert "no sub-network meets 'latency=0.000001ms': the smallest latency possible is" in smallest
+
+
+def test_a_table_that_came_with_the_checkpoint_is_replaced_without_damage(trained, backbone, tmp_path):
+    folder = tmp_path / "flextron"
+    workload = Workload(prompt_tokens=8, generated_tokens=2, threads=1)
+    old = profile(backbone, workload, budget_seconds=0.05, held_out=0)
+    name = f"costs/{old.file_name}"
+    checkpoint.extend(trained / "flextron", folder, files={name: json.dumps(old.to_json()).encode()})
+    assert name in checkpoint.verify(folder)
+    options = ("--prompt_tokens", 8, "--generated_tokens", 2, "--threads", 1, "--seconds", 0.2, "--held_out", 1)
+    said = " ".join(succeed("profile", "--checkpoint", folder, *options).split())
+    assert "holds" in said
+    assert "fresh networks are off by" in said
+    assert LatencyTable.from_json(json.loads((folder / name).read_text())) == old
+    succeed("profile", "--checkpoint", folder, *options, "--fresh")
+    assert name in checkpoint.verify(folder)
+    assert LatencyTable.from_json(json.loads((folder / name).read_text())) != old
 
 
 def test_a_budget_above_the_full_network_is_the_full_network(trained, backbone):

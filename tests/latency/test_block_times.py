@@ -1,6 +1,7 @@
 """The profiler on a machine whose times are known: a clock that counts work instead of seconds."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -255,3 +256,22 @@ def test_workloads_have_names():
         named("chat", dtype="int8")
     with pytest.raises(ValueError, match="threads must be 1 or more"):
         named("chat", threads=0)
+
+
+def test_a_sample_of_short_passes_is_many_of_them_while_there_is_time(backbone, machine, monkeypatch):
+    monkeypatch.setattr(profiler, "SAMPLE_SECONDS", 10.0)
+    small = {"small": backbone.space.smallest()}
+
+    def passes(seconds):
+        machine["passes"] = 0
+        found = profiler.measure(backbone, WORKLOAD, "prefill", small, seconds)
+        assert found.reference == pytest.approx(truth(backbone, backbone.space.full()) * 12 / 1e3)
+        return machine["passes"]
+
+    # as many rounds as there may be, each of three samples, and as many passes in one as make it long enough; before
+    # them one of each, and a round of single ones
+    each = math.ceil(10.0 / (truth(backbone, backbone.space.full()) * 12 / 1e3))
+    assert each > 2
+    assert passes(1e6) == 2 + 3 + 3 * each * profiler.MOST_ROUNDS
+    # the control: no time for any
+    assert passes(0) == 2 + 3 + 3 * profiler.LEAST_ROUNDS

@@ -1,3 +1,5 @@
+from statistics import median
+
 import pytest
 import torch
 
@@ -32,6 +34,22 @@ def test_ratios_do_not_feel_the_machines_drift():
     assert max(alone) / min(alone) > 1.5
 
 
+def test_an_interruption_now_and_then_spoils_no_ratio():
+    machine, taken = Machine(), []
+
+    def clock(run):
+        # other programs have their turn: the longer a run, the more often meanwhile
+        time = run()
+        taken.append(time + 4.0 * (len(taken) * 0.618034 % 1 < 0.5 * time))
+        return taken[-1]
+
+    found = interleaved({"half": machine.run("half", 0.5)}, machine.run("full", 1.0), range(400), clock)
+    assert found.ratios["half"] == Ratio(0.5, 0.0)
+    # the control: against the mean of the two references, which an interruption of either spoils
+    rounds = zip(taken[::3], taken[1::3], taken[2::3], strict=True)
+    assert median(2 * half / (before + after) for before, half, after in rounds) < 0.4
+
+
 def test_every_run_stands_between_two_runs_of_the_reference_in_turning_order():
     machine = Machine()
     runs = {name: machine.run(name, 1.0) for name in "abc"}
@@ -40,6 +58,31 @@ def test_every_run_stands_between_two_runs_of_the_reference_in_turning_order():
     assert names == "fafbfcf" + "fbfcfaf" + "fcfafbf"
     assert found.reference == 2
     assert found.ratios == dict.fromkeys("abc", Ratio(0.5, 0.0))
+
+
+def test_rounds_end_once_every_ratio_is_sure():
+    def rounds(until, unsure=lambda turn: 0.0):
+        machine, turns = Machine(), []
+
+        def clock(run):
+            name, _ = (run(), machine.ran[-1])[1]
+            return 0.5 + unsure(len(turns)) if name == "run" else 1.0
+
+        def counted():
+            for turn in range(40):
+                turns.append(turn)
+                yield turn
+
+        runs = {"run": machine.run("run", 1.0), "other": machine.run("other", 1.0)}
+        interleaved(runs, machine.run("full", 1.0), counted(), clock, until)
+        return len(turns)
+
+    # an interval takes six
+    assert rounds(0.01) == 6
+    assert rounds(None) == 40
+    assert rounds(0.01, lambda turn: 0.1 * (turn % 2)) == 40
+    # noise that ends
+    assert 6 < rounds(0.01, lambda turn: 0.1 * (turn < 4)) < 40
 
 
 def test_the_spread_holds_the_true_median():

@@ -329,6 +329,51 @@ def test_of_several_latency_tables_it_shows_the_routers_own(tmp_path):
     assert found.notes == [f"Latencies are those of {names[0]}; --latency shows another one: {names[1]}."]
 
 
+def test_all_milliseconds_of_the_page_are_of_one_measurement(tmp_path):
+    folder = tmp_path / "nightly"
+    scratch = served.write(tmp_path / "scratch/flextron", routers=())
+    backbone = load_elastic(str(scratch)).backbone
+    known = served.latency_table(backbone, 16)
+    table = known.tables()["latency"]
+
+    def dynamic(backbone):
+        """Its own table is of a machine that was three times as slow."""
+        slow = replace(table, fixed=3 * table.fixed, blocks=tuple(tuple(3 * c for c in row) for row in table.blocks))
+        return replace(served.dynamic_router(backbone), table=replace(slow, reference=3 * table.full))
+
+    answer = served.latency_router(backbone).ladder.at(0.9 * table.full).sub_network
+    shares = mean_widths(backbone.space, backbone.space.one_hot(answer))
+    answers = {
+        "full": (table.full, {"mlp": 1.0, "attention": 1.0}, 2.0),
+        "routed0.90": (table.cost(answer), shares, 2.5),
+        "dynamic0.80": (0.8 * table.full, {"mlp": 0.4, "attention": 0.3}, 2.2),
+    }
+    validated_rows = [
+        {**row, "cost_ratio": row["latency"] / table.full, "loss": row["loss"]} for row in rows(answers, "latency")
+    ]
+    write_run(folder / "a", "StaticRouterTraining", validated_rows, routers=(served.latency_router, dynamic))
+    known.write(folder / "a/flextron")
+    # measured at the end, when the machine took twice as long
+    ratios = {"full": 1.0, "routed0.90": 0.95, "dynamic0.80": 0.85}
+    over = {"cost": "latency", "budget_ratio": 0.95, "budget_spread": 0.01, "over_budget": 0.05}
+    summary = [
+        {"name": n, "budget": 0.9, "router": "static", "losses": DOMAINS, "latency_ms": 2 * table.full * ratio}
+        | (over if n == "routed0.90" else {})
+        for n, ratio in ratios.items()
+    ]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    written = reporting.write_report(source.find(folder), texts=False)
+    page = Page(written.read_text(encoding="utf-8"))
+    points = page.points()
+    assert points["full"]["costs"]["latency"] == pytest.approx(table.full)
+    assert points["routed0.90"]["costs"]["latency"] == pytest.approx(table.cost(answer))
+    assert points["dynamic0.80"]["costs"] == {"latency": pytest.approx(0.8 * table.full)}
+    for ratio in ratios.values():
+        assert f"{table.short(ratio * table.full)} ({ratio:.3f})" in page.text
+        assert f"{2 * table.full * ratio:.0f} ms" not in page.text
+    assert "Missed: measured again, the static answer to 0.9 of the latency takes 0.950 ± 0.010" in page.text
+
+
 def test_a_checkpoint_alone_has_a_ladder_and_no_points(run, tmp_path):
     named = run[0] / "a_routers/flextron"
     before = sorted(named.rglob("*"))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -5,7 +7,9 @@ from lightning.pytorch import Callback
 from flextron_lit import checkpoint
 from flextron_lit.callbacks import BudgetSampling, FlextronCheckpointWriter, LatencyProfiling, latency_profiling
 from flextron_lit.costs import DYNAMIC_COUNTED, Workload, dynamic_table
-from flextron_lit.latency.latency_table import read_all
+from flextron_lit.latency.drift import Drift, Fresh
+from flextron_lit.latency.latency_table import HeldOut, read_all
+from flextron_lit.latency.recheck import Rechecked
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages import Calibration, ElasticTraining
 from tests.stages.training import PLAN, SPACE, TINY, Plan, fit, stage
@@ -29,7 +33,8 @@ def measured(monkeypatch):
 
 
 def profiling():
-    return LatencyProfiling(WORKLOAD, seconds=0.1, held_out=1)
+    # what a busy machine would say of a table is another matter
+    return LatencyProfiling(WORKLOAD, seconds=0.1, held_out=1, recheck=0)
 
 
 def test_a_table_is_measured_once_and_goes_along_with_the_checkpoint(tmp_path, measured):
@@ -85,7 +90,7 @@ def test_a_latency_that_nobody_measured_is_refused(tmp_path):
         fit(stage(), sampling, default_root_dir=tmp_path)
 
 
-@pytest.mark.parametrize("settings", [{"seconds": 0.0}, {"held_out": -1}])
+@pytest.mark.parametrize("settings", [{"seconds": 0.0}, {"held_out": -1}, {"recheck": -1.0}])
 def test_a_wrong_setting_is_refused(settings):
     with pytest.raises(ValueError, match="seconds must be above 0 and held_out 0 or more"):
         LatencyProfiling(**settings)
@@ -135,3 +140,64 @@ def test_a_dynamic_stage_counts_what_grouped_execution_computes(tmp_path):
     assert static.cost_table("kv_bytes").full > 0
     with pytest.raises(ValueError, match="no cost 'latency'; there are flops, prefill_flops, decode_flops. Latencies"):
         module.cost_table("latency")
+
+
+# --- a table of before -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """What fresh networks say of tables, and of which they were asked."""
+    state = {"miss": 0.0, "asked": []}
+
+    def recheck(backbone, known, *, budget_seconds):
+        state["asked"].append(known)
+        row = HeldOut(backbone.space.smallest().choices, 0.5, 0.5 + state["miss"])
+        phases = {name: replace(phase, rechecked=(row,)) for name, phase in known.phases.items()}
+        drifts = {"latency": Drift([Fresh(0.5, 0.5 + state["miss"], 0.0)])}
+        return Rechecked(replace(known, phases=phases), drifts, 1.0)
+
+    monkeypatch.setattr(latency_profiling, "recheck", recheck)
+    return state
+
+
+def checking():
+    return LatencyProfiling(WORKLOAD, seconds=0.1, held_out=1)
+
+
+def test_a_table_of_an_earlier_stage_is_checked_before_it_is_taken_over(tmp_path, measured, checked):
+    first = stage()
+    fit(first, checking(), Plan(), FlextronCheckpointWriter(), default_root_dir=tmp_path / "one")
+    assert checked["asked"] == []
+    later = ElasticTraining(str(tmp_path / "one" / "flextron"))
+    checked["miss"] = 0.02
+    fit(later, checking(), Plan(PLAN), FlextronCheckpointWriter(), default_root_dir=tmp_path / "two")
+    assert checked["asked"] == [first.latency]
+    assert len(measured) == 1
+    # the same costs, with what was seen of them now, which goes along
+    assert later.latency.tables() == first.latency.tables()
+    assert all(phase.rechecked for phase in later.latency.phases.values())
+    assert later.latency.may_miss["latency"] >= 0.02
+    assert list(read_all(tmp_path / "two" / "flextron", later.backbone.space).values()) == [later.latency]
+    # its own table a run keeps as it is
+    again = ElasticTraining(str(tmp_path / "one" / "flextron"))
+    fit(again, checking(), Plan(PLAN), default_root_dir=tmp_path / "two")
+    assert again.latency == later.latency
+    assert len(checked["asked"]) == 1
+
+
+def test_a_table_that_holds_no_more_is_measured_anew_and_that_is_said(tmp_path, measured, checked, monkeypatch):
+    said = []
+    monkeypatch.setattr(latency_profiling, "rank_zero_info", said.append)
+    first = stage()
+    fit(first, checking(), Plan(), FlextronCheckpointWriter(), default_root_dir=tmp_path / "one")
+    checked["miss"] = 0.05
+    later = ElasticTraining(str(tmp_path / "one" / "flextron"))
+    fit(later, checking(), Plan(PLAN), FlextronCheckpointWriter(), default_root_dir=tmp_path / "two")
+    assert len(measured) == 2
+    assert "holds no more" in said[-2]
+    assert "measured, wrote" in said[-1]
+    assert later.latency.tables()["latency"].sha256 != first.latency.tables()["latency"].sha256
+    assert list(read_all(tmp_path / "two" / "flextron", later.backbone.space).values()) == [later.latency]
+    # what was made with the one before lies in its own checkpoint still
+    assert list(read_all(tmp_path / "one" / "flextron", first.backbone.space).values()) == [first.latency]

@@ -91,6 +91,18 @@ def test_rows_have_the_mean_widths_and_costs_of_every_domain():
     json.dumps(list(rows.values()))
 
 
+def test_costs_of_two_tables_have_one_scale():
+    # measured in other minutes of the machine, in which all took twice as long
+    slow = CostTable("units", "units", 24.0, ((2.0, 4.0, 8.0), (0.0, 6.0, 12.0)), reference=40.0)
+    router = DynamicPolicy(DynamicRouter(SPACE, 4, torch.tensor([0.0, 1.0])), slow, [0.7], [0.0])
+    same, other = (
+        result({**watched(), "dynamic0.70": each}).rows(0) for each in (watched()["dynamic0.70"], Watched(router, slow))
+    )
+    assert same == other
+    assert [row["cost_ratio"] for row in other if row["domain"] == "easy"] == [1.0, 0.85, 0.875]
+    assert all(row["units"] == pytest.approx(20.0 * row["cost_ratio"]) for row in other)
+
+
 def test_a_router_is_asked_once_for_what_it_took():
     watching = watched()
     router = watching["dynamic0.70"]
