@@ -30,13 +30,19 @@ class LatencyProfiling(Callback):
         held_out: sub-networks, or mixtures of choices, to check the table on, and to correct it by if there are 4.
         recheck: seconds for checking a table of the stage's checkpoint on fresh networks; a few rounds run however long
             they take. 0 takes it as it is.
+        compiled: measure compiled widths (`--compile`), which routers for such a table then answer for.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or a dynamic router's latencies are to be compiled ones.
     """
 
     def __init__(
-        self, workload: Workload = Workload(), seconds: float = 60.0, held_out: int = 20, recheck: float = 10.0
+        self,
+        workload: Workload = Workload(),
+        seconds: float = 60.0,
+        held_out: int = 20,
+        recheck: float = 10.0,
+        compiled: bool = False,
     ) -> None:
         if seconds <= 0 or held_out < 0 or recheck < 0:
             raise ValueError(
@@ -46,6 +52,7 @@ class LatencyProfiling(Callback):
         self.seconds = seconds
         self.held_out = held_out
         self.recheck = recheck
+        self.compiled = compiled
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find or measure the table."""
@@ -62,7 +69,9 @@ class LatencyProfiling(Callback):
 
     def _table(self, trainer: Trainer, stage: Stage) -> LatencyTable:
         backbone = stage.backbone
-        wanted = conditions(backbone, self.workload, "dynamic" if stage.dynamic else "static")
+        if self.compiled and stage.dynamic:
+            raise ValueError("compiled has no effect on a dynamic router: its tokens run through the network as it is")
+        wanted = conditions(backbone, self.workload, "dynamic" if stage.dynamic else "static", compiled=self.compiled)
         run_folder = Path(trainer.default_root_dir)
         # what this run began with, it goes on with
         own = find(run_folder, wanted)
@@ -77,6 +86,7 @@ class LatencyProfiling(Callback):
         dtype: torch.dtype = getattr(torch, self.workload.dtype)
         compensation = [elastic.compensation.state_dict() for elastic in backbone.blocks]
         blank = blank_elastic(backbone.model.config, backbone.space, compensation, dtype=dtype, device=stage.device)
+        blank.compile_widths(self.compiled)
         if earlier is not None:
             again = recheck(blank, earlier[1], budget_seconds=self.recheck)
             rank_zero_info(f"latencies: {earlier[0]} {again.told()}")

@@ -1,8 +1,9 @@
 """`python main.py profile`: the latency table of this device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -15,9 +16,10 @@ from flextron_lit.commands.options import CommandLine, workload_of
 from flextron_lit.files.whole_file import json_text
 from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.device_choice import device_of
-from flextron_lit.latency.latency_table import FOLDER, LatencyTable, conditions, find
+from flextron_lit.latency.latency_table import COMPILED, FOLDER, LatencyTable, conditions, find
 from flextron_lit.latency.miss import points
 from flextron_lit.latency.recheck import recheck
+from flextron_lit.latency.request import REQUEST
 from flextron_lit.latency.routed_times import profile_dynamic
 from flextron_lit.space import KINDS, ElasticSpace
 from flextron_lit.terminal.console import show, table
@@ -54,6 +56,18 @@ def _rows(measured: LatencyTable, space: ElasticSpace) -> Iterator[Sequence[str]
     yield "they corrected savings by a factor of", *(f"{phase.correction:.3f}" for phase in phases)
     misses = (phase.largest_miss for phase in phases)
     yield "may miss by", *("not checked" if miss is None else points(miss) for miss in misses)
+
+
+def reach(folder: Path, wanted: Mapping[str, Any]) -> Iterator[str]:
+    """What budgets of the request's latency can reach, as the network is and compiled, where both were measured."""
+    conditions = {name: value for name, value in wanted.items() if name != COMPILED}
+    found = [find(folder, each) for each in (conditions, {**conditions, COMPILED: True})]
+    if all(found):
+        plain, compiled = (each[1].tables()[REQUEST] for each in found if each)
+        yield (
+            f"budgets of latency reach down to {plain.smallest_ratio:.3f} of {plain.show(plain.full)} as the network "
+            f"is, and to {compiled.smallest_ratio:.3f} of {compiled.show(compiled.full)} compiled"
+        )
 
 
 def kept(measured: LatencyTable, folder: Path) -> Path:
@@ -95,10 +109,11 @@ def command(args: Sequence[str]) -> None:
     known = None if options.fresh else find(folder, wanted)
     if known is not None:
         path, measured = known
-        show(summary(measured, space), f"measured already: {path}; --fresh measures again")
+        show(summary(measured, space), *reach(folder, wanted), f"measured already: {path}; --fresh measures again")
         again = recheck(backbone, measured, budget_seconds=options.seconds * SHARE)
         show(again.told() if again.holds else f"{again.told()}. Measure again with --fresh.")
         return
     measure = profile_dynamic if options.dynamic else profile
     measured = measure(backbone, workload, budget_seconds=options.seconds, held_out=options.held_out)
-    show(summary(measured, space), f"wrote {kept(measured, folder)}")
+    path = kept(measured, folder)
+    show(summary(measured, space), *reach(folder, wanted), f"wrote {path}")

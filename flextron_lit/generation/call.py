@@ -72,6 +72,7 @@ class Generated:
     tokens: int
     """How many were generated, the one that ends the text included."""
     seconds: float
+    """Without compiling, which is done once."""
     drafts: Speculated | None = None
     """How it came about, if its tokens were drafted first."""
 
@@ -167,9 +168,16 @@ def generate(
             made = speculate(model.backbone, **inputs, **by)
             return made.tokens, made
 
+    before = _compiling(model)
     (tokens, drafts), seconds = timed(run, model.device)
+    seconds -= _compiling(model) - before
     new = tokens[0, inputs["input_ids"].shape[1] :]
     return Generated(str(model.tokenizer.decode(new, skip_special_tokens=True)), len(new), seconds, drafts)
+
+
+def _compiling(model: FlextronModel) -> float:
+    """Seconds that compiling has taken so far."""
+    return 0.0 if model.backbone.compiled is None else model.backbone.compiled.seconds
 
 
 def compare(

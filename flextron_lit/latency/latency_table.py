@@ -237,8 +237,10 @@ def _read(path: Path) -> LatencyTable:
         return LatencyTable.from_json(read_json(path))
 
 
-def conditions(backbone: ElasticBackbone, workload: Workload, execution: Execution = "static") -> dict[str, Any]:
-    """What latencies of a model depend on, JSON-able."""
+def conditions(
+    backbone: ElasticBackbone, workload: Workload, execution: Execution = "static", *, compiled: bool | None = None
+) -> dict[str, Any]:
+    """What latencies of a model depend on, JSON-able; unless it is said, it runs by compiled code if it does now."""
     threads = workload.threads or torch.get_num_threads()
     config = backbone.model.config
     return {
@@ -254,5 +256,5 @@ def conditions(backbone: ElasticBackbone, workload: Workload, execution: Executi
         "versions": versions(),
         # static tables of networks as they are were written before there were others
         **({} if execution == "static" else {"execution": execution}),
-        **({} if backbone.compiled is None else {COMPILED: True}),
+        **({COMPILED: True} if (backbone.compiled is not None if compiled is None else compiled) else {}),
     }

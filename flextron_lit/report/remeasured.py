@@ -47,6 +47,8 @@ def add_latencies(
     workload = measured.workload if measured else Workload()
     others = {row["name"]: selections[row["name"]] for row in rows if row["name"] != FULL}
     text = mixed_text(loaded, workload)
+    # in the mode that the budgets are of
+    loaded.backbone.compile_widths(measured is not None and measured.compiled)
     found = measure_request(loaded.backbone, workload, lambda _: others, SECONDS, text, until=ENOUGH)
     full = measured.tables()[REQUEST].full if measured else 1e3 * found.full
     for row in rows:

@@ -64,6 +64,11 @@ class CompiledWidths:
             # where torch looks for what `Module.compile` makes; copies and pickles leave it out
             layer._compiled_call_impl = CompiledLayer(self, layer, attention, mlp)
 
+    @property
+    def seconds(self) -> float:
+        """Time that compiling has taken, and finding what was compiled before."""
+        return sum(row.seconds for row in self.compilations)
+
     def undo(self) -> None:
         """Have the layers run as they are again."""
         for layer in self.backbone.layers:
