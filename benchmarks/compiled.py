@@ -9,6 +9,7 @@ network switches through random sub-networks: compilations, the time of a switch
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import sys
 import time
@@ -120,23 +121,38 @@ def ratios(runs: dict[str, Pass], rounds: int) -> dict[str, tuple[float, float]]
 
 
 @torch.no_grad()
+def logits(backbone: ElasticBackbone, prompt: torch.Tensor) -> list[torch.Tensor]:
+    """Of a prompt and two tokens after it."""
+    cache = StaticCache(config=backbone.model.config, max_cache_len=prompt.shape[1] + 8)
+    parts = (prompt, prompt[:, :1], prompt[:, 1:2])
+    return [backbone.model(part, past_key_values=cache, use_cache=True).logits for part in parts]
+
+
+def largest(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Difference, relative to the largest logit."""
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+@torch.no_grad()
 def switching(backbone: ElasticBackbone, prompt: torch.Tensor) -> None:
     """Fifty random sub-networks in one process."""
     generator = torch.Generator().manual_seed(0)
-    worst, times = 0.0, []
+    exact = copy.deepcopy(backbone)
+    exact.model.double()
+    apart, off, times = [], {False: [], True: []}, []
     for _ in range(SWITCHES):
         sub_network = backbone.space.random(generator)
         begun = time.perf_counter()
         with backbone.use(sub_network):
             times.append(time.perf_counter() - begun)
-            found = []
-            for compiled in (False, True):
-                with mode(backbone, compiled):
-                    cache = StaticCache(config=backbone.model.config, max_cache_len=prompt.shape[1] + 8)
-                    parts = (prompt, prompt[:, :1], prompt[:, 1:2])
-                    found.append([backbone.model(part, past_key_values=cache, use_cache=True).logits for part in parts])
-        for eager, own in zip(*found, strict=True):
-            worst = max(worst, float((eager - own).abs().max() / eager.abs().max()))
+            with mode(backbone, compiled=False):
+                eager = logits(backbone, prompt)
+            compiled = logits(backbone, prompt)
+        with exact.use(sub_network):
+            true = logits(exact, prompt)
+        apart.append(largest(compiled, eager))
+        off[False].append(largest(eager, true))
+        off[True].append(largest(compiled, true))
     assert backbone.compiled is not None
     rows = backbone.compiled.compilations
     kinds = {(block.kind, width) for block in backbone.space.blocks for width in block.widths if width}
@@ -144,7 +160,9 @@ def switching(backbone: ElasticBackbone, prompt: torch.Tensor) -> None:
         f"{SWITCHES} sub-networks: {len(rows)} graphs of at most {2 * len(kinds)}, "
         f"{sum(row.seconds for row in rows if not row.from_disk):.0f} s of compiling, "
         f"a switch takes {1e6 * statistics.median(times):.0f} us (at most {1e6 * max(times):.0f}), "
-        f"logits differ by {worst:.1e} of the largest; run as they are: {dict(backbone.compiled.eager) or 'none'}"
+        f"logits differ from eager ones by {statistics.median(apart):.1e} of the largest (at most {max(apart):.1e}); from "
+        f"those in float64 by at most {max(off[True]):.1e}, eager ones by {max(off[False]):.1e}; "
+        f"layers that ran as they are: {dict(backbone.compiled.eager) or 'none'}"
     )
 
 
@@ -154,6 +172,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=256, help="of the prompt")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--only_switching", action="store_true", help="Leave the table out.")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     # of the networks that are compiled whole
@@ -163,6 +182,13 @@ def main() -> None:
     backbone.compile_widths()
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(backbone.model.config.vocab_size, (1, options.tokens), generator=generator)
+    if not options.only_switching:
+        compare(backbone, prompt, options)
+    switching(backbone, prompt[:, : min(32, options.tokens)])
+
+
+def compare(backbone: ElasticBackbone, prompt: torch.Tensor, options: argparse.Namespace) -> None:
+    """Time all, and print the table."""
     found = all_passes(backbone, prompt)
     prefill, decode = ({name: each[i] for name, each in found.items()} for i in range(2))
     for run in (*prefill.values(), *decode.values()):
@@ -176,7 +202,6 @@ def main() -> None:
     for name in found:
         table.add_row(name, *(f"{r[name][0]:.3f} ({r[name][1]:.1f})" for r in (at_decode, at_prefill)))
     Console(width=120).print(table)
-    switching(backbone, prompt[:, : min(32, options.tokens)])
 
 
 if __name__ == "__main__":

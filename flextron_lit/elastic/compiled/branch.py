@@ -59,7 +59,7 @@ class Branch(nn.Module):
     ) -> None:
         super().__init__()
         # in a tuple they are no sub-modules, whose weights would be a part of what is compiled
-        self.parts = {"block": _twin(block), "norm": _twin(norm)}.items()
+        self.parts = _twin(block), _twin(norm)
         self.inputs = inputs
         self.weights = weights
 
@@ -67,7 +67,7 @@ class Branch(nn.Module):
         """[B, T, D]; keys, values and filled are changed in place."""
         given = dict(zip(self.inputs, tensors, strict=False))
         weights = dict(zip(self.weights, tensors[len(self.inputs) :], strict=True))
-        (_, block), (_, norm) = self.parts
+        block, norm = self.parts
         hidden = functional_call(norm, _under("norm", weights), (given["hidden"],))
         said = functional_call(block, _under("block", weights), (hidden,), self._arguments(block, given))
         output = said[0] if isinstance(said, tuple) else said
