@@ -160,8 +160,8 @@ def switching(backbone: ElasticBackbone, prompt: torch.Tensor) -> None:
         f"{SWITCHES} sub-networks: {len(rows)} graphs of at most {2 * len(kinds)}, "
         f"{sum(row.seconds for row in rows if not row.from_disk):.0f} s of compiling, "
         f"a switch takes {1e6 * statistics.median(times):.0f} us (at most {1e6 * max(times):.0f}), "
-        f"logits differ from eager ones by {statistics.median(apart):.1e} of the largest (at most {max(apart):.1e}); from "
-        f"those in float64 by at most {max(off[True]):.1e}, eager ones by {max(off[False]):.1e}; "
+        f"logits differ from eager ones by {statistics.median(apart):.1e} of the largest (at most {max(apart):.1e}); "
+        f"from those in float64 by at most {max(off[True]):.1e}, eager ones by {max(off[False]):.1e}; "
         f"layers that ran as they are: {dict(backbone.compiled.eager) or 'none'}"
     )
 

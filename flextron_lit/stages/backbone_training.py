@@ -27,7 +27,7 @@ from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.precision import cast_weights
 from flextron_lit.stages.run_length import by_the_clock, planned, updates_done
 from flextron_lit.stages.stop_on_nan import check_finite
-from flextron_lit.stages.watched_losses import WatchedStage
+from flextron_lit.stages.written_batches import WritingStage
 
 Trained = Literal["all", "compensation"]
 WARMUP_SHARE = 0.1
@@ -48,6 +48,9 @@ class BackboneSettings(StageSettings):
     lr_scheduler: LRSchedulerCallable | None = None
     """Any schedule of the backbone, stepped at every update; the default warms up over a tenth of the steps and falls
     as a cosine to a tenth of the learning rate."""
+    written: float = 0.0
+    """Share of the batches that the full network writes itself as the stage begins, as `calibration.written`: narrower
+    widths learn to follow it on all that it knows, not on the training text alone. Best with `sampled_from_full`."""
     activation_checkpointing: bool = False
     """Recompute activations in backward."""
     clip_norm: float = 1.0
@@ -59,6 +62,8 @@ class BackboneSettings(StageSettings):
         super().__post_init__()
         if self.clip_norm <= 0:
             raise ValueError(f"clip_norm must be above 0, not {self.clip_norm}; a large number switches clipping off")
+        if not 0 <= self.written < 1:
+            raise ValueError(f"written is a share of the batches, from 0 to below 1, not {self.written}")
         if self.accumulate < 1:
             raise ValueError(f"accumulate counts batches and must be 1 or more, not {self.accumulate}")
         if self.trained not in get_args(Trained):
@@ -70,7 +75,7 @@ class BackboneSettings(StageSettings):
             )
 
 
-class BackboneTraining(WatchedStage):
+class BackboneTraining(WritingStage):
     """Base of elastic training and joint tuning.
 
     Each step: the full network's forward, forward and backward of everything that is planned, the full network's
@@ -82,7 +87,7 @@ class BackboneTraining(WatchedStage):
         options: how it is trained.
     """
 
-    recorded = (*WatchedStage.recorded, "trained", "clip_norm", "accumulate", "full_weight", "distillation")
+    recorded = (*WritingStage.recorded, "trained", "written", "clip_norm", "accumulate", "full_weight", "distillation")
     options: BackboneSettings
 
     def __init__(self, checkpoint: str, optimizer: OptimizerCallable, options: BackboneSettings) -> None:
@@ -168,6 +173,7 @@ class BackboneTraining(WatchedStage):
         with how many are planned: each graph is gone before the next is built.
         """
         self.check_plan()
+        batch = self.batch_of_step(batch)
         space = self.backbone.space
         self.parts = LossParts()
         original = self._original_logits(batch)

@@ -12,12 +12,13 @@ from transformers import GenerationConfig
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.ranks import tell
 
+Blocks = dict[str, Tensor]
 LENGTH = 128
 """Tokens of a text: many short ones are written side by side, in a fraction of the time of few long ones."""
 
 
 @torch.no_grad()
-def written(backbone: ElasticBackbone, tokens: int, block_size: int, *, seed: int = 0) -> dict[str, Tensor]:
+def written(backbone: ElasticBackbone, tokens: int, block_size: int, *, seed: int = 0) -> Blocks:
     """Texts that begin with a random token each and go on as the full network's probabilities have it.
 
     Args:
@@ -31,7 +32,7 @@ def written(backbone: ElasticBackbone, tokens: int, block_size: int, *, seed: in
     """
     length = block_size if block_size % LENGTH else LENGTH
     texts = -(-tokens // block_size) * (block_size // length)
-    tell(f"writing {texts} texts of {length} tokens to calibrate on")
+    tell(f"writing {texts} texts of {length} tokens")
     model: Any = backbone.model
     own, model.generation_config = model.generation_config, GenerationConfig()
     devices = [] if model.device.type == "cpu" else [model.device]
@@ -46,3 +47,10 @@ def written(backbone: ElasticBackbone, tokens: int, block_size: int, *, seed: in
             model.generation_config = own
     positions = torch.arange(length, device=ids.device).expand_as(ids)
     return {name: each.reshape(-1, block_size) for name, each in (("input_ids", ids), ("position_ids", positions))}
+
+
+def with_labels(blocks: Blocks) -> Blocks:
+    """The same with what is predicted at each token: the next one of its text, nothing (-100) at its end."""
+    ids, positions = blocks["input_ids"], blocks["position_ids"]
+    ends = torch.nn.functional.pad(positions[:, 1:], (0, 1)) == 0
+    return {**blocks, "labels": ids.roll(-1, 1).masked_fill(ends, -100)}

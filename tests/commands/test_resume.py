@@ -18,7 +18,8 @@ BY_EPOCH = {
 }
 WORKERS = {**SHORT, "data": {"init_args": {"num_workers": 2}}}
 RANKS = {"trainer": {**SHORT["trainer"], "devices": 2, "strategy": "ddp"}}
-ACCUMULATED = {**SHORT, "model": {"init_args": {"accumulate": 3}}}
+# the network writes half of the text itself, before it has learned anything
+ACCUMULATED = {**SHORT, "model": {"init_args": {"accumulate": 3, "written": 0.5}}}
 
 # name -> settings on top of debug.yaml, the moment, the step, the signal
 CASES = {

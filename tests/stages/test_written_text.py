@@ -1,4 +1,4 @@
-"""Text that a network writes itself, to calibrate on."""
+"""Text that a network writes itself, to calibrate and to train on."""
 
 import pytest
 import torch
@@ -7,10 +7,12 @@ from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.stages.calibration import Calibration
 from flextron_lit.stages.conversion import convert
-from flextron_lit.stages.written_text import written
+from flextron_lit.stages.written_batches import WrittenBatches
+from flextron_lit.stages.written_text import with_labels, written
 from tests.conftest import SPACE, make_llama
 from tests.options import seed
 from tests.served import TINY
+from tests.stages.training import PLAN, Gradients, Plan, fit, stage, sum_of_losses
 
 
 def sayer(token):
@@ -66,3 +68,39 @@ def test_projections_are_solved_from_both():
 def test_a_wrong_share_is_refused(settings):
     with pytest.raises(ValueError, match=r"calibration.written (is a share|has no effect)"):
         Calibration(**settings)
+
+
+def test_the_next_token_of_a_text_is_predicted_and_nothing_at_its_end():
+    blocks = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 9, 4]]),
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]),
+    }
+    assert with_labels(blocks)["labels"].tolist() == [[6, 7, -100, 9, 4, -100]]
+
+
+@pytest.mark.parametrize(("share", "own"), [(0.0, []), (0.5, [1, 3, 5, 7]), (0.25, [3, 7]), (0.75, [1, 2, 3, 5, 6, 7])])
+def test_written_batches_take_the_place_of_a_share(share, own):
+    blocks = with_labels({"input_ids": torch.arange(24).view(6, 4), "position_ids": torch.arange(4).repeat(6, 1)})
+    batches, loaded = WrittenBatches(share, blocks), {"input_ids": torch.zeros(2, 4)}
+    found = [batches.instead(loaded, number) for number in range(8)]
+    assert [number for number, each in enumerate(found) if each is not loaded] == own
+    rows = [each["input_ids"][:, 0].tolist() for each in found if each is not loaded]
+    # one after the other, and from the beginning again
+    assert rows == [[0, 4], [8, 12], [16, 20], [0, 4], [8, 12], [16, 20]][: len(own)]
+    if own:
+        ranks = [batches.instead(loaded, own[0], rank, 3)["input_ids"][:, 0].tolist() for rank in range(3)]
+        assert ranks == [[0, 4], [8, 12], [16, 20]]
+
+
+def test_a_stage_trains_on_what_the_network_wrote():
+    kept, module = Gradients(), stage(accumulate=2, written=0.5)
+    fit(module, Plan(), kept)
+    module.model.load_state_dict(kept.weights, strict=False)
+    first, second = kept.batches
+    own = module._written.instead(second, 1)
+    assert not torch.equal(own["input_ids"], second["input_ids"])
+    for batches, same in (([first, own], True), ([first, second], False)):
+        expected = sum_of_losses(module, batches, PLAN)
+        assert all(torch.allclose(kept.kept[n], g, rtol=1e-4, atol=1e-6) for n, g in expected.items()) == same
+    with pytest.raises(ValueError, match="written is a share of the batches"):
+        stage(written=1.0)
