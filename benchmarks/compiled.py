@@ -63,6 +63,20 @@ def passes(model: PreTrainedModel, prompt: torch.Tensor, forward: Callable[..., 
     return partial(run, prompt, caches[0]), partial(run, prompt[:, :1], caches[1])
 
 
+def products(model: PreTrainedModel, tokens: int) -> Pass:
+    """All matrix products of a pass and nothing else: what reading the weights takes."""
+    weights = [each.weight.detach() for each in model.modules() if isinstance(each, torch.nn.Linear)]
+    inputs = {size: torch.zeros(tokens, size) for size in {weight.shape[1] for weight in weights}}
+
+    def run() -> None:
+        for weight in weights[:-1]:
+            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+        # logits are those of the last token
+        torch.nn.functional.linear(inputs[weights[-1].shape[1]][-1:], weights[-1])
+
+    return run
+
+
 @contextmanager
 def mode(backbone: ElasticBackbone, compiled: bool) -> Iterator[None]:
     """Compiled widths, or the network as it is; what is compiled stays."""
@@ -92,6 +106,7 @@ def all_passes(backbone: ElasticBackbone, prompt: torch.Tensor) -> dict[str, tup
             each()
         print(f"{name}, extracted: compiled whole in {time.monotonic() - begun:.0f} s", flush=True)
         found[f"{name}, extracted, eager"] = passes(small, prompt, small.forward)
+        found[f"{name}, its matrix products alone"] = products(small, prompt.shape[1]), products(small, 1)
         for compiled in (False, True):
             with backbone.use(sub_network):
                 own = passes(backbone.model, prompt, backbone.model.forward)

@@ -174,10 +174,10 @@ class ElasticBackbone:
         return self.selection.use(selection)
 
     def compile_widths(self, wanted: bool = True) -> None:
-        """Run passes without gradients by code compiled for their widths, or, unless wanted, as they are again.
+        """Run passes by code compiled for their widths, or, unless wanted, as they are again.
 
-        Code is compiled at the first pass that needs it, seconds each, and kept for all processes of this machine. What
-        cannot be compiled runs as it is, with a warning that says why.
+        Code is compiled at the first pass that needs it, seconds each; what needs no gradients is kept for all later
+        processes. What cannot be compiled runs as it is, and a line says why.
         """
         if self.compiled is not None:
             self.compiled.undo()

@@ -51,6 +51,9 @@ class BackboneSettings(StageSettings):
     written: float = 0.0
     """Share of the batches that the full network writes itself as the stage begins, as `calibration.written`: narrower
     widths learn to follow it on all that it knows, not on the training text alone. Best with `sampled_from_full`."""
+    compiled: bool = False
+    """Run layers by code compiled for their widths (`model.compile_widths()`), training passes too: some 15 seconds for
+    each kind of block and width in every run, which long ones get back."""
     activation_checkpointing: bool = False
     """Recompute activations in backward."""
     clip_norm: float = 1.0
@@ -103,6 +106,7 @@ class BackboneTraining(WritingStage):
         if self.options.activation_checkpointing:
             self.backbone.enable_activation_checkpointing()
         self.model = self.backbone.model.train()
+        self.backbone.compile_widths(self.options.compiled)
         rank_zero_info(self.backbone.summary())
         if self.options.distillation.from_original and self.trainer.state.fn == "fit":
             original = load_dense(self.checkpoint, attn_implementation=self.options.attn_implementation)

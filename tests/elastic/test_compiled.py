@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from flextron_lit.elastic import extract
-from flextron_lit.elastic.compiled import branch, packages, widths
+from flextron_lit.elastic.compiled import branch, packages, training, widths
 from flextron_lit.space import SubNetwork
 from tests.conftest import MODELS, elastic_pair, make_llama, with_compensation
 
@@ -176,17 +176,46 @@ def test_what_is_put_on_a_layer_later_is_not_passed_by(backbone, tokens, caplog)
 
 def test_reasons_are_said_once(backbone, tokens, caplog):
     model = backbone.model
-    model(tokens, use_cache=False)
     with torch.no_grad():
         for _ in range(2):
             model(tokens, past_key_values=DynamicCache(config=model.config))
         model(tokens, past_key_values=StaticCache(config=model.config, max_cache_len=tokens.shape[1]))
-        model.train()
-        model(tokens, use_cache=False)
-    said = [record.message for record in caplog.records]
-    for line, about in zip(said, ("gradients", "not static", "as long as its static cache", "trains"), strict=True):
-        assert line.startswith("not compiled: ")
+        model(tokens, use_cache=False, cu_seq_lens_q=torch.tensor([0, 19]))
+    said = [record.message for record in caplog.records if record.message.startswith("not compiled")]
+    for line, about in zip(said, ("not static", "as long as its static cache", "told cu_seq_lens_q"), strict=True):
         assert about in line
+
+
+def gradients(backbone, sub_network, tokens, precision):
+    with backbone.use(sub_network), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        backbone.model(tokens, labels=tokens, use_cache=False).loss.backward()
+    found = {n: p.grad.clone() for n, p in backbone.model.named_parameters() if p.grad is not None}
+    backbone.model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize(("precision", "checkpointing"), [("fp32", False), ("bf16", False), ("fp32", True)])
+def test_training_passes_have_the_gradients_of_the_network(tokens, as_traced, precision, checkpointing, monkeypatch):
+    monkeypatch.setattr(training.torch, "compile", lambda function, **_: function)
+    backbone = with_compensation(elastic_pair(make_llama())[1])
+    if checkpointing:
+        backbone.enable_activation_checkpointing()
+    backbone.model.train()
+    half, full = backbone.space.uniform(0.5, 0.5), backbone.space.full()
+    expected, other = (gradients(backbone, each, tokens, precision) for each in (half, full))
+    compiled(backbone)
+    found = gradients(backbone, half, tokens, precision)
+    assert {row.phase for row in backbone.compiled.compilations} == {"training"}
+    assert not backbone.compiled.eager
+    assert found.keys() == expected.keys() != other.keys()
+    largest = max(float(each.abs().max()) for each in expected.values())
+    apart = max(float((found[name] - expected[name]).abs().max()) for name in found)
+    assert apart < (1e-2 if precision == "bf16" else 1e-5) * largest
+    backbone.model.eval()
+    with torch.no_grad(), backbone.use(half):
+        # without gradients it is other code
+        backbone.model(tokens, use_cache=False)
+    assert {row.phase for row in backbone.compiled.compilations} == {"training", "prefill"}
 
 
 def test_copies_extracts_and_what_is_undone_run_as_they_are(backbone, tokens):

@@ -19,6 +19,7 @@ from transformers.cache_utils import StaticLayer
 from flextron_lit.elastic.adapters import hooked
 from flextron_lit.elastic.compiled.branch import Branch, named_weights, structure
 from flextron_lit.elastic.compiled.packages import Code, Names, Tensors, aot_inductor, traced, weights_read
+from flextron_lit.elastic.compiled.training import trainable
 from flextron_lit.elastic.remote_code.flextron_layers import pass_over
 from flextron_lit.files.ranks import tell
 from flextron_lit.space import SubNetwork
@@ -40,7 +41,7 @@ class Compilation:
     """That it was first needed for."""
     width: int
     phase: str
-    """`decode`: passes of one token; `prefill`: of any number above."""
+    """`decode`: passes of one token; `prefill`: of any number above; `training`: with gradients."""
     seconds: float
     from_disk: bool
 
@@ -98,13 +99,17 @@ class CompiledWidths:
         with self._lock:
             if alike not in self._known:
                 begun = time.monotonic()
-                what = [str(alike), config.to_dict()]
-                found, weights, made = aot_inductor(what, inputs["hidden"].device, lambda: branch.graph(inputs))
+                if branch.learns:
+                    found, weights, made = *branch.for_training(inputs), True
+                    phase = "training"
+                else:
+                    what = [str(alike), config.to_dict()]
+                    found, weights, made = aot_inductor(what, inputs["hidden"].device, lambda: branch.graph(inputs))
+                    phase = "decode" if inputs["hidden"].shape[1] == 1 else "prefill"
                 self._known[alike] = found, weights
-                phase = "decode" if inputs["hidden"].shape[1] == 1 else "prefill"
                 took = time.monotonic() - begun
                 self.compilations.append(Compilation(branch.elastic.block.name, width, phase, took, not made))
-                if made:
+                if made and not branch.learns:
                     tell(f"compiled {branch.elastic.block.kind} of width {width} for {phase}: {took:.0f} s, once")
             return self._known[alike]
 
@@ -138,6 +143,16 @@ class BoundBranch:
             self._ready[wanted] = code, [self._place(name) for name in names]
         code, places = self._ready[wanted]
         return code([*inputs.values(), *(tensors[name] for tensors, name in places)])[0]
+
+    @property
+    def learns(self) -> bool:
+        """Whether gradients are wanted, or it is training: all else is compiled ahead, and kept."""
+        return torch.is_grad_enabled() or self.block.training
+
+    def for_training(self, inputs: Tensors) -> tuple[Code, Names]:
+        """Code that gradients go through, and the weights that it takes."""
+        names = self.graph({name: each.detach() for name, each in inputs.items()})[1]
+        return trainable(Branch(self.block, self.norm, tuple(inputs), names)), names
 
     def graph(self, inputs: Tensors) -> tuple[ExportedProgram, Names]:
         """What is compiled, and the names of the weights that it reads."""
@@ -187,7 +202,7 @@ class CompiledLayer:
             return self.layer._call_impl(*args, **kwargs)
         hidden = given["hidden_states"].contiguous()
         alone = tuple(size == 1 for size in hidden.shape[:2])
-        key = (alone, hidden.dtype, hidden.device, torch.get_num_threads())
+        key = (alone, hidden.dtype, hidden.device, torch.get_num_threads(), *_wanted(hidden.device))
         between = self._attended(hidden, given, key)
         width = self._width(self._mlp)
         if not width:
@@ -220,10 +235,6 @@ class CompiledLayer:
         return self._attention.run(width, inputs, (key, kinds))
 
     def _why_not(self, given: Mapping[str, Any]) -> str | None:
-        if torch.is_grad_enabled():
-            return "passes that gradients are wanted of (not inside torch.no_grad)"
-        if self.layer.training:
-            return "a network that trains (call eval first)"
         if not isinstance(self.widths.backbone.selection.current, SubNetwork):
             return "a policy, which chooses widths for every token"
         if hooked(self.layer) or not (self._attention.as_it_was and self._mlp.as_it_was):
@@ -242,3 +253,9 @@ class CompiledLayer:
         if type(own) is not StaticLayer:
             return "a KV cache that is not static (cache_implementation='static'), or has a sliding window"
         return "a prompt as long as its static cache" if 1 < own.max_cache_len <= tokens else None
+
+
+def _wanted(device: torch.device) -> tuple[bool, torch.dtype | None]:
+    """What is on around a pass: gradients, and the type that it casts to by itself."""
+    cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    return torch.is_grad_enabled(), cast
