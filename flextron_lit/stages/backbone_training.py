@@ -106,7 +106,6 @@ class BackboneTraining(WritingStage):
         if self.options.activation_checkpointing:
             self.backbone.enable_activation_checkpointing()
         self.model = self.backbone.model.train()
-        self.backbone.compile_widths(self.options.compiled)
         rank_zero_info(self.backbone.summary())
         if self.options.distillation.from_original and self.trainer.state.fn == "fit":
             original = load_dense(self.checkpoint, attn_implementation=self.options.attn_implementation)
@@ -169,6 +168,12 @@ class BackboneTraining(WritingStage):
         return planned(self.trainer, self.options.accumulate)
 
     # --- training -----------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """As for every stage; then nothing is put into layers any more, and they can be compiled."""
+        super().on_fit_start()
+        if self.options.compiled:
+            self.backbone.compile_widths()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Full forward, what is planned forward and backward, full backward: memory holds one graph more.

@@ -50,7 +50,6 @@ def written(backbone: ElasticBackbone, tokens: int, block_size: int, *, seed: in
 
 
 def with_labels(blocks: Blocks) -> Blocks:
-    """The same with what is predicted at each token: the next one of its text, nothing (-100) at its end."""
+    """The same with what is to be predicted: every token, but for the first of each text (-100)."""
     ids, positions = blocks["input_ids"], blocks["position_ids"]
-    ends = torch.nn.functional.pad(positions[:, 1:], (0, 1)) == 0
-    return {**blocks, "labels": ids.roll(-1, 1).masked_fill(ends, -100)}
+    return {**blocks, "labels": ids.masked_fill(positions == 0, -100)}

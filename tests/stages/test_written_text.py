@@ -5,6 +5,7 @@ import torch
 
 from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.stages.calibration import Calibration
 from flextron_lit.stages.conversion import convert
 from flextron_lit.stages.written_batches import WrittenBatches
@@ -70,12 +71,24 @@ def test_a_wrong_share_is_refused(settings):
         Calibration(**settings)
 
 
-def test_the_next_token_of_a_text_is_predicted_and_nothing_at_its_end():
-    blocks = {
-        "input_ids": torch.tensor([[5, 6, 7, 8, 9, 4]]),
-        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]),
-    }
-    assert with_labels(blocks)["labels"].tolist() == [[6, 7, -100, 9, 4, -100]]
+def test_every_token_but_the_first_of_a_text_is_predicted():
+    backbone = ElasticBackbone(make_llama(), SPACE)
+    blocks = with_labels(written(backbone, 48, 24, seed=seed(1)))
+    positions = blocks["position_ids"]
+    assert torch.equal(blocks["labels"] == -100, positions == 0)
+    assert torch.equal(blocks["labels"][positions > 0], blocks["input_ids"][positions > 0])
+    # as documents of the training text have it
+    text = TextDataModule({"made": TextDomain(source="generated:60,0")}, TINY, block_size=32)
+    text.prepare_data()
+    batch = next(iter(text.train_dataloader()))
+    seen = batch["labels"] != -100
+    assert torch.equal(batch["labels"][seen], batch["input_ids"][seen])
+    assert not (batch["position_ids"][seen] == 0).any()
+    # the first token of a text is drawn: it would cost 1,000 nats
+    sayer_blocks = with_labels(written(sayer(7), 96, 24))
+    with torch.no_grad():
+        logits = sayer(7).model(sayer_blocks["input_ids"], position_ids=sayer_blocks["position_ids"]).logits
+    assert mean_cross_entropy(logits, sayer_blocks["labels"]) < 1e-3
 
 
 @pytest.mark.parametrize(("share", "own"), [(0.0, []), (0.5, [1, 3, 5, 7]), (0.25, [3, 7]), (0.75, [1, 2, 3, 5, 6, 7])])

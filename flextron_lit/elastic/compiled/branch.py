@@ -4,13 +4,14 @@ Weights are inputs like any other tensor, so layers that are alike share one com
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.cache_utils import StaticLayer
 
-from flextron_lit.elastic.families import ElasticModule
+from flextron_lit.elastic.families import BlockHandle, ElasticModule
 from flextron_lit.elastic.families.attention import ElasticAttention
 
 Structure = tuple[Any, ...]
@@ -43,23 +44,38 @@ class OneLayer:
         return self._layer.update(keys, values)
 
 
+@dataclass(frozen=True)
+class AtWidth(BlockHandle):
+    """In place of a block's handle: one width, whatever is active."""
+
+    units: int
+
+    def width(self, hidden_states: Tensor) -> int:
+        """That."""
+        return self.units
+
+
 class Branch(nn.Module):
     """`base + block(norm(hidden))`, both [B, T, D], of one list of tensors: the inputs by name, then the weights.
 
     Args:
-        block: an elastic module; at the width that is active when it is traced.
+        block: an elastic module.
         norm: what stands before it.
+        width: in units, at which the block is taken.
         inputs: names of the first tensors: `hidden`; `base` where that is another tensor; for an attention also `mask`,
             `cos` and `sin`, and `keys`, `values`, `filled` of a static cache.
         weights: names of the others: `block.<name of a parameter>`, `norm.<...>`.
     """
 
     def __init__(
-        self, block: ElasticModule, norm: nn.Module, inputs: tuple[str, ...], weights: tuple[str, ...]
+        self, block: ElasticModule, norm: nn.Module, width: int, inputs: tuple[str, ...], weights: tuple[str, ...]
     ) -> None:
         super().__init__()
         # in a tuple they are no sub-modules, whose weights would be a part of what is compiled
         self.parts = _twin(block), _twin(norm)
+        # what is active would be traced too, and be another with every sub-network
+        own = block.elastic
+        vars(self.parts[0])["elastic"] = AtWidth(own.index, own.full, own.selection, width)
         self.inputs = inputs
         self.weights = weights
 

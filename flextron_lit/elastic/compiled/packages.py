@@ -40,7 +40,7 @@ SIZES: dict[str, dict[int, Any]] = {
 
 
 def traced(branch: Branch, given: Tensors, weights: Tensors) -> ExportedProgram:
-    """The graph of a branch at the width that is active, for any sizes that differ from pass to pass.
+    """The graph of a branch, for any sizes that differ from pass to pass.
 
     Args:
         branch: what to trace.

@@ -93,18 +93,18 @@ class CompiledWidths:
             tell(f"not compiled: {why}")
 
     def code(self, branch: BoundBranch, width: int, inputs: Tensors, key: Key) -> tuple[Code, Names]:
-        """The code of a branch at the active width, and the weights that it reads; layers that are alike share it."""
+        """The code of a branch at a width, and the weights that it reads; layers that are alike share it."""
         config = self.backbone.model.config
         alike = (branch.structure, width, key, config._attn_implementation)
         with self._lock:
             if alike not in self._known:
                 begun = time.monotonic()
                 if branch.learns:
-                    found, weights, made = *branch.for_training(inputs), True
+                    found, weights, made = *branch.for_training(width, inputs), True
                     phase = "training"
                 else:
-                    what = [str(alike), config.to_dict()]
-                    found, weights, made = aot_inductor(what, inputs["hidden"].device, lambda: branch.graph(inputs))
+                    what, device = [str(alike), config.to_dict()], inputs["hidden"].device
+                    found, weights, made = aot_inductor(what, device, lambda: branch.graph(width, inputs))
                     phase = "decode" if inputs["hidden"].shape[1] == 1 else "prefill"
                 self._known[alike] = found, weights
                 took = time.monotonic() - begun
@@ -136,7 +136,7 @@ class BoundBranch:
         return not any(hooked(modules[name]) for name in self._layers)
 
     def run(self, width: int, inputs: Tensors, key: Key) -> Tensor:
-        """`base + block(norm(hidden))` at the active width, neither 0."""
+        """`base + block(norm(hidden))` at a width above 0."""
         wanted = (width, key)
         if wanted not in self._ready:
             code, names = self.widths.code(self, width, inputs, key)
@@ -149,15 +149,15 @@ class BoundBranch:
         """Whether gradients are wanted, or it is training: all else is compiled ahead, and kept."""
         return torch.is_grad_enabled() or self.block.training
 
-    def for_training(self, inputs: Tensors) -> tuple[Code, Names]:
+    def for_training(self, width: int, inputs: Tensors) -> tuple[Code, Names]:
         """Code that gradients go through, and the weights that it takes."""
-        names = self.graph({name: each.detach() for name, each in inputs.items()})[1]
-        return trainable(Branch(self.block, self.norm, tuple(inputs), names)), names
+        names = self.graph(width, {name: each.detach() for name, each in inputs.items()})[1]
+        return trainable(Branch(self.block, self.norm, width, tuple(inputs), names)), names
 
-    def graph(self, inputs: Tensors) -> tuple[ExportedProgram, Names]:
+    def graph(self, width: int, inputs: Tensors) -> tuple[ExportedProgram, Names]:
         """What is compiled, and the names of the weights that it reads."""
         weights = named_weights(self.block, self.norm)
-        branch = Branch(self.block, self.norm, tuple(inputs), tuple(weights))
+        branch = Branch(self.block, self.norm, width, tuple(inputs), tuple(weights))
         program = traced(branch, inputs, weights)
         read = weights_read(program, branch)
         if read != branch.weights:
