@@ -194,13 +194,13 @@ class FlextronModel(Stock):
                 added = for_compiled(args, kwargs) if static and self.backbone.compiled is not None else {}
                 return cast(Any, super()).generate(*args, **{**added, **kwargs})
 
-    def compile_widths(self, wanted: bool = True) -> None:
+    def compile_widths(self, wanted: bool = True, *, graphs: bool = False) -> None:
         """Run by code compiled for the widths in use, or, unless wanted, as before (`ElasticBackbone.compile_widths`).
 
         Code is made at the first pass that needs it, some seconds for each width, and kept for later processes. Budgets
         of latency then go by what was measured compiled; `generate` takes a static KV cache.
         """
-        self.backbone.compile_widths(wanted)
+        self.backbone.compile_widths(wanted, graphs=graphs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """As Hugging Face's (`generate_batch` begins with it), for the full network alone.

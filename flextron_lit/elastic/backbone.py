@@ -173,15 +173,22 @@ class ElasticBackbone:
         """Make a sub-network (or a policy that chooses one) active; see `ActiveSelection.use`."""
         return self.selection.use(selection)
 
-    def compile_widths(self, wanted: bool = True) -> None:
+    def compile_widths(self, wanted: bool = True, *, graphs: bool = False) -> None:
         """Run passes by code compiled for their widths, or, unless wanted, as they are again.
 
         Code is compiled at the first pass that needs it, seconds each; what needs no gradients is kept for all later
         processes. What cannot be compiled runs as it is, and a line says why.
+
+        Args:
+            wanted: whether to.
+            graphs: record decode steps as CUDA graphs, for each sub-network and KV cache in use; not run on a GPU yet.
+
+        Raises:
+            ValueError: if graphs are wanted without a GPU.
         """
         if self.compiled is not None:
             self.compiled.undo()
-        self.compiled = CompiledWidths(self) if wanted else None
+        self.compiled = CompiledWidths(self, graphs=graphs) if wanted else None
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

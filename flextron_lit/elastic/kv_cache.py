@@ -26,10 +26,8 @@ def retract(cache: Cache, tokens: int) -> None:
     """Forget so many of the last tokens."""
     for layer in cast(list[Any], cache.layers):
         # a layer whose attention is skipped has read nothing, and some kinds of layers cannot crop that
-        if type(layer) is StaticLayer:
-            layer.cumulative_length.sub_(tokens)
-        elif layer.is_initialized:
-            layer.crop(-tokens)
+        if layer.is_initialized:
+            layer.cumulative_length.sub_(tokens) if type(layer) is StaticLayer else layer.crop(-tokens)
 
 
 @dataclass(frozen=True)

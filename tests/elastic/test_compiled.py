@@ -8,7 +8,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from flextron_lit.elastic import extract
-from flextron_lit.elastic.compiled import branch, packages, training, widths
+from flextron_lit.elastic.compiled import branch, packages, recorded_steps, training, widths
+from flextron_lit.elastic.compiled.recorded_steps import RecordedSteps
 from flextron_lit.space import SubNetwork
 from tests.conftest import MODELS, elastic_pair, make_llama, with_compensation
 
@@ -233,6 +234,56 @@ def test_copies_extracts_and_what_is_undone_run_as_they_are(backbone, tokens):
     dense = backbone.undo()
     assert all(layer._compiled_call_impl is None for layer in dense.model.layers)
     assert backbone.compiled is None
+
+
+@pytest.fixture
+def recordings(backbone, monkeypatch):
+    """Recorded steps without a GPU: what was recorded runs again, on the same tensors."""
+    made = []
+
+    def record(run, rewind):
+        output = run()
+        rewind()
+        made.append(output)
+        return lambda: output.copy_(run()), output
+
+    monkeypatch.setattr(recorded_steps, "record", record)
+    backbone.compiled._steps = RecordedSteps()
+    return made
+
+
+def test_a_recorded_step_is_that_of_all_layers(backbone, tokens, recordings, caplog):
+    space = backbone.space
+    some = [space.full(), space.uniform(0.5, 0.5), SubNetwork((2, 3, 2, 1, 1, 0))]
+    expected = [expected_of(backbone, each, tokens) for each in some]
+    backbone.compiled._steps = RecordedSteps()
+    for _ in range(2):
+        for sub_network, logits in zip(some, expected, strict=True):
+            with backbone.use(sub_network):
+                assert differ(passes(backbone, tokens), logits) < TOLERANCE
+    # for every cache once, of its two steps
+    assert len(recordings) == 6
+    assert not backbone.compiled.eager
+    handle = backbone.layers[1].mlp.register_forward_hook(lambda *_: None)
+    assert differ(passes(backbone, tokens), expected[0]) < TOLERANCE
+    assert len(recordings) == 6
+    assert "something was put on" in caplog.text
+    handle.remove()
+    assert differ(passes(backbone, tokens), expected[0]) < TOLERANCE
+    assert len(recordings) == 7
+
+
+def test_recordings_that_were_used_longest_ago_go_first(backbone, tokens, recordings, monkeypatch):
+    monkeypatch.setattr(recorded_steps, "MOST", 1)
+    for _ in range(2):
+        passes(backbone, tokens)
+    assert len(recordings) == 2
+    assert len(backbone.compiled._steps._known) == 1
+
+
+def test_graphs_need_a_gpu(backbone):
+    with pytest.raises(ValueError, match="graphs are CUDA graphs, but the network is on cpu"):
+        backbone.compile_widths(graphs=True)
 
 
 def test_a_graph_that_lacks_the_residual_is_wrong(backbone, tokens, monkeypatch):

@@ -1,6 +1,7 @@
 """Branches compiled by AOTInductor: code that is kept on disk, so a machine compiles each but once."""
 
 import json
+import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -23,7 +24,7 @@ Code = Callable[[list[Tensor]], list[Tensor]]
 """Takes what `Branch` takes and gives its one output, in a list; it checks nothing."""
 Trace = Callable[[], tuple[ExportedProgram, Names]]
 """Gives a graph, and the names of the weights that it takes."""
-KIND, FILE, WEIGHTS = "compiled", "branch.pt2", "weights.json"
+KIND, FILE, WEIGHTS, DEVICE = "compiled", "branch.pt2", "weights.json", "gpu.json"
 BATCH, TOKENS, ROOM = Dim("batch", min=2), Dim("tokens", min=2), Dim("room", min=3)
 """Sizes that one compilation serves all of: sequences and tokens of a pass that has several, and places of a static
 cache, which has room for one more."""
@@ -94,6 +95,7 @@ def aot_inductor(what: Any, device: torch.device, trace: Trace) -> tuple[Code, N
             warnings.simplefilter("ignore", FutureWarning)
             torch._inductor.aoti_compile_and_package(program, package_path=str(folder / FILE))
         write_json(folder / WEIGHTS, names)
+        write_json(folder / DEVICE, device.type == "cuda")
 
     try:
         found = intact(KIND, _key(what, device), make, _load)
@@ -109,11 +111,24 @@ def aot_inductor(what: Any, device: torch.device, trace: Trace) -> tuple[Code, N
 
 def _load(folder: Path) -> tuple[Code, Names] | None:
     try:
-        # what the loaded object itself does is to sort its inputs into a list, at a third of a small branch's time
-        code: Code = torch._inductor.aoti_load_package(str(folder / FILE)).loader.boxed_run
+        gpu = bool(json.loads((folder / DEVICE).read_text()))
+        # what the loaded object itself does is to sort its inputs into a list, at a third of a small branch's time;
+        # what waits for other threads cannot be recorded
+        loaded = torch._inductor.aoti_load_package(str(folder / FILE), run_single_threaded=gpu)
+        code: Code = _one_by_one(loaded.loader.boxed_run) if gpu else loaded.loader.boxed_run
         return code, tuple(json.loads((folder / WEIGHTS).read_text()))
     except (RuntimeError, OSError, ValueError):
         return None
+
+
+def _one_by_one(code: Code) -> Code:
+    lock = threading.Lock()
+
+    def run(tensors: list[Tensor]) -> list[Tensor]:
+        with lock:
+            return code(tensors)
+
+    return run
 
 
 def _key(what: Any, device: torch.device) -> str:

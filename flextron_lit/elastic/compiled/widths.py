@@ -19,7 +19,9 @@ from transformers.cache_utils import StaticLayer
 from flextron_lit.elastic.adapters import hooked
 from flextron_lit.elastic.compiled.branch import Branch, named_weights, structure
 from flextron_lit.elastic.compiled.packages import Code, Names, Tensors, aot_inductor, traced, weights_read
+from flextron_lit.elastic.compiled.recorded_steps import RecordedSteps
 from flextron_lit.elastic.compiled.training import trainable
+from flextron_lit.elastic.kv_cache import retract
 from flextron_lit.elastic.remote_code.flextron_layers import pass_over
 from flextron_lit.files.ranks import tell
 from flextron_lit.space import SubNetwork
@@ -51,19 +53,28 @@ class CompiledWidths:
 
     Args:
         backbone: the elastic network, as it is to stay: layers that something is put on or in later run as they are.
+        graphs: record decode steps as CUDA graphs.
+
+    Raises:
+        ValueError: if graphs are wanted without a GPU.
     """
 
-    def __init__(self, backbone: ElasticBackbone) -> None:
+    def __init__(self, backbone: ElasticBackbone, *, graphs: bool = False) -> None:
+        if graphs and backbone.model.device.type != "cuda":
+            raise ValueError(f"graphs are CUDA graphs, but the network is on {backbone.model.device}; leave them out")
         self.backbone = backbone
         self.compilations: list[Compilation] = []
         self.eager: Counter[str] = Counter()
         """Why layers ran as they are, and how often."""
         self._known: dict[Key, tuple[Code, Names]] = {}
         self._lock = threading.Lock()
-        pairs = zip(backbone.blocks[::2], backbone.blocks[1::2], strict=True)
-        for layer, (attention, mlp) in zip(backbone.layers, pairs, strict=True):
+        parts = zip(backbone.layers, backbone.blocks[::2], backbone.blocks[1::2], strict=True)
+        self._layers = [CompiledLayer(self, *each) for each in parts]
+        self._steps = RecordedSteps() if graphs else None
+        self._this_pass = threading.local()
+        for layer, compiled in zip(backbone.layers, self._layers, strict=True):
             # where torch looks for what `Module.compile` makes; copies and pickles leave it out
-            layer._compiled_call_impl = CompiledLayer(self, layer, attention, mlp)
+            layer._compiled_call_impl = compiled
 
     @property
     def seconds(self) -> float:
@@ -85,6 +96,43 @@ class CompiledWidths:
         finally:
             for layer, call in zip(self.backbone.layers, own, strict=True):
                 layer._compiled_call_impl = call
+
+    def run(self, layer: CompiledLayer, given: dict[str, Any]) -> Tensor | None:
+        """A layer of a pass, of what it is told by name; None if it has to run as it is.
+
+        A recorded step is that of all layers: the first one runs it, the others hand on what they are given.
+        """
+        if self._steps is not None and layer is self._layers[0]:
+            whole = given["hidden_states"].shape[1] == 1 and given.get(layer.cache) is not None
+            self._this_pass.recorded = whole and not any(each.why_not(given) for each in self._layers)
+            if self._this_pass.recorded:
+                return self._step(self._steps, given, layer.cache)
+        if self._steps is not None and self._this_pass.recorded:
+            handed: Tensor = given["hidden_states"]
+            return handed
+        why = layer.why_not(given)
+        if why is not None:
+            self.note(why)
+            return None
+        return layer.compute(given)
+
+    def _step(self, steps: RecordedSteps, given: dict[str, Any], cache: str) -> Tensor:
+        positions = given.get("position_embeddings")
+        inputs = {"hidden_states": given["hidden_states"], "attention_mask": given.get("attention_mask")}
+        inputs |= {} if positions is None else dict(zip(("cos", "sin"), positions, strict=True))
+
+        def all_layers(held: Tensors) -> Tensor:
+            told = {**given, "attention_mask": held.get("attention_mask")}
+            if positions is not None:
+                told["position_embeddings"] = held["cos"], held["sin"]
+            hidden = held["hidden_states"]
+            for layer in self._layers:
+                hidden = layer.compute({**told, "hidden_states": hidden})
+            return hidden
+
+        there = {name: each for name, each in inputs.items() if each is not None}
+        past, selection = given[cache], self.backbone.selection.current
+        return steps(selection, past, all_layers, there, lambda: retract(past, 1))
 
     def note(self, why: str) -> None:
         """A layer ran as it is, for this reason, which is said once."""
@@ -190,16 +238,16 @@ class CompiledLayer:
         norms = (layer.get_submodule(each.elastic_class.norm) for each in (attention, mlp))
         self._attention, self._mlp = map(BoundBranch, (widths, widths), (attention, mlp), norms)
         self._parallel = widths.backbone.family.parallel(widths.backbone.model.config)
-        self._cache: str = self._attention.block.cache
-        self._computed_with = {"hidden_states", "attention_mask", "position_embeddings", self._cache}
+        self.cache: str = self._attention.block.cache
+        self._computed_with = {"hidden_states", "attention_mask", "position_embeddings", self.cache}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the layer; compiled if it can be."""
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        why = self._why_not(given)
-        if why is not None:
-            self.widths.note(why)
-            return self.layer._call_impl(*args, **kwargs)
+        found = self.widths.run(self, dict(zip(self._names, args, strict=False)) | kwargs)
+        return self.layer._call_impl(*args, **kwargs) if found is None else found
+
+    def compute(self, given: Mapping[str, Any]) -> Tensor:
+        """Both branches compiled, [B, T, D]."""
         hidden = given["hidden_states"].contiguous()
         alone = tuple(size == 1 for size in hidden.shape[:2])
         key = (alone, hidden.dtype, hidden.device, torch.get_num_threads(), *_wanted(hidden.device))
@@ -215,7 +263,7 @@ class CompiledLayer:
         return self.widths.backbone.space.blocks[index].widths[selection.choices[index]]
 
     def _attended(self, hidden: Tensor, given: Mapping[str, Any], key: Key) -> Tensor:
-        width, cache, place = self._width(self._attention), given.get(self._cache), self._attention.block.layer_idx
+        width, cache, place = self._width(self._attention), given.get(self.cache), self._attention.block.layer_idx
         if not width:
             pass_over(cache, place, hidden)
             return hidden
@@ -234,7 +282,8 @@ class CompiledLayer:
         kinds = tuple((name, each.dtype, each.shape[:1] == (1,)) for name, each in inputs.items())
         return self._attention.run(width, inputs, (key, kinds))
 
-    def _why_not(self, given: Mapping[str, Any]) -> str | None:
+    def why_not(self, given: Mapping[str, Any]) -> str | None:
+        """Why the layer has to run as it is; None if it need not."""
         if not isinstance(self.widths.backbone.selection.current, SubNetwork):
             return "a policy, which chooses widths for every token"
         if hooked(self.layer) or not (self._attention.as_it_was and self._mlp.as_it_was):
@@ -243,7 +292,7 @@ class CompiledLayer:
             beside = name in NOTHING_TO_BLOCKS or name in self._computed_with
             if not beside and each is not None and each is not False:
                 return f"passes that are told {name}"
-        return self._why_not_cached(given.get(self._cache), given["hidden_states"].shape[1])
+        return self._why_not_cached(given.get(self.cache), given["hidden_states"].shape[1])
 
     def _why_not_cached(self, cache: Any, tokens: int) -> str | None:
         if cache is None:
