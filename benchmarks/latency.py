@@ -2,6 +2,7 @@
 
     python benchmarks/latency.py --figure latency.png
     python benchmarks/latency.py --device cuda --dtype bfloat16 --shape llama-2-7b --seconds 20
+    sh benchmarks/gpu_budgets.sh
 
 The weights are random: speed does not depend on their values. Sub-networks differ from
 layer to layer and are spread evenly over cost. Times are ratios to the full network's, measured between two runs of it.
@@ -40,12 +41,15 @@ TARGETS = (0.9, 0.8, 0.7, 0.6)
 ERROR_LIMIT, TARGET_LIMIT, RANK_LIMIT, SHARE_OF_CONSTANT = 0.04, 0.06, 0.98, 0.25
 
 
-def blank(shape: str, dtype: torch.dtype, device: str) -> ElasticBackbone:
+def blank(shape: str, dtype: torch.dtype, device: str, *, quarters: bool = False) -> ElasticBackbone:
     """A network of a known shape, on a device."""
     config = LlamaConfig(**SHAPES[shape])
     config._attn_implementation = "sdpa"
     layers, neurons, groups = config.num_hidden_layers, config.intermediate_size, config.num_key_value_heads
-    space = resolve(SpaceConfig(), num_layers=layers, neurons=neurons, kv_groups=groups)
+    # every count of groups, or quarters where there are many
+    attention = [groups * quarter // 4 for quarter in (1, 2, 3, 4)] if quarters and groups >= 4 else None
+    config_space = SpaceConfig() if attention is None else SpaceConfig(attention=attention)
+    space = resolve(config_space, num_layers=layers, neurons=neurons, kv_groups=groups)
     return blank_elastic(config, space, dtype=dtype, device=device)
 
 
@@ -70,14 +74,16 @@ def check(rows: Sequence[HeldOut]) -> dict[str, float]:
     }
 
 
-def targets(backbone: ElasticBackbone, table: LatencyTable, seconds: float) -> list[tuple[str, float, float, float]]:
+def targets(
+    backbone: ElasticBackbone, table: LatencyTable, seconds: float, wanted: Sequence[float]
+) -> list[tuple[str, float, float, float]]:
     """Phase, target, predicted and measured ratio of sub-networks that a search fitted to targets it could reach."""
     generator = torch.Generator().manual_seed(1)
     space, found = backbone.space, []
     for phase in table.phases:
         costs = table.phases[phase].table
         chosen = {}
-        for target in TARGETS:
+        for target in wanted:
             fitted = fit(space, space.random(generator), [Limit(costs, target * costs.full, str(target))], generator)
             if fitted is not None:
                 chosen[target] = fitted
@@ -100,11 +106,17 @@ def figure(table: LatencyTable) -> Figure:
     return drawn
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt_tokens", type=int, default=256)
     parser.add_argument("--generated_tokens", type=int, default=64)
+    parser.add_argument("--quarters", action="store_true", help="of four KV groups and more, quarters alone as widths")
+    parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="ratios to the full network's time")
+    parser.add_argument("--compile", action="store_true", help="run compiled widths")
+    parser.add_argument("--graphs", action="store_true", help="and record decode steps as CUDA graphs")
     parser.add_argument("--shape", choices=SHAPES, default=SMOLLM2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32")
@@ -112,14 +124,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=90, help="for the table; the check takes as long again")
     parser.add_argument("--figure", type=Path, default=None, help="where to draw predicted against measured")
     parser.add_argument("--check", action="store_true", help="exit 1 if a figure is beyond its limit")
-    options = parser.parse_args()
-    backbone = blank(options.shape, getattr(torch, options.dtype), options.device)
-    shape = {"prompt_tokens": options.prompt_tokens, "generated_tokens": options.generated_tokens}
-    workload = Workload(**shape, dtype=options.dtype, threads=options.threads)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
+    backbone = blank(options.shape, getattr(torch, options.dtype), options.device, quarters=options.quarters)
+    if options.compile or options.graphs:
+        backbone.compile_widths(graphs=options.graphs)
+    names = ("batch_size", "prompt_tokens", "generated_tokens", "dtype", "threads")
+    workload = Workload(**{name: getattr(options, name) for name in names})
     found = profile(backbone, workload, budget_seconds=options.seconds, held_out=options.held_out)
 
     bad = []
     kind = f"{options.shape}, {options.dtype}, {workload.name}, {options.threads} thread(s)"
+    kind += ", compiled" * (backbone.compiled is not None) + ", CUDA graphs" * options.graphs
     shown = Table(title=f"{options.held_out} held-out sub-networks, {kind}")
     for column in ("phase", "full network", "error", "error of the constant mean", "rank correlation", "spread"):
         shown.add_column(column, no_wrap=True)
@@ -140,8 +159,8 @@ def main() -> None:
     reached = Table(title="targets that a sub-network can meet: what a search fitted to them takes when measured")
     for column in ("phase", "target", "predicted", "measured"):
         reached.add_column(column, no_wrap=True)
-    rows = targets(backbone, found, options.seconds / 3)
-    bad += ["targets out of reach"] * (len(rows) < len(TARGETS) * len(found.phases))
+    rows = targets(backbone, found, options.seconds / 3, options.targets)
+    bad += ["targets out of reach"] * (len(rows) < len(options.targets) * len(found.phases))
     for name, target, predicted, measured in rows:
         reached.add_row(name, f"{target}", f"{predicted:.3f}", f"{measured:.3f} ({measured / target - 1:+.1%})")
         bad += [f"{name} {target}"] * (predicted > target or abs(measured / target - 1) > TARGET_LIMIT)

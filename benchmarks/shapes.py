@@ -18,4 +18,12 @@ LLAMA_2_7B = {
     "num_attention_heads": 32,
     "max_position_embeddings": 4096,
 }
-SHAPES = {SMOLLM2: SMOLLM2_135M, "llama-2-7b": LLAMA_2_7B}
+TINY = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+SHAPES = {SMOLLM2: SMOLLM2_135M, "llama-2-7b": LLAMA_2_7B, "tiny": TINY}
