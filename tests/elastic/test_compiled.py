@@ -11,7 +11,7 @@ from flextron_lit.elastic import extract
 from flextron_lit.elastic.compiled import branch, packages, recorded_steps, training, widths
 from flextron_lit.elastic.compiled.recorded_steps import RecordedSteps
 from flextron_lit.space import SubNetwork
-from tests.conftest import MODELS, elastic_pair, make_llama, with_compensation
+from tests.conftest import MODELS, elastic_pair, make_gpt2, make_llama, with_compensation
 
 TOLERANCE = 1e-4
 # a control must be wrong by far more than that
@@ -159,13 +159,21 @@ def test_what_is_put_on_a_layer_later_is_not_passed_by(backbone, tokens, caplog)
         layers[0].mlp.down_proj.register_forward_hook(lambda *_: seen.append("projection")),
         layers[1].self_attn.register_forward_hook(lambda *_: seen.append("block")),
         layers[2].input_layernorm.register_forward_hook(lambda *_: seen.append("norm")),
+        layers[2].mlp.act_fn.register_forward_hook(lambda *_: seen.append("activation")),
         layers[2].register_forward_hook(lambda *_: seen.append("layer")),
     ]
     assert differ(passes(backbone, tokens), before) < TOLERANCE
     assert "not compiled: layers that something was put on" in caplog.text
-    assert set(seen) == {"projection", "block", "norm", "layer"}
+    assert set(seen) == {"projection", "block", "norm", "activation", "layer"}
     for handle in handles:
         handle.remove()
+    noted = backbone.compiled.eager.total()
+    passes(backbone, tokens)
+    assert backbone.compiled.eager.total() == noted
+    norm, layers[1].input_layernorm = layers[1].input_layernorm, copy.deepcopy(layers[1].input_layernorm)
+    layers[1].input_layernorm.weight.data.zero_()
+    assert differ(passes(backbone, tokens), before) > WRONG
+    layers[1].input_layernorm = norm
     noted = backbone.compiled.eager.total()
     passes(backbone, tokens)
     assert backbone.compiled.eager.total() == noted
@@ -279,6 +287,27 @@ def test_recordings_that_were_used_longest_ago_go_first(backbone, tokens, record
         passes(backbone, tokens)
     assert len(recordings) == 2
     assert len(backbone.compiled._steps._known) == 1
+
+
+def test_dropout_is_on_in_training_alone(tokens, as_traced, monkeypatch):
+    monkeypatch.setattr(training.torch, "compile", lambda function, **_: function)
+    model = make_gpt2(resid_pdrop=0.5)
+    backbone = compiled(elastic_pair(model)[1])
+    with torch.no_grad():
+        backbone.model.train()
+        noisy = backbone.model(tokens, use_cache=False).logits
+        backbone.model.eval()
+        calm = backbone.model(tokens, use_cache=False).logits
+        expected = model.eval()(tokens, use_cache=False).logits
+    assert differ([calm], [expected]) < TOLERANCE
+    assert differ([noisy], [expected]) > WRONG
+
+
+def test_inference_mode_is_compiled_too(backbone, tokens):
+    expected = passes(backbone, tokens)[-1]
+    compiled(backbone)
+    with torch.inference_mode():
+        assert differ([backbone.model(tokens, use_cache=False).logits], [expected]) < TOLERANCE
 
 
 def test_graphs_need_a_gpu(backbone):

@@ -45,6 +45,7 @@ class Compilation:
     phase: str
     """`decode`: passes of one token; `prefill`: of any number above; `training`: with gradients."""
     seconds: float
+    """For training without what torch takes at the first pass."""
     from_disk: bool
 
 
@@ -171,17 +172,14 @@ class BoundBranch:
         self.block: Any = elastic.module
         self.norm = norm
         self.structure = structure(norm), structure(elastic.module)
-        self._layers = (*elastic.elastic_class.inner, elastic.elastic_class.outer)
         self._children = tuple(self.block._modules.values())
         self._ready: dict[Key, tuple[Code, list[tuple[dict[str, Any], str]]]] = {}
 
     @property
     def as_it_was(self) -> bool:
         """Whether nothing was replaced or hooked since, which compiled code would pass by."""
-        modules = self.block._modules
-        if tuple(modules.values()) != self._children or hooked(self.block) or hooked(self.norm):
-            return False
-        return not any(hooked(modules[name]) for name in self._layers)
+        children = tuple(self.block._modules.values())
+        return children == self._children and not any(map(hooked, (self.block, self.norm, *children)))
 
     def run(self, width: int, inputs: Tensors, key: Key) -> Tensor:
         """`base + block(norm(hidden))` at a width above 0."""
@@ -234,6 +232,7 @@ class CompiledLayer:
     def __init__(self, widths: CompiledWidths, layer: nn.Module, attention: ElasticBlock, mlp: ElasticBlock) -> None:
         self.widths = widths
         self.layer = layer
+        self._children = tuple(layer._modules.values())
         self._names = tuple(signature(type(layer).forward).parameters)[1:]
         norms = (layer.get_submodule(each.elastic_class.norm) for each in (attention, mlp))
         self._attention, self._mlp = map(BoundBranch, (widths, widths), (attention, mlp), norms)
@@ -250,7 +249,14 @@ class CompiledLayer:
         """Both branches compiled, [B, T, D]."""
         hidden = given["hidden_states"].contiguous()
         alone = tuple(size == 1 for size in hidden.shape[:2])
-        key = (alone, hidden.dtype, hidden.device, torch.get_num_threads(), *_wanted(hidden.device))
+        key = (
+            alone,
+            hidden.dtype,
+            hidden.device,
+            torch.get_num_threads(),
+            self.layer.training,
+            *_wanted(hidden.device),
+        )
         between = self._attended(hidden, given, key)
         width = self._width(self._mlp)
         if not width:
@@ -286,7 +292,8 @@ class CompiledLayer:
         """Why the layer has to run as it is; None if it need not."""
         if not isinstance(self.widths.backbone.selection.current, SubNetwork):
             return "a policy, which chooses widths for every token"
-        if hooked(self.layer) or not (self._attention.as_it_was and self._mlp.as_it_was):
+        same = tuple(self.layer._modules.values()) == self._children and not hooked(self.layer)
+        if not (same and self._attention.as_it_was and self._mlp.as_it_was):
             return "layers that something was put on or in since: hooks, adapters, other modules (compile again)"
         for name, each in given.items():
             beside = name in NOTHING_TO_BLOCKS or name in self._computed_with
