@@ -249,14 +249,7 @@ class CompiledLayer:
         """Both branches compiled, [B, T, D]."""
         hidden = given["hidden_states"].contiguous()
         alone = tuple(size == 1 for size in hidden.shape[:2])
-        key = (
-            alone,
-            hidden.dtype,
-            hidden.device,
-            torch.get_num_threads(),
-            self.layer.training,
-            *_wanted(hidden.device),
-        )
+        key = (alone, hidden.dtype, hidden.device, torch.get_num_threads(), *_wanted(self.layer, hidden.device))
         between = self._attended(hidden, given, key)
         width = self._width(self._mlp)
         if not width:
@@ -311,7 +304,7 @@ class CompiledLayer:
         return "a prompt as long as its static cache" if 1 < own.max_cache_len <= tokens else None
 
 
-def _wanted(device: torch.device) -> tuple[bool, torch.dtype | None]:
-    """What is on around a pass: gradients, and the type that it casts to by itself."""
+def _wanted(layer: nn.Module, device: torch.device) -> tuple[bool, bool, torch.dtype | None]:
+    """What is on around a pass: training, gradients, and the type that it casts to by itself."""
     cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    return torch.is_grad_enabled(), cast
+    return layer.training, torch.is_grad_enabled(), cast
