@@ -13,6 +13,8 @@ from flextron_lit.checkpoint.folder import read_record
 from flextron_lit.checkpoint.in_memory import shape_of
 from flextron_lit.checkpoint.location import locate
 from flextron_lit.commands.options import CommandLine, workload_of
+from flextron_lit.costs.workload import Workload
+from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.whole_file import json_text
 from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.device_choice import device_of
@@ -32,6 +34,7 @@ SHARE = 1 / 6
 def summary(measured: LatencyTable, space: ElasticSpace) -> Table:
     """What a latency table says, for people."""
     of = "a dynamic router, " if measured.execution == "dynamic" else ""
+    of += "compiled widths, " if measured.compiled else ""
     title = f"latency of {of}{measured.workload.name} on {measured.conditions['device']['name']}, milliseconds"
     return table(("", *measured.phases), list(_rows(measured, space)), left=[""], title=title)
 
@@ -84,9 +87,10 @@ def kept(measured: LatencyTable, folder: Path) -> Path:
 def command(args: Sequence[str]) -> None:
     """Measure the latency of every block at every width on this device, with the table's error on other sub-networks.
 
-    With --dynamic, those of a dynamic router, whose tokens take different widths. It goes into the checkpoint, in place
-    of a table for the same kind of device and workload, such as another CPU's; of one that is there a few fresh
-    networks say whether it still holds. Example: main.py profile --checkpoint runs/quickstart/elastic --workload chat
+    With --dynamic, those of a dynamic router, whose tokens take different widths; with --compile, a table of compiled
+    widths beside the one of the network as it is. A table goes into the checkpoint, in place of one for the same kind
+    of device and workload, such as another CPU's; of one that is there a few fresh networks say whether it still holds.
+    Example: main.py profile --checkpoint runs/quickstart/elastic --workload chat
     """
     parser = CommandLine.on_checkpoint(command)
     parser.add_workload()
@@ -97,23 +101,33 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--dynamic", action="store_true", help="Measure the table of a dynamic router.")
     parser.add_argument("--fresh", action="store_true", help="Measure again what is measured already.")
     options = parser.parse_args(list(args))
+    if options.compile and options.dynamic:
+        raise ValueError("--compile has no effect with --dynamic, which runs the network as it is; leave one out")
     folder = locate(options.checkpoint).checkpoint
     space, workload = checkpoint.read(folder).space, workload_of(options)
     # not where the latencies that are there were measured: to measure elsewhere is what the command is for
     device = device_of(options.device)
     backbone = shape_of(folder, space, dtype=getattr(torch, workload.dtype), device=device)
-    if options.compile and options.dynamic:
-        raise ValueError("--compile has no effect with --dynamic, which runs the network as it is; leave one out")
-    backbone.compile_widths(options.compile)
-    wanted = conditions(backbone, workload, "dynamic" if options.dynamic else "static")
+    wanted: Mapping[str, Any] = {}
+    for compiled in (False, True) if options.compile else (False,):
+        backbone.compile_widths(compiled)
+        wanted = conditions(backbone, workload, "dynamic" if options.dynamic else "static")
+        for said in profiled(backbone, workload, wanted, folder, options):
+            show(said)
+    show(*reach(folder, wanted))
+
+
+def profiled(
+    backbone: ElasticBackbone, workload: Workload, wanted: Mapping[str, Any], folder: Path, options: Any
+) -> Iterator[Table | str]:
+    """Find the table of some conditions and check it, or measure it; says what it is."""
     known = None if options.fresh else find(folder, wanted)
     if known is not None:
         path, measured = known
-        show(summary(measured, space), *reach(folder, wanted), f"measured already: {path}; --fresh measures again")
+        yield from (summary(measured, backbone.space), f"measured already: {path}; --fresh measures again")
         again = recheck(backbone, measured, budget_seconds=options.seconds * SHARE)
-        show(again.told() if again.holds else f"{again.told()}. Measure again with --fresh.")
+        yield again.told() if again.holds else f"{again.told()}. Measure again with --fresh."
         return
     measure = profile_dynamic if options.dynamic else profile
     measured = measure(backbone, workload, budget_seconds=options.seconds, held_out=options.held_out)
-    path = kept(measured, folder)
-    show(summary(measured, space), *reach(folder, wanted), f"wrote {path}")
+    yield from (summary(measured, backbone.space), f"wrote {kept(measured, folder)}")

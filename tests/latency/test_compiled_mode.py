@@ -83,9 +83,9 @@ def test_a_budget_goes_by_the_mode_in_use(tables, model, folder):
     plain, compiled = (each.tables()["latency"] for each in of_mode)
     for wanted, table in ((False, plain), (True, compiled), (False, plain)):
         model.compile_widths(wanted)
-        (limit,) = model.flextron.routing().parse("latency=0.9")
+        (limit,) = model.flextron.routing().parse("latency=1.0")
         assert limit.table.sha256 == table.sha256
-        assert limit.value == pytest.approx(0.9 * table.full)
+        assert limit.value == pytest.approx(table.full)
     assert plain.sha256 != compiled.sha256
 
 
@@ -95,7 +95,7 @@ def test_the_other_modes_table_is_refused_unless_it_is_named(tables, model, fold
     model.compile_widths(not kept)
     with pytest.raises(ValueError, match=r"(?s)other conditions.*compiled.*take it all the same with --latency"):
         model.flextron.routing()
-    assert model.flextron.routing(tables[kept].stem).parse("latency=0.9")
+    assert model.flextron.routing(tables[kept].stem).parse("latency=1.0")
 
 
 def test_profile_says_what_each_mode_reaches(tables, model, folder):
