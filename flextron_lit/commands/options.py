@@ -106,15 +106,23 @@ def workload_of(options: Any) -> Workload:
     return named(options.workload or DEFAULT_WORKLOAD, **changes)
 
 
-def costs_of(options: Any, folder: Path, device: torch.device) -> tuple[dict[str, CostTable], LatencyTable | None]:
+def costs_of(
+    options: Any, folder: Path, device: torch.device, *, compiled: bool = False
+) -> tuple[dict[str, CostTable], LatencyTable | None]:
     """The cost tables of a checkpoint that a command line asks for, as `known_tables` gives them.
+
+    Args:
+        options: of a command that has those of `add_costs`.
+        folder: the checkpoint.
+        device: where it will run.
+        compiled: in which mode.
 
     Raises:
         ValueError: as `known_tables`, or if the workload is none.
     """
     shape = shape_of(folder, checkpoint.read(folder).space)
     workload = workload_of(options)
-    return known_tables(folder, shape, workload, options.latency, device, compiled=options.compile)
+    return known_tables(folder, shape, workload, options.latency, device, compiled=compiled)
 
 
 def refuse_workload(options: Any, latency: LatencyTable | None) -> None:

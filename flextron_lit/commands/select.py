@@ -66,7 +66,7 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, help="Write the JSON to this file too.")
     options = parser.parse_args(list(args))
     folder, device = place_of(options)
-    tables, latency = costs_of(options, folder, device)
+    tables, latency = costs_of(options, folder, device, compiled=options.compile)
     refuse_workload(options, latency)
     asked = Asked(**{field.name: options[field.name] for field in fields(Asked)})
     selection = answer(options.budget, folder, (tables, latency), device, asked)

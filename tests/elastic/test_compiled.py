@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from flextron_lit.elastic import extract
-from flextron_lit.elastic.compiled import branch, packages, recorded_steps, training, widths
+from flextron_lit.elastic.compiled import branch, packages, recorded_steps, widths, with_gradients
 from flextron_lit.elastic.compiled.recorded_steps import RecordedSteps
 from flextron_lit.space import SubNetwork
 from tests.conftest import MODELS, elastic_pair, make_gpt2, make_llama, with_compensation
@@ -205,7 +205,7 @@ def gradients(backbone, sub_network, tokens, precision):
 
 @pytest.mark.parametrize(("precision", "checkpointing"), [("fp32", False), ("bf16", False), ("fp32", True)])
 def test_training_passes_have_the_gradients_of_the_network(tokens, as_traced, precision, checkpointing, monkeypatch):
-    monkeypatch.setattr(training.torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(with_gradients.torch, "compile", lambda function, **_: function)
     backbone = with_compensation(elastic_pair(make_llama())[1])
     if checkpointing:
         backbone.enable_activation_checkpointing()
@@ -290,7 +290,7 @@ def test_recordings_that_were_used_longest_ago_go_first(backbone, tokens, record
 
 
 def test_dropout_is_on_in_training_alone(tokens, as_traced, monkeypatch):
-    monkeypatch.setattr(training.torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(with_gradients.torch, "compile", lambda function, **_: function)
     model = make_gpt2(resid_pdrop=0.5)
     backbone = compiled(elastic_pair(model)[1])
     with torch.no_grad():

@@ -20,7 +20,7 @@ from flextron_lit.elastic.adapters import hooked
 from flextron_lit.elastic.compiled.branch import Branch, named_weights, structure
 from flextron_lit.elastic.compiled.packages import Code, Names, Tensors, aot_inductor, traced, weights_read
 from flextron_lit.elastic.compiled.recorded_steps import RecordedSteps
-from flextron_lit.elastic.compiled.training import trainable
+from flextron_lit.elastic.compiled.with_gradients import trainable
 from flextron_lit.elastic.kv_cache import retract
 from flextron_lit.elastic.remote_code.flextron_layers import pass_over
 from flextron_lit.files.ranks import tell
