@@ -19,7 +19,7 @@ from flextron_lit.checkpoint.location import locate
 from flextron_lit.checkpoint.weights import Weights
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.elastic.generate_arguments import for_compiled, streamer_ended
+from flextron_lit.elastic.generate_arguments import ended, for_compiled, named
 from flextron_lit.elastic.kv_cache import check_paged
 from flextron_lit.elastic.remote_code.flextron_layers import heads_unsaid
 from flextron_lit.elastic.selection import Selection
@@ -183,7 +183,7 @@ class FlextronModel(Stock):
             ValueError: as `set_budget`, or if `dynamic` comes without a budget.
             RuntimeError: if another thread is inside `use`.
         """
-        with streamer_ended(args, kwargs):
+        with ended(named(args, kwargs).get("streamer")):
             if budget is None and dynamic:
                 raise ValueError("dynamic has no effect without a budget: generate(..., budget=0.7, dynamic=True)")
             selection = None

@@ -20,6 +20,7 @@ from transformers import (
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.compensation import shapes
+from flextron_lit.elastic.compiled import widths
 from flextron_lit.elastic.reconstruction import compensate
 from flextron_lit.space import SpaceConfig
 from tests import options
@@ -28,6 +29,8 @@ from tests.options import seed
 VOCABULARY = 61
 SPACE = SpaceConfig(mlp=[0, 16, 32, 64], attention=[0, 1, 2, 4])
 ATTENTION = ("sdpa", "eager")
+GRAPHS = {}
+"""Of all tests that take compiled passes apart, as a machine keeps its code."""
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",
@@ -185,6 +188,28 @@ def elastic_pair(model):
     """The model, and an elastic copy of it."""
     elastic = copy.deepcopy(model)
     return model, ElasticBackbone(elastic, space_for(elastic))
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch):
+    """What `as_traced` keeps, for graphs that are wrong on purpose: nothing of other tests, and nothing for them."""
+    kept = {}
+    monkeypatch.setitem(globals(), "GRAPHS", kept)
+    return kept
+
+
+@pytest.fixture
+def as_traced(monkeypatch):
+    """In place of a compiler, which takes seconds for a graph: the graph itself."""
+
+    def code(what, device, trace):
+        if str(what) not in GRAPHS:
+            program, names = trace()
+            GRAPHS[str(what)] = program.module(), names
+        module, names = GRAPHS[str(what)]
+        return lambda tensors: [module(tensors)], names, True
+
+    monkeypatch.setattr(widths, "aot_inductor", code)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from transformers import TextStreamer
 
 from flextron_lit.checkpoint.folder import TRAIN_WEIGHTS
-from flextron_lit.commands.options import CommandLine, place_of, refuse_below_one
+from flextron_lit.commands.options import CommandLine, place_of, refuse_below_one, refuse_compiled
 from flextron_lit.costs.budget import HELP
 from flextron_lit.files.whole_file import json_text
 from flextron_lit.generation.answer import Report
@@ -132,9 +132,7 @@ def check(options: Any) -> None:
         )
     if options.top_p is not None and not 0 < options.top_p <= 1:
         raise ValueError(f"--top_p must be above 0 and at most 1, not {options.top_p}")
-    for name in ("dynamic", "speculative"):
-        if options.compile and options[name]:
-            raise ValueError(f"--compile has no effect with --{name}, which runs the network as it is; leave one out")
+    refuse_compiled(options, "dynamic", "speculative")
     _check_effects(options)
 
 

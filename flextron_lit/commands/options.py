@@ -148,3 +148,14 @@ def refuse_below_one(options: Any, *names: str) -> None:
     for name in names:
         if options[name] is not None and options[name] < 1:
             raise ValueError(f"--{name} must be 1 or more, not {options[name]}")
+
+
+def refuse_compiled(options: Any, *names: str) -> None:
+    """Refuse `--compile` beside options with which the network runs as it is.
+
+    Raises:
+        ValueError: naming one that was given.
+    """
+    for name in names:
+        if options.compile and options[name]:
+            raise ValueError(f"--compile has no effect with --{name}, which runs the network as it is; leave one out")

@@ -12,7 +12,7 @@ from flextron_lit import checkpoint
 from flextron_lit.checkpoint.folder import read_record
 from flextron_lit.checkpoint.in_memory import shape_of
 from flextron_lit.checkpoint.location import locate
-from flextron_lit.commands.options import CommandLine, workload_of
+from flextron_lit.commands.options import CommandLine, refuse_compiled, workload_of
 from flextron_lit.costs.workload import Workload
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.whole_file import json_text
@@ -101,8 +101,7 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--dynamic", action="store_true", help="Measure the table of a dynamic router.")
     parser.add_argument("--fresh", action="store_true", help="Measure again what is measured already.")
     options = parser.parse_args(list(args))
-    if options.compile and options.dynamic:
-        raise ValueError("--compile has no effect with --dynamic, which runs the network as it is; leave one out")
+    refuse_compiled(options, "dynamic")
     folder = locate(options.checkpoint).checkpoint
     space, workload = checkpoint.read(folder).space, workload_of(options)
     # not where the latencies that are there were measured: to measure elsewhere is what the command is for

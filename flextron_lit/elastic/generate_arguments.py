@@ -22,9 +22,8 @@ OTHER_CACHES = (
 
 
 @contextmanager
-def streamer_ended(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+def ended(streamer: BaseStreamer | None) -> Iterator[None]:
     """End a streamer also if the generation inside fails: who reads from it would wait for ever."""
-    streamer: BaseStreamer | None = named(args, kwargs).get("streamer")
     try:
         yield
     except BaseException:

@@ -21,7 +21,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.elastic.generate_arguments import streamer_ended
+from flextron_lit.elastic.generate_arguments import ended
 from flextron_lit.elastic.kv_cache import retract, retractable
 from flextron_lit.elastic.positions import demand_positions
 from flextron_lit.elastic.selection import Selection
@@ -90,7 +90,7 @@ def speculate(
         ValueError: for more than one sequence, padding, no draft tokens, a confidence that is no probability, more
             tokens than the model has positions, or a setting that has no effect here.
     """
-    with streamer_ended((), {"streamer": streamer}):
+    with ended(streamer):
         _check_asked(input_ids, draft_tokens, confidence, settings)
         verifier = backbone.space.full() if verifier is None else verifier
         loop = _Loop(backbone, draft, verifier, draft_tokens, confidence, streamer)

@@ -20,30 +20,6 @@ ROOM = 24
 ALWAYS = {"llama-gqa", "gpt-neox"}
 
 
-KEPT = {}
-"""Graphs of all tests, as a machine keeps its code."""
-
-
-@pytest.fixture
-def as_traced(monkeypatch):
-    """In place of a compiler, which takes seconds for a graph: the graph itself."""
-
-    def code(what, device, trace):
-        if str(what) not in KEPT:
-            program, names = trace()
-            KEPT[str(what)] = program.module(), names
-        module, names = KEPT[str(what)]
-        return lambda tensors: [module(tensors)], names, True
-
-    monkeypatch.setattr(widths, "aot_inductor", code)
-
-
-@pytest.fixture
-def nothing_kept(monkeypatch):
-    """For graphs that are wrong on purpose."""
-    monkeypatch.setitem(globals(), "KEPT", {})
-
-
 def compiled(backbone):
     """The same, its layers taken apart."""
     backbone.compile_widths()
@@ -330,7 +306,7 @@ def test_graphs_need_a_gpu(backbone):
 def test_a_graph_that_lacks_the_residual_is_wrong(backbone, tokens, nothing_kept, monkeypatch):
     """The control of the first test: what it compares would differ."""
     expected = passes(backbone, tokens)
-    KEPT.clear()
+    nothing_kept.clear()
     forward = branch.Branch.forward
     monkeypatch.setattr(branch.Branch, "forward", lambda self, tensors: forward(self, tensors) - tensors[0])
     assert differ(passes(compiled(backbone), tokens), expected) > WRONG

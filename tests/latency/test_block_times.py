@@ -13,6 +13,7 @@ from flextron_lit.latency.block_times import Passes, probes, profile, table_of
 from flextron_lit.latency.latency_table import LatencyTable, conditions, read_all
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests.conftest import MODELS, SPACE, make_gpt2, make_llama
+from tests.latency.known_machine import put_in_place
 from tests.options import seed
 
 WORKLOAD = Workload(batch_size=2, prompt_tokens=12, generated_tokens=5, threads=1)
@@ -33,11 +34,7 @@ def machine(monkeypatch):
         state["passes"] += 1
         state["last"] = truth(self.backbone, self.selection) * ids.shape[1] * (1 + noise) / 1e3
 
-    monkeypatch.setattr(Passes, "_run", run)
-    monkeypatch.setattr(profiler.DynamicCache, "crop", lambda self, length: None)
-    monkeypatch.setattr(profiler, "seconds", lambda run, device: run() or state["last"])
-    monkeypatch.setattr(profiler, "time_shares", lambda *_: {"attention": 0.05, "mlp": 0.1})
-    return state
+    return put_in_place(monkeypatch, run, state)
 
 
 def truth(backbone, sub_network):

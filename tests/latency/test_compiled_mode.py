@@ -9,7 +9,6 @@ import torch
 from flextron_lit import FlextronModel
 from flextron_lit.commands import profile as command
 from flextron_lit.costs import Workload
-from flextron_lit.elastic.compiled import widths
 from flextron_lit.latency import block_times as profiler
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import COMPILED, LatencyTable, conditions, read_all
@@ -31,18 +30,6 @@ def folder(served, tmp_path):
 @pytest.fixture
 def model(folder):
     return FlextronModel.from_pretrained(folder)
-
-
-@pytest.fixture
-def as_traced(monkeypatch):
-    """In place of a compiler, which takes seconds for a graph: the graph itself."""
-
-    def code(what, device, trace):
-        program, names = trace()
-        module = program.module()
-        return lambda tensors: [module(tensors)], names, True
-
-    monkeypatch.setattr(widths, "aot_inductor", code)
 
 
 def measured(backbone, folder, speed=1.0):

@@ -6,9 +6,8 @@ import pytest
 
 from flextron_lit.costs.workload import Workload
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.latency import block_times as profiler
 from flextron_lit.latency import routed_times
-from flextron_lit.latency.block_times import Passes, profile
+from flextron_lit.latency.block_times import profile
 from flextron_lit.latency.drift import Drift, Fresh
 from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.latency.recheck import recheck
@@ -16,6 +15,7 @@ from flextron_lit.latency.request import measure_request
 from flextron_lit.latency.routed_times import profile_dynamic
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests.conftest import make_llama
+from tests.latency.known_machine import put_in_place
 
 WORKLOAD = Workload(batch_size=2, prompt_tokens=12, generated_tokens=5, threads=1)
 PROFILES = {"static": profile, "dynamic": profile_dynamic}
@@ -46,12 +46,7 @@ def machine(monkeypatch):
         noise = 1 + state["noise"] * (-1) ** (state["passes"] // 3)
         state["last"] = (1 - saved) * passes * state["speed"] * noise / 1e3
 
-    monkeypatch.setattr(Passes, "_run", run)
-    monkeypatch.setattr(profiler.DynamicCache, "crop", lambda self, length: None)
-    monkeypatch.setattr(profiler, "seconds", lambda run, device: run() or state["last"])
-    for module in (profiler, routed_times):
-        monkeypatch.setattr(module, "time_shares", lambda *_: {"attention": 0.05, "mlp": 0.05})
-    return state
+    return put_in_place(monkeypatch, run, state, mlp=0.05)
 
 
 @pytest.mark.parametrize("execution", PROFILES)

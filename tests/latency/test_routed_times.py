@@ -8,8 +8,6 @@ import torch
 
 from flextron_lit.costs import DYNAMIC_COUNTED, Workload
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.latency import block_times as profiler
-from flextron_lit.latency import routed_times as dynamic_profiler
 from flextron_lit.latency.block_times import Passes, profile
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.latency.latency_table import HeldOut, LatencyTable, conditions, find, read_all
@@ -17,6 +15,7 @@ from flextron_lit.latency.mixtures import shares
 from flextron_lit.latency.routed_times import Observed, fit, profile_dynamic
 from flextron_lit.space import LayerWidths, SpaceConfig, SubNetwork
 from tests.conftest import SPACE, make_gpt2, make_llama
+from tests.latency.known_machine import put_in_place
 from tests.options import seed
 
 WORKLOAD = Workload(batch_size=2, prompt_tokens=12, generated_tokens=5, threads=1)
@@ -53,12 +52,7 @@ def machine(monkeypatch):
         routing = 0 if static else ROUTING + state["sorting"] * self.selection.mixed
         state["last"] = truth(space, mixture, routing) * ids.shape[1] * (1 + noise) / 1e3
 
-    monkeypatch.setattr(Passes, "_run", run)
-    monkeypatch.setattr(profiler.DynamicCache, "crop", lambda self, length: None)
-    monkeypatch.setattr(profiler, "seconds", lambda run, device: run() or state["last"])
-    for module in (profiler, dynamic_profiler):
-        monkeypatch.setattr(module, "time_shares", lambda *_: {"attention": 0.05, "mlp": 0.1})
-    return state
+    return put_in_place(monkeypatch, run, state)
 
 
 @pytest.mark.parametrize("config", [SPACE, LAYERED], ids=["alike", "layered"])

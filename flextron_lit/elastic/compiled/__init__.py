@@ -2,5 +2,3 @@
 
 A handful of compilations serves all sub-networks, and a machine keeps what it has compiled.
 """
-
-from flextron_lit.elastic.compiled.widths import Compilation, CompiledWidths

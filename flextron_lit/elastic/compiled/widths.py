@@ -251,18 +251,14 @@ class CompiledLayer:
         alone = tuple(size == 1 for size in hidden.shape[:2])
         key = (alone, hidden.dtype, hidden.device, torch.get_num_threads(), *_wanted(self.layer, hidden.device))
         between = self._attended(hidden, given, key)
-        width = self._width(self._mlp)
+        width = self._mlp.block.elastic.width(hidden)
         if not width:
             return between
         return self._mlp.run(width, {"hidden": hidden, "base": between} if self._parallel else {"hidden": between}, key)
 
-    def _width(self, branch: BoundBranch) -> int:
-        selection: Any = self.widths.backbone.selection.current
-        index = branch.block.elastic.index
-        return self.widths.backbone.space.blocks[index].widths[selection.choices[index]]
-
     def _attended(self, hidden: Tensor, given: Mapping[str, Any], key: Key) -> Tensor:
-        width, cache, place = self._width(self._attention), given.get(self.cache), self._attention.block.layer_idx
+        block, cache = self._attention.block, given.get(self.cache)
+        width, place = block.elastic.width(hidden), block.layer_idx
         if not width:
             pass_over(cache, place, hidden)
             return hidden
