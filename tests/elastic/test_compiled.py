@@ -327,6 +327,8 @@ def test_code_is_that_of_the_graph_and_is_kept(tokens, tmp_path, monkeypatch):
     with backbone.use(half):
         expected, full = decoded(backbone, tokens), None
         for from_disk in (False, True):
+            # whichever folder the weights come from
+            backbone.model.config.name_or_path = f"of/{from_disk}"
             backbone.compile_widths()
             assert differ(decoded(backbone, tokens), expected) < TOLERANCE
             assert [row.from_disk for row in backbone.compiled.compilations] == 2 * [from_disk]

@@ -145,6 +145,8 @@ class CompiledWidths:
         """The code of a branch at a width, and the weights that it reads; layers that are alike share it."""
         config = self.backbone.model.config
         alike = (branch.structure, width, key, config._attn_implementation)
+        # all that computing may depend on: where the weights lay is none of it
+        settings = config.to_dict() | {"_name_or_path": None}
         with self._lock:
             if alike not in self._known:
                 begun = time.monotonic()
@@ -152,7 +154,7 @@ class CompiledWidths:
                     found, weights, made = *branch.for_training(width, inputs), True
                     phase = "training"
                 else:
-                    what, device = [str(alike), config.to_dict()], inputs["hidden"].device
+                    what, device = [str(alike), settings], inputs["hidden"].device
                     found, weights, made = aot_inductor(what, device, lambda: branch.graph(width, inputs))
                     phase = "decode" if inputs["hidden"].shape[1] == 1 else "prefill"
                 self._known[alike] = found, weights
