@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import Path_fr
+from jsonargparse.typing import Path_fr, register_type
 from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
@@ -25,15 +25,35 @@ from flextron_lit.report.summary import summarise
 from flextron_lit.terminal.console import about, duration, show, table
 
 
+class Settings:
+    """What a stage's `fit` is told beside its config files, as it is written: only `fit` makes objects of it.
+
+    Args:
+        rows: as in a config file.
+
+    Raises:
+        ValueError: if they are no mapping.
+    """
+
+    # no dataclass: the parser would look for its fields among the rows
+    def __init__(self, rows: dict[str, Any]) -> None:
+        if not isinstance(rows, dict):
+            raise ValueError(f"settings are a mapping, as a config file is, not {rows!r}")
+        self.rows = rows
+
+
+register_type(Settings, serializer=lambda settings: settings.rows, deserializer=Settings)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PipelineStage:
     """One stage: what `fit` would be given."""
 
     configs: list[Path_fr]
     """Config files, later ones winning; paths are relative to the pipeline's own file."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=lambda: Settings({}))
     """Settings on top of the files."""
-    quick: dict[str, Any] = field(default_factory=dict)
+    quick: Settings = field(default_factory=lambda: Settings({}))
     """Settings on top of those in a quick run."""
     minutes: float | None = None
     """How long it takes on the machine that the config was written for; shown before the run."""
@@ -67,7 +87,7 @@ def run(
     """
     if not stages:
         raise ValueError("the pipeline lists no stages")
-    if quick and not any(stage.quick for stage in stages.values()):
+    if quick and not any(stage.quick.rows for stage in stages.values()):
         raise ValueError("--quick has no effect on this pipeline: none of its stages has `quick` settings")
     place = run_folder.with_name(f"{run_folder.name}-quick") if quick else run_folder
     folders = {name: RunFolder(place / name) for name in stages}
@@ -120,7 +140,7 @@ def arguments(
     """The command line of one stage's `fit`; `replaced` are settings that come before those of the stage's own."""
     for config in stage.configs:
         yield from ("-c", str(config.absolute if isinstance(config, Path_fr) else config))
-    for settings in (replaced, stage.settings, stage.quick if quick else {}):
+    for settings in (replaced, stage.settings.rows, stage.quick.rows if quick else {}):
         if settings:
             yield from ("-c", json.dumps(settings))
     yield from ("--run_folder", str(folder))
@@ -165,8 +185,6 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--text", type=str, nargs="+", default=[], help=text)
     parser.add_function_arguments(run, as_positional=False, skip={"fresh", "quick", "text"})
     options = parser.parse_args(list(args))
-    # not the parser's own objects: it would make namespaces, or even callbacks, of what settings only describe
-    plain = json.loads(parser.dump(options, format="json", skip_none=False, skip_validation=True))["stages"]
-    # but paths, which know what they are relative to
-    stages = {name: PipelineStage(**plain[name] | {"configs": stage.configs}) for name, stage in options.stages.items()}
+    # the parser makes namespaces of them
+    stages = {name: PipelineStage(**vars(stage)) for name, stage in options.stages.items()}
     run(stages, options.run_folder, options.disk_gb, options.quick, options.fresh, options.checkpoint, options.text)

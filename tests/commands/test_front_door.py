@@ -317,10 +317,15 @@ def test_a_quick_pipeline_has_its_own_folder_and_settings(tmp_path):
         name: {"trainer": {"max_steps": count, "val_check_interval": count}}
         for name, count in (("settings", 4), ("quick", 2))
     }
+    # a class, of which the parser of the pipeline makes nothing
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}
+    steps["settings"]["model"] = {"init_args": {"optimizer": optimizer}}
     config = tmp_path / "pipeline.yaml"
     config.write_text(yaml.safe_dump({"run_folder": str(tmp_path / "run"), "stages": {"one": debug | steps}}))
     printed = succeed("pipeline", "-c", config, "--quick")
     assert "0.5 min" in printed
+    own = yaml.safe_load((tmp_path / "run-quick/one/config.yaml").read_text())["model"]["init_args"]["optimizer"]
+    assert (own["class_path"], own["init_args"]["lr"]) == ("torch.optim.SGD", 0.01)
     (record,) = checkpoint.read(tmp_path / "run-quick/one/flextron").history
     assert record["steps"] == 2
     assert not (tmp_path / "run").exists()

@@ -249,6 +249,14 @@ MISTAKES = {
         "run `fit` with the same config first",
     ),
     "pipeline without stages": (lambda f: ("pipeline", "--stages", "{}"), "the pipeline lists no stages"),
+    "settings of a stage that are none": (
+        lambda f: ("pipeline", "--stages", '{"one": {"configs": ["configs/debug.yaml"], "settings": 3}}'),
+        "settings are a mapping, as a config file is, not 3",
+    ),
+    "a stage's setting that there is not": (
+        lambda f: ("pipeline", "--stages", '{"one": {"configs": ["configs/debug.yaml"], "setings": {"a": 1}}}'),
+        "setings",
+    ),
     "pipeline that does not fit on the disk": (
         lambda f: ("pipeline", "-c", str(ROOT / "configs/debug_pipeline.yaml"), "--disk_gb", "1e9"),
         "the pipeline needs 1e+09 GB",
