@@ -421,7 +421,10 @@ def test_sequences_of_a_batch_have_budgets_of_their_own(model):
     [
         (lambda m: m.set_budget([0.6, 0.7]), r"one sub-network has one budget, not \[0.6, 0.7\]"),
         (lambda m: generate(m, budget=[0.6, 0.7]), "2 budgets and 1 sequences in the batch"),
-        (lambda m: generate(m, budget=[0.6], return_dict_in_generate=True), "return_dict_in_generate is of the whole batch"),
+        (
+            lambda m: generate(m, budget=[0.6], return_dict_in_generate=True),
+            "return_dict_in_generate is of the whole batch",
+        ),
         (lambda m: generate(m, budget={"answer": 0.6}, dynamic=True), "with dynamic=True give one budget"),
         (lambda m: generate(m, budget=0.6, switch="."), "a switch has no effect without one"),
         (lambda m: generate(m, dynamic=True), "dynamic has no effect without a budget"),
