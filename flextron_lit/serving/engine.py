@@ -114,7 +114,8 @@ class Engine:
         with self._changed:
             if not self.alive:
                 raise RequestError(503, "the server is going down; ask again later")
-            if self.waiting >= self._places:
+            # who has come a moment ago has no slot yet, though there may be one
+            if self.running + self.waiting >= self._slots + self._places:
                 raise RequestError(429, f"{self._places} requests wait already; ask again later", code="queue_full")
             self._waiting.put(job.sub_network, job)
             self._changed.notify()
@@ -147,10 +148,11 @@ class Engine:
         running: Counter[Hashable] = Counter({sub: len(lane.jobs) for sub, lane in self._lanes.items()})
         with self._changed:
             job = self._waiting.take(running) if running.total() < self._slots else None
-        if job is None or job.gone:
-            return
-        lane = self._lanes.setdefault(job.sub_network, _Lane(self._model, job.sub_network, self._ends))
-        self._guarded(lane, lambda: lane.join(job))
+            if job is None:
+                return
+            lane = self._lanes.setdefault(job.sub_network, _Lane(self._model, job.sub_network, self._ends))
+            lane.jobs.append(job)
+        self._guarded(lane, lane.join)
 
     def _guarded(self, lane: "_Lane", action: Callable[[], None]) -> None:
         """What fails, such as memory that is not there, fails for the batch that it happens in alone."""
@@ -170,11 +172,11 @@ class _Lane:
         self.jobs: list[Job] = []
         self._batch, self._model, self._ends = Batch(model), model, ends
 
-    def join(self, job: Job) -> None:
-        """Read a job's prompt; its first token may be its last."""
-        self.jobs.append(job)
+    def join(self) -> None:
+        """Read the prompt of the last job; its first token may be its last."""
+        job, others = self.jobs[-1], len(self.jobs) - 1
         logits = self._batch.join(job.prompt)
-        self._keep([*range(len(self.jobs) - 1), *([len(self.jobs) - 1] if self._takes(job, logits) else [])])
+        self._keep([*range(others), *([others] if self._takes(job, logits) else [])])
 
     def go_on(self) -> None:
         """A turn: some tokens of every sequence."""

@@ -51,8 +51,8 @@ class Offer:
         Raises:
             RequestError: if there is no such model, or the budget is not among those offered.
         """
-        name, _, of_name = model.partition(SEPARATOR)
-        found = self.find(of_name) if of_name else self.budgets[0]
+        name, apart, of_name = model.partition(SEPARATOR)
+        found = self.find(of_name) if apart else self.budgets[0]
         if (name not in ("", self.name)) or found is None:
             known = ", ".join(map(self.model, self.budgets))
             raise RequestError(

@@ -71,6 +71,8 @@ def prompt_tokens(model: FlextronModel, asked: Asked) -> list[int]:
     except (ValueError, TemplateError) as error:
         raise RequestError(400, str(error)) from error
     tokens: list[int] = read["input_ids"][0].tolist()
+    if not tokens:
+        raise RequestError(400, "the prompt has no tokens; there is nothing to go on from")
     return tokens
 
 
