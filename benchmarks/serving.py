@@ -131,10 +131,8 @@ def clients(options: argparse.Namespace) -> None:
         for budget in (BUDGETS[0], BUDGETS[-1]):
             for count in (1, 2, 4, 8):
                 found, took = busy(count, options.seconds, lambda i, b=budget: server.ask(i, options.tokens, b))
-                speed = len(found) * options.tokens / took
-                print(
-                    f"budget {budget}, {count} clients: {speed:.1f} tokens/s, median {statistics.median(found):.2f} s"
-                )
+                median = statistics.median(times(found))
+                print(f"budget {budget}, {count} clients: {speed(found, took):.1f} tokens/s, median {median:.2f} s")
 
 
 def load(options: argparse.Namespace) -> None:

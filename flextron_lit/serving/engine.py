@@ -1,5 +1,6 @@
 """One network, one thread that runs it, many requests: each budget's batch has its turn of a few tokens."""
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -160,7 +161,7 @@ class Engine:
             with self._model.backbone.selection.call(lane.sub_network):
                 action()
         except Exception as error:
-            print(f"error: a batch of {len(lane.jobs)} failed: {error}", flush=True)
+            print(f"error: a batch of {len(lane.jobs)} failed: {error}", file=sys.stderr, flush=True)
             lane.fail()
 
 

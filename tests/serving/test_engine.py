@@ -143,7 +143,7 @@ def test_what_fails_fails_for_its_batch_alone(model, engine, monkeypatch, capsys
         client = Client(model).ask(engine)
         assert len(client.answer()) == 1
     assert client.pieces[-1].end == "failed"
-    assert "error: a batch of 1 failed" in capsys.readouterr().out
+    assert "error: a batch of 1 failed" in capsys.readouterr().err
     assert len(Client(model).ask(engine).answer()) == 6
 
 
