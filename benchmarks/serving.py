@@ -10,6 +10,7 @@ share of the budgets is theirs by chance in the soak alone. Needs requirements-d
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import re
@@ -21,12 +22,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2 as httpx
 import openai
 
 ROOT = Path(__file__).parent.parent
 BUDGETS = ("1.0", "0.9", "0.8", "0.7", "0.6")
+CLIENTS = 8
+"""Of the soak."""
 PARTS = ("memory", "clients", "load", "soak")
 DENSE = """
 import sys, torch
@@ -60,12 +64,12 @@ class Server:
         text = httpx.get(f"{self.url}/metrics").text
         return next(line for line in text.splitlines() if line.startswith(name)).split()[-1]
 
-    def ask(self, number: int, tokens: int, budget: str, **settings: object) -> tuple[str, int]:
-        """One answer: the model that gave it, and its tokens."""
+    def ask(self, number: int, tokens: int, budget: str, **settings: object) -> tuple[str, int, str]:
+        """One answer: the model that gave it, its tokens, its text."""
         prompt = f"{number}. Once upon a time, in a village by the river, there lived an old baker who"
         settings = {"max_tokens": tokens, "temperature": 0, "extra_body": {"budget": budget}} | settings
         answer = self.client.completions.create(model="model", prompt=prompt, **settings)
-        return answer.model, answer.usage.completion_tokens
+        return answer.model, answer.usage.completion_tokens, answer.choices[0].text
 
 
 @contextmanager
@@ -79,20 +83,26 @@ def serving(options: argparse.Namespace, *more: str) -> Iterator[Server]:
         assert server.process.wait(120) == 0, "it did not end well"
 
 
-Answers = list[tuple[float, str, int]]
-"""Seconds, model and tokens of each, the fastest first."""
+class Answered(NamedTuple):
+    seconds: float
+    model: str
+    tokens: int
+    first: bool
+    """Of its client: all begin at once, which is no steady state."""
 
 
-def busy(clients: int, seconds: float, ask: Callable[[int], tuple[str, int]]) -> tuple[Answers, float]:
-    """The answers to all requests that began in time, and how long all of it took."""
-    found: Answers = []
+def busy(clients: int, seconds: float, ask: Callable[[int], tuple[str, int, str]]) -> tuple[list[Answered], float]:
+    """The answers to all requests that began in time, the fastest first, and how long all of it took."""
+    found: list[Answered] = []
     begun = time.monotonic()
 
     def client(number: int) -> None:
+        first = True
         while time.monotonic() - begun < seconds:
             before = time.monotonic()
-            model, tokens = ask(number)
-            found.append((time.monotonic() - before, model, tokens))
+            model, tokens, _ = ask(number)
+            found.append(Answered(time.monotonic() - before, model, tokens, first))
+            first = False
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
     for thread in threads:
@@ -102,12 +112,13 @@ def busy(clients: int, seconds: float, ask: Callable[[int], tuple[str, int]]) ->
     return sorted(found), time.monotonic() - begun
 
 
-def speed(found: Answers, took: float) -> float:
-    return sum(tokens for _, _, tokens in found) / took
+def speed(found: list[Answered], took: float) -> float:
+    return sum(each.tokens for each in found) / took
 
 
-def times(found: Answers) -> list[float]:
-    return [seconds for seconds, _, _ in found]
+def times(found: list[Answered]) -> list[float]:
+    """Of all but the first ones."""
+    return [each.seconds for each in found if not each.first]
 
 
 def p95(latencies: list[float]) -> float:
@@ -145,7 +156,7 @@ def load(options: argparse.Namespace) -> None:
             found, took = busy(
                 options.clients, 2 * options.seconds, lambda i, s=server: s.ask(i, options.tokens, BUDGETS[0])
             )
-        less = sum(model.endswith(BUDGETS[-1]) for _, model, _ in found) / len(found)
+        less = sum(each.model.endswith(BUDGETS[-1]) for each in found) / len(found)
         told[name] = times(found)
         print(
             f"{options.clients} clients ask for {BUDGETS[0]}, {name}: median {statistics.median(told[name]):.2f} s, "
@@ -176,28 +187,44 @@ def draw(told: dict[str, list[float]], options: argparse.Namespace) -> None:
 
 
 def soak(options: argparse.Namespace) -> None:
-    """All budgets at once, some clients gone before their answer."""
+    """All budgets at once, some clients gone before their answer; with --check, each text against the one alone."""
     draws = random.Random(0)
+    lengths = (4, 16, 32)
+    expected: dict[tuple[int, int, str], str] = {}
+    mixed = 0
 
-    def ask(number: int) -> tuple[str, int]:
-        budget, tokens = draws.choice(BUDGETS), draws.choice((4, 16, 32))
+    def ask(number: int) -> tuple[str, int, str]:
+        nonlocal mixed
+        budget, tokens = draws.choice(BUDGETS), draws.choice(lengths)
         if draws.random() < 0.1:
             body = {"model": "model", "prompt": "Once", "max_tokens": 64, "stream": True, "budget": budget}
             with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=600) as stream:
                 next(stream.iter_lines())
-            return "", 1
-        return server.ask(number, tokens, budget)
+            return "", 1, ""
+        # most bear nothing smaller, so that all budgets have their batches
+        bears = {"budget": budget} | ({"least_budget": budget} if draws.random() < 0.7 else {})
+        answer = server.ask(number, tokens, budget, extra_body=bears)
+        if expected:
+            mixed += answer[2] != expected[number, tokens, answer[0].partition("@")[2]]
+        return answer
 
-    with serving(options, "--load_budget", BUDGETS[-1], "--load_requests", "6") as server:
+    more = ("--dtype", "float64") if options.check else ()
+    with serving(options, "--load_budget", BUDGETS[-1], "--load_requests", "6", *more) as server:
+        if options.check:
+            asked = itertools.product(range(CLIENTS), lengths, BUDGETS)
+            expected |= {each: server.ask(*each)[2] for each in asked}
         rounds = max(int(options.soak), 1)
         seen, total = [], 0
         for minute in range(rounds):
-            found, _ = busy(8, 60 * options.soak / rounds, ask)
+            found, _ = busy(CLIENTS, 60 * options.soak / rounds, ask)
             total += len(found)
             seen.append(server.resident())
             print(f"minute {minute + 1}: {total} requests, {seen[-1]:.0f} MB", flush=True)
         warm = seen[len(seen) // 3 :]
         print(f"memory over the last two thirds: {min(warm):.0f} to {max(warm):.0f} MB; no request failed")
+        if options.check:
+            print(f"{mixed} texts were not those of their budget alone")
+            assert not mixed
 
 
 def main() -> None:
@@ -209,6 +236,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=12, help="under load")
     parser.add_argument("--figure", type=Path, help="where to draw latencies with the load policy and without")
     parser.add_argument("--soak", type=float, default=0.0, help="minutes")
+    parser.add_argument("--check", action="store_true", help="of the soak: every text, in float64")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     options = parser.parse_args()
     for part in options.only:

@@ -104,14 +104,11 @@ class Service:
 
     async def _models(self, request: Request) -> Answer:
         self._check_key(request)
-        return JSONResponse(self._offer.to_json(self._begun))
+        return JSONResponse(self._offer.listed(self._begun))
 
     async def _one_model(self, request: Request) -> Answer:
         self._check_key(request)
-        name = request.path_params["name"]
-        self._offer.named(name, None)
-        rows = self._offer.to_json(self._begun)["data"]
-        return JSONResponse(next(row for row in rows if row["id"] == name))
+        return JSONResponse(self._offer.row(request.path_params["name"], self._begun))
 
     async def _health(self, request: Request) -> Answer:
         alive, engine = self._engine.alive, self._engine

@@ -72,15 +72,24 @@ class Offer:
             raise RequestError(400, f"the {field} {budget!r} is not offered here; there are {known}", param=field)
         return found
 
-    def to_json(self, created: int) -> dict[str, Any]:
-        """What `/v1/models` lists."""
-        rows = [{"id": self.name, "of": self.budgets[0]}] + [{"id": self.model(e), "of": e} for e in self.budgets]
-        return {"object": "list", "data": [_row(str(row["id"]), row["of"], created) for row in rows]}
+    def listed(self, created: int) -> dict[str, Any]:
+        """What `/v1/models` says."""
+        names = [self.name, *map(self.model, self.budgets)]
+        return {"object": "list", "data": [self.row(name, created) for name in names]}
 
+    def row(self, name: str, created: int) -> dict[str, Any]:
+        """What it says of one model.
 
-def _row(name: str, offered: Any, created: int) -> dict[str, Any]:
-    told = {"budget": offered.budget, "how": offered.how, "parameters": round(offered.size, 4)}
-    return {"id": name, "object": "model", "created": created, "owned_by": "flextron-lit", **told}
+        Args:
+            name: of the model.
+            created: when the server began, in seconds since 1970.
+
+        Raises:
+            RequestError: if there is no such model.
+        """
+        offered = self.named(name, None)
+        told = {"budget": offered.budget, "how": offered.how, "parameters": round(offered.size, 4)}
+        return {"id": name, "object": "model", "created": created, "owned_by": "flextron-lit", **told}
 
 
 def same(one: str, other: str) -> bool:

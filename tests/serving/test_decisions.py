@@ -77,7 +77,8 @@ def test_a_budget_is_a_model():
     assert OFFER.named("owl", None) is OFFER.named("", None) is OFFER.named("owl@1", None) is FULL
     assert OFFER.named("owl@0.80", None) is WIDE
     assert OFFER.named("owl@0.8", "0.6") is OFFER.named("@0.6", None) is NARROW
-    assert [row["id"] for row in OFFER.to_json(0)["data"]] == ["owl", "owl@1.0", "owl@0.8", "owl@0.6"]
+    assert OFFER.row("owl@0.80", 0)["budget"] == "0.8"
+    assert [row["id"] for row in OFFER.listed(0)["data"]] == ["owl", "owl@1.0", "owl@0.8", "owl@0.6"]
 
 
 @pytest.mark.parametrize("name", ["owl@0.7", "owl@", "cat", "cat@0.8", "owl@0.8@0.6", "owl@fast"])
