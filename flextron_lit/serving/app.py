@@ -91,7 +91,12 @@ class Service:
                 Route("/health", self._health),
                 Route("/metrics", self._told),
             ],
-            exception_handlers={RequestError: self._refused, HTTPException: self._no_route, 500: _broken},
+            exception_handlers={
+                RequestError: self._refused,
+                HTTPException: self._no_route,
+                ClientDisconnect: _gone,
+                500: _broken,
+            },
         )
 
     # --- routes -------------------------------------------------------------------------------------------------
@@ -139,24 +144,20 @@ class Service:
         # apart from the loop: a long text takes a while
         tokens = await asyncio.to_thread(prompt_tokens, self._model, asked)
         most = self._rules.lengths.room(len(tokens), asked.most)
-        ticket = self._ticket(asked, tokens, most, wanted, self._given(wanted, least))
+        policy, house = self._rules.policy, self._engine.running + self._engine.waiting
+        self._pressed = policy.pressed(self._pressed, house + 1)
+        given = policy.answered(wanted, least, self._pressed)
+        ticket = self._ticket(asked, tokens, most, wanted, given)
         headers = {f"x-flextron-{name}": str(value) for name, value in ticket.response.flextron.items()}
         self._engine.submit(ticket.job)
+        if given is not wanted:
+            self._metrics.gave_way.labels(wanted.budget, given.budget).inc()
         if asked.stream:
             return _Stream(self._events(ticket), lambda: self._over(ticket), headers)
         try:
             return JSONResponse(await self._whole(request, ticket), headers=headers)
         finally:
             self._over(ticket)
-
-    def _given(self, wanted: Offered, least: Offered | None) -> Offered:
-        """What answers, by the load policy."""
-        policy = self._rules.policy
-        self._pressed = policy.pressed(self._pressed, self._engine.running + self._engine.waiting + 1)
-        given = policy.answered(wanted, least, self._pressed)
-        if given is not wanted:
-            self._metrics.gave_way.labels(wanted.budget, given.budget).inc()
-        return given
 
     def _ticket(self, asked: Asked, tokens: list[int], most: int, wanted: Offered, given: Offered) -> _Ticket:
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Piece]()
@@ -262,6 +263,11 @@ class _Stream(StreamingResponse):
 
 
 FAILED = RequestError(500, "the network failed on the batch that this request was part of", code="engine_failed")
+
+
+async def _gone(request: Request, error: Exception) -> Answer:
+    """For nobody."""
+    return Answer(status_code=499)
 
 
 async def _broken(request: Request, error: Exception) -> Answer:

@@ -73,6 +73,8 @@ def read(body: bytes, *, chat: bool) -> Asked:
     """
     try:
         given = json.loads(body)
+        # halves of characters, which nothing said of them could be sent back with
+        json.dumps(given, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is no JSON: {error}") from error
     if not isinstance(given, dict):

@@ -15,13 +15,14 @@ import pytest
 
 from flextron_lit.commands import main, serve
 from tests.data.chat import CHATML
-from tests.front_door import Started
+from tests.front_door import ROOT, Started
 from tests.served import write
 
 KEY = "secret"
 NAMES = ("owls@1.0", "owls@0.6", "owls@0.2")
 OPTIONS = ("--name", "owls", "--budgets", "1.0", "0.6", "0.2", "--dtype", "float64", "--port", "0")
 LIMITS = ("--max_body_bytes", "20000", "--max_answer_tokens", "480", "--slots", "4", "--load_budget", "0.2")
+LONG = "stream=True, max_tokens=40"
 PATIENCE = 60
 QUESTIONS = [f"What does owl {place} eat{'?' * place}" for place in range(8)]
 
@@ -132,6 +133,18 @@ def test_a_seed_and_a_stop_are_of_the_request(server):
     assert (stopped.choices[0].message.content, stopped.choices[0].finish_reason) == (text[:end], "stop")
 
 
+def test_the_client_of_the_page_works_as_it_is_written(server, capsys):
+    (page,) = re.findall(r"```python\n(from openai.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL)
+    here = {"http://127.0.0.1:8000": server.url, "none": KEY, "joint_tuning": "owls", "0.8": "0.6", "stream=True": LONG}
+    for written, here_it_is in here.items():
+        assert written in page
+        page = page.replace(written, here_it_is)
+    found = {}
+    exec(page, found)
+    assert found["answer"].model == "owls@0.6"
+    assert str(["owls", *NAMES]) in capsys.readouterr().out
+
+
 def test_eight_clients_at_once_get_their_own_texts(server, alone):
     found = {}
 
@@ -195,6 +208,8 @@ def test_a_client_that_leaves_frees_its_slot(server, alone):
     counted = httpx.get(f"{server.url}/metrics").text
     assert 'flextron_requests_total{budget="1.0",end="gone"}' in counted
     assert server.text(QUESTIONS[0]) == alone[QUESTIONS[0], NAMES[0]]
+    # nothing of it is worth a line in the log
+    assert "Traceback" not in server.said()
 
 
 def test_sigterm_waits_for_answers_and_ends_well(folder, tmp_path):

@@ -87,7 +87,7 @@ def test_a_prompt_is_one_text_or_one_list_of_tokens(prompt):
         asked(chat=False, prompt=prompt)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'"a"'])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'"a"', b'{"model": "\\ud800"}'])
 def test_a_body_that_is_no_object_is_refused(body):
     with pytest.raises(RequestError, match="the body"):
         read(body, chat=True)
