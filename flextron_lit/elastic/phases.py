@@ -137,9 +137,10 @@ def phase_policy(
     if unknown or "answer" not in named:
         what = f"{unknown[0]!r} is no phase" if unknown else "the answer has no budget"
         raise ValueError(f"{what}; budgets by phase are of {', '.join(PHASES)}: {{'prompt': 1.0, 'answer': 0.7}}")
-    think = named.get("think", named["answer"])
-    prompt, *generated = (answer(each) for each in (named.get("prompt", think), think, named["answer"]))
-    return PhasePolicy(Schedule((prompt, generated[0], generated[1]), tokens))
+    # an answer may take a search: one for each budget that is given
+    found = {name: answer(budget) for name, budget in named.items()}
+    behind = found.get("think", found["answer"])
+    return PhasePolicy(Schedule((found.get("prompt", behind), behind, found["answer"]), tokens))
 
 
 def _switch_of(
