@@ -233,8 +233,10 @@ class Service:
         """What a client sent.
 
         Raises:
-            RequestError: if it is longer than it may be.
+            RequestError: if it is longer than it may be, or not sent as JSON: pages of other sites cannot do that.
         """
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise RequestError(415, "the body must be sent as JSON, with the header Content-Type: application/json")
         most, found, length = self._rules.body_bytes, bytearray(), 0
         async for part in request.stream():
             length += len(part)

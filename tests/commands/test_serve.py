@@ -201,7 +201,9 @@ def test_a_client_that_leaves_frees_its_slot(server, alone):
             content = json.dumps(body | {"temperature": 0}).encode()
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: owl\r\nAuthorization: Bearer {KEY}\r\n"
             with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), PATIENCE) as line:
-                line.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+                line.sendall(
+                    f"{head}Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
+                )
                 if stream:
                     assert line.recv(15) == b"HTTP/1.1 200 OK"
         server.until(server.at_rest)

@@ -119,6 +119,7 @@ def test_every_refusal_has_its_code(served):
     assert error_of(ask(client, max_tokens=31))[:2] == (400, "context_length_exceeded")
     assert error_of(ask(client, prompt="x" * 600))[:2] == (413, "too_large")
     assert error_of(ask(client, prompt="x" * 20_000))[0] == 413
+    assert error_of(client.post("/v1/completions", content=b'{"prompt": "Hello"}'))[0] == 415
     assert error_of(ask(client, prompt=[1, 9_999_999]))[0] == 400
     assert error_of(ask(client, prompt=[-1]))[0] == 400
     chat = ask(client, "/v1/chat/completions", prompt=None, messages=[{"role": "user", "content": "Hello"}])
