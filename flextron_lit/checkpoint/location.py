@@ -47,6 +47,18 @@ def locate(folder: Path) -> Location:
     raise ValueError(_why_not(folder, run))
 
 
+def resolved(source: str) -> str:
+    """A source of a network: in the place of a run folder the checkpoint in it.
+
+    Raises:
+        ValueError: if it is a folder that holds none.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not (folder / checkpoint.CONFIG).is_file():
+        return str(locate(folder).checkpoint)
+    return source
+
+
 def _why_not(folder: Path, run: RunFolder) -> str:
     if not folder.exists():
         return f"there is no folder {folder}"

@@ -34,6 +34,7 @@ COMMANDS = {
     "select": ("select", "the sub-network for a budget: widths, costs, loss"),
     "export": ("export", "one sub-network as a stand-alone model, for transformers or llama.cpp"),
     "generate": ("generate", "text from a checkpoint within a budget, as it comes"),
+    "serve": ("serve", "an OpenAI-compatible server: every budget is a model, all from one set of weights"),
     "evaluate": ("evaluate", "loss and perplexity per budget with intervals, tasks of the LM evaluation harness"),
     "reroute": ("reroute", "train a router for another device or cost, from the kept surrogate"),
     "highlight": ("highlight", "a text shaded by what a dynamic router spends on each token, as a web page"),

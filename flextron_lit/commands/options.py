@@ -69,12 +69,12 @@ class CommandLine(ArgumentParser):
         self.add_workload()
         self.add_device()
 
-    def add_loading(self) -> None:
-        """How a network is loaded that answers budgets."""
+    def add_loading(self, *dtypes: str) -> None:
+        """How a network is loaded that answers budgets; `dtypes` are number types beside the usual ones."""
         self.add_latency()
         self.add_device()
         text = "Number type of weights and activations."
-        self.add_argument("--dtype", choices=get_args(Dtype), default="float32", help=text)
+        self.add_argument("--dtype", choices=(*get_args(Dtype), *dtypes), default="float32", help=text)
 
     def add_compile(self) -> None:
         """In which mode the network runs."""

@@ -1,7 +1,7 @@
 """What goes into one call of generate: a prompt as tokens, and how many tokens there is room for."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,32 @@ def encoded(
     Raises:
         ValueError: if there is no chat template, or the network does not know one of the tokens.
     """
-    if not chat:
-        ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        found = torch.tensor([(Ends.of(tokenizer) if special_tokens else Ends()).begun(ids)])
-        read: Any = {"input_ids": found, "attention_mask": torch.ones_like(found)}
-    elif tokenizer.chat_template is None:
+    if chat:
+        return conversation(tokenizer, config, [{"role": "user", "content": prompt}])
+    ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+    found = torch.tensor([(Ends.of(tokenizer) if special_tokens else Ends()).begun(ids)])
+    refuse_unknown(found[0].tolist(), tokenizer, config.vocab_size, "the prompt")
+    return {"input_ids": found, "attention_mask": torch.ones_like(found)}
+
+
+def conversation(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, messages: Sequence[Mapping[str, str]]
+) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` of a conversation, [1, T], as its chat template has it, an answer begun.
+
+    Args:
+        tokenizer: holds the template.
+        config: of the network.
+        messages: each with a `role` and a `content`.
+
+    Raises:
+        ValueError: if there is no chat template, or the network does not know one of the tokens.
+    """
+    if tokenizer.chat_template is None:
         raise ValueError("the tokenizer has no chat template: this is no chat model; leave --chat out")
-    else:
-        messages = [{"role": "user", "content": prompt}]
-        read = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+    read: Any = tokenizer.apply_chat_template(
+        [dict(message) for message in messages], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     refuse_unknown(read["input_ids"][0].tolist(), tokenizer, config.vocab_size, "the prompt")
     return {name: read[name] for name in ("input_ids", "attention_mask")}
 

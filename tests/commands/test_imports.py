@@ -24,6 +24,6 @@ def test_what_reads_files_alone_needs_neither_lightning_nor_transformers():
 
 
 def test_what_runs_a_network_needs_no_lightning():
-    assert loaded("generate", "select", "export", "profile", "reroute") == ["False", "True"]
+    assert loaded("generate", "serve", "select", "export", "profile", "reroute") == ["False", "True"]
     # the control
     assert loaded("fit")[0] == "True"
