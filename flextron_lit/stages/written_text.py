@@ -15,8 +15,6 @@ from flextron_lit.files.ranks import tell
 Blocks = dict[str, Tensor]
 LENGTH = 128
 """Tokens of a text: many short ones are written side by side, in a fraction of the time of few long ones."""
-AT_ONCE = 64
-"""Texts side by side: far more take longer for each, since their cache is copied at every token."""
 
 
 @torch.no_grad()
@@ -44,10 +42,7 @@ def written(backbone: ElasticBackbone, tokens: int, block_size: int, *, seed: in
         try:
             # a text goes on behind what would end an answer
             settings = {"do_sample": True, "top_k": 0, "max_new_tokens": length - 1, "pad_token_id": 0}
-            parts = (
-                model.generate(part, attention_mask=torch.ones_like(part), **settings) for part in first.split(AT_ONCE)
-            )
-            ids = torch.cat([*parts])
+            ids = model.generate(first, attention_mask=torch.ones_like(first), **settings)
         finally:
             model.generation_config = own
     positions = torch.arange(length, device=ids.device).expand_as(ids)
