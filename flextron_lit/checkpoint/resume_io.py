@@ -1,14 +1,22 @@
-"""How the state of an unfinished run reaches the disk."""
+"""How the state of an unfinished run reaches the disk, and is found there again."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from flextron_lit.files.whole_file import whole_file
 from flextron_lit.files.whole_folder import free_space
+
+RANKS = "ranks"
+"""In the state of a run whose network is shared out: how many processes there were, and which files are theirs."""
+ROWS = "rows of"
+"""Marks what a process holds of a tensor: the size of its first dimension as a whole."""
 
 
 class StreamedCheckpointIO(TorchCheckpointIO):
@@ -36,3 +44,38 @@ class StreamedCheckpointIO(TorchCheckpointIO):
                 f"cannot save the state of the run in {path} ({error}); {free:.0f} MB are free there. "
                 "The earlier state stays: make room, then run the same command again"
             ) from error
+
+
+def read_state(path: Path, **how: Any) -> dict[str, Any]:
+    """What is in a file of a state, without unpickling; `how` as for `torch.load`.
+
+    Raises:
+        ValueError: if it is damaged or not there.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, **({"map_location": "cpu"} | how), weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read ({reason}): start anew with --fresh") from error
+    return state
+
+
+def packed(state: Any) -> Any:
+    """A state with this process's rows in the place of tensors that are shared out."""
+    if isinstance(state, DTensor):
+        return {ROWS: len(state), "rows": state.to_local().detach().cpu()}
+    return _mapped(packed, state)
+
+
+def unpacked(state: Any, whole: Callable[[Tensor, int], Tensor]) -> Any:
+    """Inverse of `packed`; `whole` makes a shared-out tensor of this process's rows and the size of all."""
+    if isinstance(state, Mapping) and ROWS in state:
+        return whole(state["rows"], state[ROWS])
+    return _mapped(lambda inner: unpacked(inner, whole), state)
+
+
+def _mapped(function: Callable[[Any], Any], state: Any) -> Any:
+    if isinstance(state, Mapping):
+        # a module's state dict is one with attributes, and has to stay what it is in nothing but this
+        return {name: function(inner) for name, inner in state.items()}
+    return type(state)(map(function, state)) if type(state) in (list, tuple) else state

@@ -14,15 +14,15 @@ from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic, with_special_tokens
 from flextron_lit.costs import COUNTED, DYNAMIC_COUNTED, CostTable, Workload, dynamic_table
 from flextron_lit.data import TextDataModule
-from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
-from flextron_lit.stages.data_wait import WaitingForData
 from flextron_lit.stages.loss_parts import LossParts
 from flextron_lit.stages.precision import cast_weights, check_precision, of_weights
+from flextron_lit.stages.ranks_together import RanksTogether
+from flextron_lit.stages.strategies import fitting
 from flextron_lit.stages.validation import ValidationResult
 
 Batch = Mapping[str, Tensor]
@@ -71,7 +71,7 @@ class StageSettings:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
 
 
-class Stage(WaitingForData):
+class Stage(RanksTogether):
     """A stage of the workflow: wiring around one elastic backbone.
 
     Several backward passes make a step, so optimisation is manual. Stages own every optimizer and parameter;
@@ -92,7 +92,6 @@ class Stage(WaitingForData):
     recorded: tuple[str, ...] = ("attn_implementation",)
     """Names of the options that shape the result: the checkpoint's history says what they were."""
     options: StageSettings
-    backbone: ElasticBackbone
     costs: CostTable
     table: CostTable
     """Where plans are budgets: what they are ratios of."""
@@ -203,27 +202,34 @@ class Stage(WaitingForData):
         return folder
 
     def setup(self, stage: str) -> None:
-        """Before anything is built: a precision that the stage has, of the backbone's weights alone.
+        """Before anything is built: a strategy and a precision that the stage has, of the backbone's weights alone.
 
         Raises:
-            ValueError: for another precision.
+            ValueError: for another strategy or precision.
         """
+        fitting(self.trainer.strategy)
         plugin = self.trainer.precision_plugin
         check_precision(str(self.trainer.precision), [plugin], fitting=stage == "fit")
         self.trainer.strategy.precision_plugin = of_weights(plugin)
 
     def configure_model(self) -> None:
-        """Lightning's hook: `build`, once."""
+        """Lightning's hook: `build`, once; then the network is shared out, where the strategy does that."""
         if hasattr(self, "backbone"):
             return
         # Lightning calls this with its accelerator as the default device, but orders, tables and what seeds draw are
         # made on the processor, the same for all devices; it moves modules there afterwards
         with torch.device("cpu"):
             self.build()
+            self.settle()
+        if self.sharding is not None:
+            self.share_out(self.sharding)
 
     def build(self) -> None:
         """Make the parts of the stage, `backbone` first."""
         raise NotImplementedError
+
+    def settle(self) -> None:
+        """What is left to do before a strategy wraps the network."""
 
     def load_backbone(self, space: SpaceConfig | None) -> None:
         """Load weights and tokenizer, and make the model elastic.
@@ -269,6 +275,7 @@ class Stage(WaitingForData):
 
     def step_optimizers(self) -> None:
         """One step of every optimizer and schedule: one step of the run."""
+        self.check_gradients_agree()
         wrapped: Any = self.optimizers()
         first, *others = self.trainer.optimizers
         for other in others:

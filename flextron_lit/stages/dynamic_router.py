@@ -223,7 +223,7 @@ class DynamicRouterTraining(RouterTraining):
             with gated(self.backbone, routed.probabilities):
                 loss = mean_cross_entropy(self.logits(batch), batch["labels"])
             self.parts.add("language", loss)
-            return loss
+            return loss * self.share_of_tokens(batch["labels"])
         seen = run_both(self, routed, batch)
         self.guide.see(seen, routed.chosen.detach(), self.trainer.world_size)
         self.parts.add("language", seen.losses.sum() / seen.counted.sum().clamp(min=1))

@@ -76,7 +76,8 @@ class FrozenStage(MeasuringStage):
             self.trainer.precision_plugin.convert_module(self)
         self.backbone.model.eval().requires_grad_(False)
         # Lightning does not know of it, and callbacks look at its device before the stage's own hooks run
-        torch.nn.Module.to(self.backbone.model, self.trainer.strategy.root_device)
+        if self.sharding is None:
+            torch.nn.Module.to(self.backbone.model, self.trainer.strategy.root_device)
         return folder
 
     def read_surrogate(self, folder: Path, name: str) -> TrainedSurrogate:
