@@ -214,7 +214,8 @@ class DynamicRouterTraining(RouterTraining):
 
     def draw(self, batch: Batch, temperature: float) -> RoutedPass:
         """What will choose for every token."""
-        return RoutedPass(self.router, self._budgets(len(batch["labels"])), self.generator, temperature)
+        budgets, (rank, ranks) = self._budgets(len(batch["labels"])), self.place
+        return RoutedPass(self.router, budgets, self.generator, temperature, rank, ranks)
 
     def guided_loss(self, routed: RoutedPass, batch: Batch) -> Tensor:
         """What the surrogate predicts, or what the backbone loses."""
@@ -230,18 +231,20 @@ class DynamicRouterTraining(RouterTraining):
         return self.terms(routed)
 
     def _budgets(self, sequences: int) -> Tensor:
-        """One of the planned budgets for every sequence.
+        """One of the planned budgets for every sequence of this process.
 
         Raises:
-            ValueError: if there are more budgets than sequences.
+            ValueError: if there are more budgets than sequences of all processes.
         """
+        rank, ranks = self.place
+        sequences *= ranks
         if len(self.plan) > sequences:
             raise ValueError(
                 f"callbacks.BudgetSampling plans {len(self.plan)} budgets, but a batch has {sequences} sequences, one "
                 "budget each: lower k, or raise model.init_args.batch_size"
             )
         order = torch.randperm(sequences, generator=self.generator)
-        return torch.tensor([self.plan[i % len(self.plan)] for i in order.tolist()])
+        return torch.tensor([self.plan[i % len(self.plan)] for i in order[rank::ranks].tolist()])
 
     def surrogate_error(self) -> Tensor:
         """On random rows of the memory."""

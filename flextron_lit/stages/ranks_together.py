@@ -27,6 +27,11 @@ class RanksTogether(WaitingForData):
     backbone: ElasticBackbone
     _agreed = False
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Rank of this process, and how many there are: of a batch of all, it has every so manieth row from there."""
+        return self.trainer.global_rank, self.trainer.world_size
+
     # --- the network --------------------------------------------------------------------------------------------
 
     @property

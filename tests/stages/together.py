@@ -1,5 +1,6 @@
 """Runs that one process makes with all of a batch, and two with half of it each: what they end with, to compare."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def surrogate(start):
 
 def static(start):
     stage = StaticRouterTraining(start, cost="flops")
-    guidance = callbacks.SurrogateGuidance(every_n_steps=1, pairs=3, window=3, threshold=1e9)
+    guidance = callbacks.SurrogateGuidance(every_n_steps=1, pairs=3, window=4, threshold=1e9)
     return stage, [callbacks.BudgetSampling(k=2), guidance]
 
 
@@ -67,6 +68,14 @@ def joint(start, router="static", **settings):
     small = Remeasuring(candidates=5, tokens=96, block_size=32)
     stage = JointTuning(start, router=router, cost="flops", optimizer=adamw, clip_norm=0.5, remeasuring=small, **settings)
     return stage, [callbacks.BudgetSampling(k=2)]
+
+
+def both_routers(start):
+    return joint(start, "both")
+
+
+def drawn_widths(start):
+    return joint(start, "both", train_router=False)
 
 
 class Notes(Callback):
@@ -121,6 +130,8 @@ def trained(made, start, folder, strategy="auto", world=1, **settings):
 def both(folder, start, names):
     """Of two processes: train by every strategy."""
     for strategy in ("ddp", "fsdp2"):
+        # losses that are known are not measured
+        os.environ["FLEXTRON_CACHE"] = str(Path(folder, strategy, "cache"))
         for name in names:
             found = trained(globals()[name], start, Path(folder, strategy, name), strategy, 2)
             if torch.distributed.get_rank() == 0:
