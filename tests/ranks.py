@@ -18,8 +18,12 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def together(function, folder, *arguments, world=2):
-    """Have each rank call a function of a module with the folder and the arguments; fails with what they printed."""
+def together(function, folder, *arguments, world=2, codes=(0, 0)):
+    """Have each rank call a function of a module with the folder and the arguments; returns what each printed.
+
+    `codes` are the exit codes that they must end with.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     port = free_port()
     given = [(rank, world, port, function, str(folder), arguments) for rank in range(world)]
     ranks = [FORKS.Process(target=_be, args=each) for each in given]
@@ -27,19 +31,27 @@ def together(function, folder, *arguments, world=2):
     with mock.patch.dict(os.environ, ENVIRONMENT | SINGLE):
         for rank in ranks:
             rank.start()
-    for rank in ranks:
-        rank.join(LONGEST)
-    codes = [rank.exitcode for rank in ranks]
     with ExitStack() as stack:
         for rank in ranks:
             stack.callback(rank.kill)
-    said = "\n".join(Path(folder, f"rank{rank}.log").read_text() for rank in range(world))
-    assert codes == [0] * world, f"{codes}\n{said}"
+        for rank in ranks:
+            rank.join(LONGEST)
+        found = tuple(rank.exitcode for rank in ranks)
+    said = [Path(folder, f"rank{rank}.log").read_text() for rank in range(world)]
+    assert found == codes, f"{found}\n" + "\n".join(said)
     return said
 
 
+def command(folder, *arguments):
+    """Of a rank: be `python main.py` with these arguments."""
+    from flextron_lit.commands import main
+
+    sys.argv = [str(ROOT / "main.py"), *map(str, arguments)]
+    raise SystemExit(main())
+
+
 def _be(rank, world, port, function, folder, arguments):
-    log = os.open(Path(folder, f"rank{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(Path(folder, f"rank{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     # as torchrun does
@@ -49,9 +61,14 @@ def _be(rank, world, port, function, folder, arguments):
     os.chdir(ROOT)
     try:
         import torch
+        from lightning.pytorch.utilities import rank_zero_only
 
+        # it read the environment as the server loaded it
+        rank_zero_only.rank = rank
         torch.set_num_threads(threads())
         function(folder, *arguments)
+    except SystemExit as ended:
+        os._exit(ended.code or 0)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -16,6 +16,8 @@ from flextron_lit.files.whole_file import write_json, write_text
 
 Status = Literal["new", "unfinished", "finished"]
 CONFIG, STATUS = "config.yaml", "status.json"
+PROCESSES = ("trainer.devices", "trainer.num_nodes", "data.init_args.batch_size")
+"""Settings of which an unfinished run may go on with others: whether they make the same steps, its state says."""
 
 
 class RunFolder:
@@ -126,6 +128,8 @@ class RunFolder:
         before = self.config
         assert before is not None
         changes = list(differences(before, config)) and list(differences(today(before), config))
+        if status == "unfinished":
+            changes = [each for each in changes if each.split(": ")[0] not in PROCESSES]
         if changes:
             shown = "\n".join(listed(changes))
             raise ValueError(

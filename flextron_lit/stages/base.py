@@ -100,6 +100,7 @@ class Stage(RanksTogether):
     """Where `checkpoint` was found or fetched to."""
     excess: ExcessTable | None = None
     """What each block loses at each width, as conversion computed it."""
+    _text: TextDataModule | None = None
     order: list[Tensor]
     history: list[dict[str, Any]]
 
@@ -165,8 +166,6 @@ class Stage(RanksTogether):
             )
         return self._counted[name, workload]
 
-    # --- text ---------------------------------------------------------------------------------------------------
-
     def attach(self, text: TextDataModule) -> TextDataModule | None:
         """Take the text; returns what Lightning loads batches from, None where the stage makes its own loaders."""
         self.tell_needs(text)
@@ -177,15 +176,21 @@ class Stage(RanksTogether):
         if text.special_tokens is None and flextron_checkpoint.is_flextron(folder := resolve_model(self.checkpoint)):
             text.special_tokens = with_special_tokens(flextron_checkpoint.read(folder).history)
         text.note_blocks("model.init_args", asdict(self.options))
+        self._text = text
 
     @property
     def text(self) -> TextDataModule:
         """The text of the run."""
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        datamodule: Any = self._text or self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, TextDataModule)
         return datamodule
 
-    # --- the backbone -------------------------------------------------------------------------------------------
+    @property
+    def blocks(self) -> int:
+        """Of a batch of this process."""
+        return self.text.batch_size
+
+    # --- the backbone, and the text -----------------------------------------------------------------------------
 
     def flextron_folder(self) -> Path:
         """The folder of the checkpoint, for stages that do not start from a dense model.
@@ -342,8 +347,3 @@ class Stage(RanksTogether):
         """Inverse of `on_save_checkpoint`."""
         self.order = checkpoint["flextron"]["order"]
         self.tokens_seen = checkpoint["flextron"]["tokens_seen"]
-
-
-def zero_of(module: torch.nn.Module) -> Tensor:
-    """0 that every parameter takes part in: data-parallel ranks wait for the gradients of all of them."""
-    return 0.0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()

@@ -206,6 +206,11 @@ class DynamicRouterTraining(RouterTraining):
             self.logits(self._calibration[0])
         return scale.mean_and_std()
 
+    @property
+    def blocks(self) -> int:
+        """Sequences of a batch of this process."""
+        return self.options.batch_size
+
     # --- training -----------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Any:

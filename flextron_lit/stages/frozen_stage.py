@@ -35,7 +35,6 @@ class FrozenStage(MeasuringStage):
     """
 
     trains_backbone = False
-    _text: TextDataModule
 
     def __init__(self, checkpoint: str, options: FrozenSettings) -> None:
         super().__init__(checkpoint, options)
@@ -46,12 +45,6 @@ class FrozenStage(MeasuringStage):
     def attach(self, text: TextDataModule) -> None:
         """Take the text; the stage makes its own loaders."""
         self.tell_needs(text)
-        self._text = text
-
-    @property
-    def text(self) -> TextDataModule:
-        """The text of the run."""
-        return self._text
 
     def prepare_data(self) -> None:
         """Tokenise what the cache does not hold."""

@@ -1,5 +1,7 @@
 """Lightning's strategy for a network that is shared out over all processes (FSDP2), as runs here need it."""
 
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,11 +28,18 @@ class FullySharded(ModelParallelStrategy):
 
     Args:
         process_group_backend: of torch's process group; None means that of the device.
-        timeout: how long processes wait for one another.
+        timeout_minutes: how long processes wait for one that is silent; one that has ended is noticed at once.
+
+    Raises:
+        ValueError: if the time is not above 0.
     """
 
-    def __init__(self, process_group_backend: str | None = None, **timeout: Any) -> None:
-        super().__init__("auto", 1, process_group_backend=process_group_backend, **timeout)
+    def __init__(self, process_group_backend: str | None = None, timeout_minutes: float = 30.0) -> None:
+        if timeout_minutes <= 0:
+            raise ValueError(f"timeout_minutes must be above 0, not {timeout_minutes}")
+        super().__init__(
+            "auto", 1, process_group_backend=process_group_backend, timeout=timedelta(minutes=timeout_minutes)
+        )
 
     def setup_environment(self) -> None:
         """As Lightning does, with all processes in one dimension."""
@@ -42,6 +51,20 @@ class FullySharded(ModelParallelStrategy):
     def mesh(self) -> DeviceMesh:
         """The processes."""
         return self.device_mesh["data_parallel"]
+
+    def setup_optimizers(self, trainer: Any) -> None:
+        """As Lightning does.
+
+        Raises:
+            ValueError: for an optimizer that works on whole tensors of its own form.
+        """
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            if type(optimizer).__module__.startswith("bitsandbytes"):
+                raise ValueError(
+                    f"{type(optimizer).__name__} of bitsandbytes does not know shared-out weights; take "
+                    f"torch.optim.AdamW, of whose states {NAME} leaves each process a part, or trainer.strategy ddp"
+                )
 
     # --- the state of a run -------------------------------------------------------------------------------------
 
@@ -113,16 +136,25 @@ class FullySharded(ModelParallelStrategy):
             raise ValueError(
                 f"{path} is not the state of a run with a shared-out network: take the strategy that it had"
             )
-        mark = first[RANKS]["mark"]
-        own = first if self.global_rank == 0 else read_state(beside(path, mark, self.global_rank))
-        restored: dict[str, Any] = unpacked(own, self._shared_out)
+        number, mark = first[RANKS]["number"], first[RANKS]["mark"]
+        # rows of its own, or, of another number of processes, those of all: read from the disk as they are asked for
+        ranks = [self.global_rank] if number == self.world_size else range(number)
+        states = [read_state(beside(path, mark, rank)) for rank in ranks]
+        restored: dict[str, Any] = unpacked(states, self._shared_out)
         return restored
 
-    def _shared_out(self, rows: Tensor, size: int) -> Tensor:
-        whole = torch.empty((size, *rows.shape[1:]), device="meta")
+    def _shared_out(self, rows: Sequence[Tensor], size: int) -> Tensor:
+        whole, each = torch.empty((size, *rows[0].shape[1:]), device="meta"), -(-size // self.world_size)
         # a copy: what was read is a file in memory
-        own = rows.to(self.root_device, copy=True)
-        return DTensor.from_local(own, self.mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride())
+        own = rows[0] if len(rows) == 1 else torch.cat(list(rows))[each * self.global_rank :][:each]
+        return DTensor.from_local(
+            own.to(self.root_device, copy=True),
+            self.mesh,
+            [Shard(0)],
+            run_check=False,
+            shape=whole.shape,
+            stride=whole.stride(),
+        )
 
 
 StrategyRegistry.register(NAME, FullySharded, description="FSDP2: the network shared out over all processes")

@@ -17,9 +17,10 @@ from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining, described
-from flextron_lit.stages.base import Pass, zero_of
+from flextron_lit.stages.base import Pass
 from flextron_lit.stages.fully_sharded import FullySharded
 from flextron_lit.stages.loss_measuring import MeasuringStage
+from flextron_lit.stages.ranks_together import zero_of
 from flextron_lit.stages.run_length import by_the_clock, updates_done
 from flextron_lit.stages.tuned_router import TUNED, Remeasuring, Tuned, TunedRouter, tuned_routers
 from flextron_lit.stages.watched_losses import budgets_to_watch, check_budgets

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -29,7 +30,7 @@ class RanksTogether(WaitingForData):
 
     @property
     def place(self) -> tuple[int, int]:
-        """Rank of this process, and how many there are: of a batch of all, it has every so manieth row from there."""
+        """Rank of this process, and how many there are: of a batch of all of them, it has its own rows in turn."""
         return self.trainer.global_rank, self.trainer.world_size
 
     # --- the network --------------------------------------------------------------------------------------------
@@ -54,6 +55,12 @@ class RanksTogether(WaitingForData):
             raise ValueError(
                 "compiled code reads whole weights, and trainer.strategy fsdp2 leaves each process a part of them; set "
                 "model.init_args.compiled to false, or take ddp"
+            )
+        averaging = [each for each in self.trainer.callbacks if isinstance(each, WeightAveraging)]  # type: ignore[attr-defined]
+        if averaging:
+            raise ValueError(
+                f"{type(averaging[0]).__name__} copies whole weights, and trainer.strategy fsdp2 leaves each process a "
+                "part of them; take it out, or take ddp"
             )
         precision: Any = self.trainer.precision_plugin
         if isinstance(precision, WeightsAlone):
@@ -143,3 +150,8 @@ class RanksTogether(WaitingForData):
             if found:
                 where = f" on process {rank} of {ranks}" if ranks > 1 else ""
                 raise NonFiniteError(not_finite(*found[0], self.trainer.global_step, where + more))
+
+
+def zero_of(module: torch.nn.Module) -> Tensor:
+    """0 that every parameter takes part in: data-parallel ranks wait for the gradients of all of them."""
+    return 0.0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()

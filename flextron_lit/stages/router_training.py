@@ -17,9 +17,10 @@ from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.routers.trained import KeptRouter
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch, zero_of
+from flextron_lit.stages.base import Batch
 from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
 from flextron_lit.stages.loss_parts import LossParts
+from flextron_lit.stages.ranks_together import zero_of
 from flextron_lit.stages.run_length import by_the_clock, clock, planned, updates_done
 from flextron_lit.stages.watched_losses import WatchedStage, budgets_to_watch, check_budgets
 
