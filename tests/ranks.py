@@ -18,14 +18,14 @@ def free_port():
         return taken.getsockname()[1]
 
 
-def together(function, folder, *arguments, world=2, codes=(0, 0)):
+def together(function, folder, *arguments, world=2, nodes=1, codes=(0, 0)):
     """Have each rank call a function of a module with the folder and the arguments; returns what each printed.
 
-    `codes` are the exit codes that they must end with.
+    `codes` are the exit codes that they must end with, `nodes` the machines that they believe to be on.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     port = free_port()
-    given = [(rank, world, port, function, str(folder), arguments) for rank in range(world)]
+    given = [(rank, world, nodes, port, function, str(folder), arguments) for rank in range(world)]
     ranks = [FORKS.Process(target=_be, args=each) for each in given]
     # the server starts with the first process
     with mock.patch.dict(os.environ, ENVIRONMENT | SINGLE):
@@ -50,12 +50,14 @@ def command(folder, *arguments):
     raise SystemExit(main())
 
 
-def _be(rank, world, port, function, folder, arguments):
+def _be(rank, world, nodes, port, function, folder, arguments):
     log = os.open(Path(folder, f"rank{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     # as torchrun does
-    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": 0}
+    here = world // nodes
+    launched = {"RANK": rank, "LOCAL_RANK": rank % here, "GROUP_RANK": rank // here}
+    launched |= {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": here}
     launched |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
     os.environ.update(ENVIRONMENT | {name: str(value) for name, value in launched.items()})
     os.chdir(ROOT)

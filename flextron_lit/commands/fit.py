@@ -255,7 +255,7 @@ def one_line() -> Iterator[None]:
         if lost_another(error):
             raise ValueError(
                 "another process of this run has ended or is silent, so this one stops too; the reason is in what the "
-                f"other said, here it is {' '.join(str(error).split())[:120]!r}; the same command resumes"
+                f"other said, here it is {str(error).rpartition('] ')[2][:80]!r}; the same command resumes"
             ) from error
         frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
         calls = [frame.f_locals for frame in frames if frame.f_globals["__name__"] == call.__name__]

@@ -280,7 +280,6 @@ class Stage(RanksTogether):
 
     def step_optimizers(self) -> None:
         """One step of every optimizer and schedule: one step of the run."""
-        self.check_gradients_agree()
         wrapped: Any = self.optimizers()
         first, *others = self.trainer.optimizers
         for other in others:

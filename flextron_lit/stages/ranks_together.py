@@ -88,30 +88,30 @@ class RanksTogether(WaitingForData):
         return [] if self.sharding is None else [each for each in self.parameters() if not is_shared_out(each)]
 
     def reduce_gradients(self) -> None:
-        """Mean over processes of the gradients that the strategy does not reduce.
+        """Mean over processes of the gradients that the strategy does not reduce; before they are clipped.
 
         A parameter that no process used has no gradient, so that the update neither moves nor decays it.
+
+        Raises:
+            ValueError: at the first update of a process, if gradients differ then.
         """
-        strategy, own = self.trainer.strategy, self.unreduced() if self.trainer.world_size > 1 else []
-        if not own:
+        if self.trainer.world_size == 1:
             return
+        strategy, own = self.trainer.strategy, self.unreduced()
         # tokens that choose their own widths may do so differently on each rank
         ran = torch.tensor([float(parameter.grad is not None) for parameter in own], device=self.device)
         for parameter, ranks in zip(own, strategy.reduce(ran, reduce_op="sum").tolist(), strict=True):
             if ranks:
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = strategy.reduce(gradient, reduce_op="mean")
+        if not self._agreed:
+            self.check_gradients_agree()
 
     def check_gradients_agree(self) -> None:
-        """At the first update of a process: whoever trains alone has other gradients than the others.
+        """Whoever trains alone has other gradients than the others: a sum of squares says so.
 
         Rows of a shared-out network have none in common, and were added up to be there at all.
-
-        Raises:
-            ValueError: if they differ, with the sums of squares.
         """
-        if self._agreed or self.trainer.world_size == 1:
-            return
         gradients = [p.grad for p in self.parameters() if p.grad is not None and not is_shared_out(p)]
         self._agreed = bool(gradients)
         sums = gather(sum(float(each.double().square().sum()) for each in gradients), self.trainer.world_size)
@@ -127,7 +127,6 @@ class RanksTogether(WaitingForData):
         """Where Lightning makes the updates."""
         if self.automatic_optimization:
             self.reduce_gradients()
-            self.check_gradients_agree()
 
     # --- stopping -----------------------------------------------------------------------------------------------
 

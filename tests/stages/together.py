@@ -1,13 +1,18 @@
 """Runs that one process makes with all of a batch, and two with half of it each: what they end with, to compare."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from flextron_lit import callbacks
-from flextron_lit.elastic.sharding import whole
+from flextron_lit.costs import Workload
+from flextron_lit.elastic.sharding import own_part, whole
+from flextron_lit.latency.block_times import profile
 from flextron_lit.stages import (
     DynamicRouterTraining,
     ElasticTraining,
@@ -15,6 +20,7 @@ from flextron_lit.stages import (
     Remeasuring,
     StaticRouterTraining,
     SurrogateTraining,
+    ranks_together,
 )
 from flextron_lit.stages.objective import Distillation
 from tests.stages.training import text
@@ -80,11 +86,40 @@ def drawn_widths(start):
     return joint(start, "both", train_router=False)
 
 
+def latencies(start):
+    """Budgets drawn evenly over what the first process has measured."""
+    stage, _ = elastic(start, accumulate=1)
+    request = Workload(batch_size=1, prompt_tokens=8, generated_tokens=2)
+    profiling = callbacks.LatencyProfiling(request, seconds=0.2, held_out=2, recheck=0)
+    return stage, [profiling, callbacks.BudgetSampling(k=2, cost="latency", strategies={"stratified": 1})]
+
+
+class LostOn(Callback):
+    """On one rank, the loss of the second step is no number."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def on_fit_start(self, trainer, pl_module):
+        wrong = trainer.global_rank == self.rank
+        pl_module.add_loss_term(
+            "lost", lambda done: torch.tensor(float("nan") if wrong and trainer.global_step else 0.0)
+        )
+
+
+def lost(start):
+    stage, others = elastic(start, accumulate=1)
+    return stage, [*others, LostOn(1)]
+
+
 class Notes(Callback):
-    """The plan of every step, and the losses of every validation."""
+    """The plan of every step, the losses of every validation, and all weights before each step."""
 
     def __init__(self):
         self.plans, self.losses = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.weights = weights_of(pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.plans.append([getattr(each, "choices", each) for each in pl_module.plan])
@@ -94,47 +129,99 @@ class Notes(Callback):
             self.losses.append(pl_module.result.losses)
 
 
+def weights_of(stage):
+    """Whole ones, and those of a frozen network too."""
+    named = [*stage.named_parameters(), *((f"frozen.{n}", p) for n, p in stage.backbone.model.named_parameters())]
+    return {name: whole(parameter.detach()).clone() for name, parameter in named}
+
+
+def held(stage):
+    """Bytes of weights that this process has, without what lies outside layers: a tiny model's embedding is most."""
+    return sum(own_part(p).nbytes for name, p in stage.backbone.model.named_parameters() if ".layers." in name)
+
+
 def trained(made, start, folder, strategy="auto", world=1, **settings):
-    """What a run ends with: plans, losses, and every weight as a whole."""
+    """What a run ends with, or was stopped by: plans, losses, and every weight as a whole."""
     stage, others = made(start)
-    notes = Notes()
+    notes, error = Notes(), None
+    if isinstance(stage, DynamicRouterTraining):
+        stage.options.__dict__["batch_size"] = BATCH // world
+    defaults = {
+        "precision": "64-true",
+        "max_steps": STEPS,
+        "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    }
     trainer = Trainer(
         accelerator="cpu",
         devices=world,
         strategy=strategy,
         default_root_dir=folder,
         callbacks=[*others, notes, callbacks.FlextronCheckpointWriter()],
-        **(
-            {
-                "precision": "64-true",
-                "max_steps": STEPS,
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-                "val_check_interval": 2,
-                "check_val_every_n_epoch": None,
-                "num_sanity_val_steps": -1,
-            }
-            | settings
-        ),
+        **(defaults | settings),
     )
-    data = stage.attach(text(tokenizer=start, batch_size=BATCH // world, validation_tokens=160))
-    if isinstance(stage, DynamicRouterTraining):
-        stage.options.__dict__["batch_size"] = BATCH // world
-    trainer.fit(stage, datamodule=data)
-    weights = {name: whole(p.detach()).clone() for name, p in stage.named_parameters()}
-    weights |= {f"frozen.{n}": whole(p.detach()) for n, p in stage.backbone.model.named_parameters()}
-    return {"plans": notes.plans, "losses": notes.losses, "weights": weights}
+    # three blocks of a domain: in the second turn one of two processes has none
+    data = stage.attach(text(tokenizer=start, batch_size=BATCH // world, validation_tokens=96))
+    try:
+        trainer.fit(stage, datamodule=data)
+    except ValueError as stopped:
+        error = str(stopped)
+    now = weights_of(stage)
+    return {
+        "plans": notes.plans,
+        "losses": notes.losses,
+        "before": notes.weights,
+        "weights": now,
+        "held": held(stage),
+        "latency": stage.latency and stage.latency.to_json(),
+        "error": error,
+    }
 
 
-def both(folder, start, names):
-    """Of two processes: train by every strategy."""
-    for strategy in ("ddp", "fsdp2"):
+@contextmanager
+def by_itself():
+    """Leave out what makes processes train together."""
+    together = ranks_together.RanksTogether
+    with (
+        mock.patch.object(ranks_together, "shard"),
+        mock.patch.object(together, "unreduced", return_value=[]),
+    ):
+        yield
+
+
+def compare(folder, start, jobs):
+    """Of two processes: train, a list of (strategy, name), and keep what each ends with."""
+    for strategy, name in jobs:
         # losses that are known are not measured
         os.environ["FLEXTRON_CACHE"] = str(Path(folder, strategy, "cache"))
-        for name in names:
-            found = trained(globals()[name], start, Path(folder, strategy, name), strategy, 2)
-            if torch.distributed.get_rank() == 0:
-                torch.save(found, Path(folder, f"{strategy}-{name}.pt"))
+        keep(folder, f"{strategy}-{name}", trained(globals()[name], start, Path(folder, strategy, name), strategy, 2))
+
+
+def compare_and_go_wrong(folder, start, jobs):
+    """Likewise, and runs that must not go on."""
+    compare(folder, start, jobs)
+    quick = {"limit_val_batches": 0, "max_steps": 3}
+    for strategy in ("ddp", "fsdp2"):
+        keep(folder, f"{strategy}-lost", trained(lost, start, folder, strategy, 2, **quick))
+    lightning = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    keep(folder, "lightning", trained(elastic, start, folder, lightning, 2, **quick, precision="32-true"))
+    with mock.patch("flextron_lit.callbacks.latency_profiling.profile", side_effect=profile) as measured:
+        timed = trained(latencies, start, folder, "ddp", 2, **quick)
+    keep(folder, "measured", timed | {"measured": measured.call_count})
+    for precision in ("bf16-mixed", "bf16-true"):
+        found = trained(elastic, start, folder, "fsdp2", 2, **quick, precision=precision)
+        keep(folder, f"fsdp2-{precision}", found)
+    with by_itself():
+        keep(folder, "alone", trained(elastic, start, folder, "fsdp2", 2, **quick))
+        with mock.patch.object(ranks_together.RanksTogether, "check_gradients_agree"):
+            keep(folder, "unnoticed", trained(elastic, start, folder, "fsdp2", 2))
+
+
+def keep(folder, name, found):
+    torch.save(found, Path(folder, f"{name}-rank{torch.distributed.get_rank()}.pt"))
