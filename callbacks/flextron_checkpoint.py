@@ -6,12 +6,10 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint import StageRecord
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.elastic.sharding import gathered, own_part
 from flextron_lit.latency.latency_table import FOLDER
 from flextron_lit.stages import Stage
 from flextron_lit.stages.stop_on_nan import NonFiniteError, check_weights
@@ -110,16 +108,14 @@ class FlextronCheckpointWriter(Callback):
 
     def _write(self, trainer: Trainer, stage: LightningModule) -> None:
         assert isinstance(stage, Stage)
-        parts = ((name, own_part(weight)) for name, weight in stage.named_parameters())
-        check_weights(parts, trainer.global_step, trainer.world_size)
+        check_weights(stage.held_weights(), trainer.global_step, trainer.world_size)
         if math.isinf(self.last):
             raise NonFiniteError(
                 f"no checkpoint is written: the loss of the last validation, at step {trainer.global_step}, is no "
                 "number (see the tables); start anew with --fresh and a lower learning rate"
             )
         record = stage.record()
-        # of a network that is shared out, all processes give their rows to the first
-        whole = gathered_by_first(trainer, stage) if stage.sharding and stage.trains_backbone else {}
+        whole = stage.gathered_weights() if stage.trains_backbone else {}
         if trainer.is_global_zero:
             run_folder = RunFolder(Path(trainer.default_root_dir))
             folder = run_folder.checkpoint
@@ -134,14 +130,6 @@ class FlextronCheckpointWriter(Callback):
                 flextron_checkpoint.extend(source, folder, history=history, files=files, without=stage.drops)
             rank_zero_info(f"wrote the Flextron checkpoint {folder}")
         trainer.strategy.barrier()
-
-
-def gathered_by_first(trainer: Trainer, stage: Stage) -> dict[str, Tensor]:
-    """A shared-out network's weights as a whole, on the processor of the first process; nothing on the others."""
-    model = stage.backbone.model
-    tied = set(model.all_tied_weights_keys)
-    named = ((name, weight) for name, weight in model.state_dict().items() if name not in tied)
-    return dict(gathered(named, keep=trainer.is_global_zero))
 
 
 def cost_files(stage: Stage, run_folder: Path) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.elastic.sharding import is_shared_out, shard
+from flextron_lit.elastic.sharding import gathered, is_shared_out, own_part, shard
 from flextron_lit.files.ranks import gather
 from flextron_lit.losses.cross_entropy import IGNORED
 from flextron_lit.stages.data_wait import WaitingForData
@@ -68,6 +68,19 @@ class RanksTogether(WaitingForData):
         for network in self.networks():
             layers, bf16 = self.backbone.family.layers, self.trainer.precision == "bf16-mixed"
             shard(network, layers, strategy.mesh, bf16=bf16)
+
+    def held_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What this process has of each parameter of the stage, by name."""
+        return ((name, own_part(parameter)) for name, parameter in self.named_parameters())
+
+    def gathered_weights(self) -> dict[str, Tensor]:
+        """A shared-out backbone's weights as a whole, on the processor of the first process; else nothing."""
+        if self.sharding is None:
+            return {}
+        model = self.backbone.model
+        tied = set(model.all_tied_weights_keys)
+        named = ((name, weight) for name, weight in model.state_dict().items() if name not in tied)
+        return dict(gathered(named, keep=self.trainer.is_global_zero))
 
     # --- gradients ----------------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ def lightnings(name, **settings):
 
 
 SPAWNED = "in processes whose results this one does not get"
-REFUSED = {
+BY_NAME = {
     "fsdp": "is FSDP1, which makes one flat tensor",
     "fsdp_cpu_offload": "is FSDP1",
     "deepspeed": "makes the updates itself",
@@ -102,7 +102,7 @@ ACCEPTED = [
 ]
 
 
-@pytest.mark.parametrize(("strategy", "reason"), [*REFUSED.items(), *CLASSES])
+@pytest.mark.parametrize(("strategy", "reason"), [*BY_NAME.items(), *CLASSES])
 def test_a_strategy_that_would_not_train_together_is_refused(strategy, reason):
     with pytest.raises(ValueError, match=reason) as error:
         check_options(options(strategy=strategy), "fit")
@@ -113,7 +113,7 @@ def test_a_strategy_that_would_not_train_together_is_refused(strategy, reason):
 def test_every_strategy_of_lightning_has_an_answer():
     # by those that are named here: a new one is to be thought about
     names = {name.split("_", 1)[0] if name.startswith(("ddp", "deepspeed")) else name for name in StrategyRegistry}
-    named = {*REFUSED, *(each for each in ACCEPTED if isinstance(each, str)), "single_tpu", "single_xla", "xla_debug"}
+    named = {*BY_NAME, *(each for each in ACCEPTED if isinstance(each, str)), "single_tpu", "single_xla", "xla_debug"}
     assert names <= named
 
 
