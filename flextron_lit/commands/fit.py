@@ -107,6 +107,9 @@ class StageCLI(LightningCLI):
         if self.resuming:
             self._go_on_as_begun(config)
         if not is_first():
+            # as the first says: who went on would wait for it
+            if not config.fresh and self.folder.status == "finished":
+                raise SystemExit(0)
             return
         self.resources.enter_context(self.folder.lock())
         status = self.folder.begin(self._resolved(self.config), fresh=config.fresh, today=self._today)
