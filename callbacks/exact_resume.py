@@ -9,8 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from flextron_lit.checkpoint.resume_io import BLOCKS
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.files.ranks import gather
+from flextron_lit.stages import Stage
 
 
 class ExactResume(Checkpoint):
@@ -100,22 +102,15 @@ class ExactResume(Checkpoint):
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the generators of all ranks."""
+        """Add the generators of all ranks, and how much they read at once."""
+        assert isinstance(pl_module, Stage)
         checkpoint["random_state"] = gather(random_state(), trainer.world_size)
+        checkpoint[BLOCKS] = pl_module.blocks * trainer.world_size
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep this rank's generators for the first batch.
-
-        Raises:
-            ValueError: if the run was started on another number of ranks.
-        """
+        """Keep this rank's generators for the first batch; of another number of ranks, some have those of the same."""
         states = checkpoint["random_state"]
-        if len(states) != trainer.world_size:
-            raise ValueError(
-                f"the run was started on {len(states)} processes and cannot resume on {trainer.world_size}; "
-                "use as many as before, or start anew with --fresh"
-            )
-        self._restored = states[trainer.global_rank]
+        self._restored = states[trainer.global_rank % len(states)]
 
     def _save(self, trainer: Trainer) -> None:
         if not trainer.global_step:

@@ -108,13 +108,14 @@ class FlextronCheckpointWriter(Callback):
 
     def _write(self, trainer: Trainer, stage: LightningModule) -> None:
         assert isinstance(stage, Stage)
-        check_weights(stage.named_parameters(), trainer.global_step)
+        check_weights(stage.held_weights(), trainer.global_step, trainer.world_size)
         if math.isinf(self.last):
             raise NonFiniteError(
                 f"no checkpoint is written: the loss of the last validation, at step {trainer.global_step}, is no "
                 "number (see the tables); start anew with --fresh and a lower learning rate"
             )
         record = stage.record()
+        whole = stage.gathered_weights() if stage.trains_backbone else {}
         if trainer.is_global_zero:
             run_folder = RunFolder(Path(trainer.default_root_dir))
             folder = run_folder.checkpoint
@@ -122,7 +123,8 @@ class FlextronCheckpointWriter(Callback):
             files: dict[str, Path | bytes] = {**cost_files(stage, run_folder.path), **stage.files()}
             if stage.trains_backbone:
                 backbone, tokenizer = stage.backbone, stage.tokenizer
-                flextron_checkpoint.write(folder, backbone, tokenizer, order=stage.order, history=history, files=files)
+                kept: Any = {"order": stage.order, "history": history, "files": files, "state_dict": whole}
+                flextron_checkpoint.write(folder, backbone, tokenizer, **kept)
             else:
                 source = stage.source_folder
                 flextron_checkpoint.extend(source, folder, history=history, files=files, without=stage.drops)

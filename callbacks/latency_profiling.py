@@ -84,7 +84,11 @@ class LatencyProfiling(Callback):
             rank_zero_info(f"latencies: {earlier[0]}")
             return earlier[1]
         dtype: torch.dtype = getattr(torch, self.workload.dtype)
-        compensation = [elastic.compensation.state_dict() for elastic in backbone.blocks]
+        # shapes alone: weights do not change times, and may be spread over processes
+        compensation = [
+            {name: torch.zeros(own.shape) for name, own in elastic.compensation.named_parameters()}
+            for elastic in backbone.blocks
+        ]
         blank = blank_elastic(backbone.model.config, backbone.space, compensation, dtype=dtype, device=stage.device)
         blank.compile_widths(self.compiled)
         if earlier is not None:

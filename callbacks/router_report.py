@@ -127,6 +127,10 @@ def report_compute(trainer: Trainer, stage: WatchedStage, result: ValidationResu
     mean_widths = (result.shares * width_ratios(result.space).to(result.shares)).sum(-1)  # [S, D, 2L]
     widths = {name: each for name, each in zip(result.watched, mean_widths, strict=True) if name in policies}
     write_csv(folder / "widths_by_domain.csv", list(width_rows(widths, result)))
+    if stage.sharding is not None:
+        # texts run on this process alone, and a shared-out network needs all
+        rank_zero_info("no text is shaded by compute: the network is shared out over processes (see highlight)")
+        return None
     # the one in the middle has room to differ on both sides
     router, policy = sorted(policies.items())[(len(policies) - 1) // 2]
     texts = routed_texts(trainer, stage, policy)

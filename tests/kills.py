@@ -19,12 +19,16 @@ Moment = Literal[
 
 
 class KillOnce(Callback):
-    """Kills the process when the moment comes at or after a step, and leaves a marker so as not to do it again."""
+    """Kills the process when the moment comes at or after a step, and leaves a marker so as not to do it again;
+    of several processes that of one rank, or all."""
 
-    def __init__(self, marker: str, moment: Moment, step: int = 0, signal_name: str = "SIGKILL") -> None:
+    def __init__(
+        self, marker: str, moment: Moment, step: int = 0, signal_name: str = "SIGKILL", rank: int | None = None
+    ) -> None:
         self.marker = Path(marker)
         self.moment = moment
         self.step = step
+        self.rank = rank
         self.signal = signal.Signals[signal_name]
 
     def _at(self, moment, trainer):
@@ -33,7 +37,8 @@ class KillOnce(Callback):
             if trainer.is_global_zero:
                 self.marker.write_text(f"{moment} at step {trainer.global_step}")
             trainer.strategy.barrier()
-            os.kill(os.getpid(), self.signal)
+            if self.rank in (None, trainer.global_rank):
+                os.kill(os.getpid(), self.signal)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self._at("train_batch_start", trainer)

@@ -17,6 +17,8 @@ MODELS = ("gpt2", "llama-2-7b", "mistral-7b", "pythia-160m", "qwen3-0.6b", "tiny
 COMBINATIONS = [
     ("debug.yaml",),
     ("debug.yaml", "trainer/ddp.yaml"),
+    ("debug.yaml", "trainer/fsdp.yaml"),
+    ("debug.yaml", "trainer/slurm.yaml"),
     ("debug.yaml", "trainer/latency.yaml"),
     (*ELASTIC, "trainer/cpu.yaml"),
     *(("stages/elastic.yaml", f"models/{name}.yaml", "data/embedded.yaml", "trainer/gpu.yaml") for name in MODELS),

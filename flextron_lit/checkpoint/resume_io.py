@@ -1,14 +1,24 @@
-"""How the state of an unfinished run reaches the disk."""
+"""How the state of an unfinished run reaches the disk, and is found there again."""
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from flextron_lit.files.whole_file import whole_file
 from flextron_lit.files.whole_folder import free_space
+
+RANKS = "ranks"
+"""In the state of a run whose network is shared out: how many processes there were, and which files are theirs."""
+BLOCKS = "blocks"
+"""In every state: how many blocks one batch of all processes has."""
+ROWS = "rows of"
+"""Marks what a process holds of a tensor: the size of its first dimension as a whole."""
 
 
 class StreamedCheckpointIO(TorchCheckpointIO):
@@ -36,3 +46,66 @@ class StreamedCheckpointIO(TorchCheckpointIO):
                 f"cannot save the state of the run in {path} ({error}); {free:.0f} MB are free there. "
                 "The earlier state stays: make room, then run the same command again"
             ) from error
+
+
+def read_state(path: Path, **how: Any) -> dict[str, Any]:
+    """What is in a file of a state, without unpickling; `how` as for `torch.load`.
+
+    Raises:
+        ValueError: if it is damaged or not there.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, **({"map_location": "cpu"} | how), weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read ({reason}): start anew with --fresh") from error
+    return state
+
+
+def check_processes(state: Mapping[str, Any], path: Path, processes: int, blocks: int) -> None:
+    """Before anything is loaded: refuse a state that another number of processes cannot go on from.
+
+    As many blocks at once by more or fewer processes are the same steps: each then reads others of the same batch.
+
+    Args:
+        state: of a run, with or without its tensors.
+        path: where it lies.
+        processes: how many there are now.
+        blocks: of one batch of all of them.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    before, then = len(state["random_state"]), state[BLOCKS]
+    if then != blocks:
+        raise ValueError(
+            f"the run of {path.parent} began with {then} blocks a batch on {before} processes, and cannot go on with "
+            f"{blocks} on {processes}: set data.init_args.batch_size so that they read as many at once, "
+            "or start anew with --fresh"
+        )
+
+
+def packed(state: Any) -> Any:
+    """A state with this process's rows in the place of tensors that are shared out."""
+    if isinstance(state, DTensor):
+        return {ROWS: len(state), "rows": state.to_local().detach().cpu()}
+    if isinstance(state, Mapping):
+        return {name: packed(inner) for name, inner in state.items()}
+    return type(state)(map(packed, state)) if type(state) in (list, tuple) else state
+
+
+def unpacked(states: Sequence[Any], whole: Callable[[Sequence[Tensor], int], Tensor]) -> Any:
+    """Inverse of `packed`.
+
+    Args:
+        states: what was packed, of one process or of all; what is not shared out is that of the first.
+        whole: makes a shared-out tensor of these rows, one after the other, and the number of all rows.
+    """
+    first = states[0]
+    if isinstance(first, Mapping) and ROWS in first:
+        return whole([state["rows"] for state in states], first[ROWS])
+    if isinstance(first, Mapping):
+        return {name: unpacked([state[name] for state in states], whole) for name in first}
+    if type(first) in (list, tuple):
+        return type(first)(unpacked(each, whole) for each in zip(*states, strict=True))
+    return first

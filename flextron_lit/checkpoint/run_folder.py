@@ -16,6 +16,8 @@ from flextron_lit.files.whole_file import write_json, write_text
 
 Status = Literal["new", "unfinished", "finished"]
 CONFIG, STATUS = "config.yaml", "status.json"
+PROCESSES = ("trainer.devices", "trainer.num_nodes", "data.init_args.batch_size")
+"""Settings of which an unfinished run may go on with others: whether they make the same steps, its state says."""
 
 
 class RunFolder:
@@ -24,7 +26,7 @@ class RunFolder:
     ```
     config.yaml        the resolved config, complete: `python main.py fit -c config.yaml` repeats the run
     status.json        whether the run is finished
-    resume.ckpt        Lightning's state of an unfinished run
+    resume.ckpt        Lightning's state of an unfinished run (beside it what other processes hold of a shared-out one)
     flextron/          the Flextron checkpoint that the stage wrote
     tensorboard/       event files
     validation.*       tables
@@ -126,6 +128,8 @@ class RunFolder:
         before = self.config
         assert before is not None
         changes = list(differences(before, config)) and list(differences(today(before), config))
+        if status == "unfinished":
+            changes = [each for each in changes if each.split(": ")[0] not in PROCESSES]
         if changes:
             shown = "\n".join(listed(changes))
             raise ValueError(
@@ -151,7 +155,8 @@ class RunFolder:
     def finish(self) -> None:
         """Mark the run as done, and drop the state that only an unfinished one needs."""
         write_json(self.path / STATUS, {"finished": True})
-        self.resume_state.unlink(missing_ok=True)
+        for part in parts_of(self.resume_state):
+            part.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Delete everything in the folder but the lock.
@@ -165,3 +170,14 @@ class RunFolder:
         for entry in self.path.iterdir():
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def beside(path: Path, mark: str, rank: int) -> Path:
+    """Where a process keeps its part of a shared-out state; the first one's is the state itself, written last."""
+    return path.with_name(f"{path.stem}-{mark}-rank{rank}{path.suffix}") if rank else path
+
+
+def parts_of(path: Path) -> Iterator[Path]:
+    """All files of a state: itself, and the parts of other processes, those of states before it too."""
+    yield path
+    yield from path.parent.glob(f"{path.stem}-*-rank*{path.suffix}*")

@@ -19,18 +19,17 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer import call
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import flextron_lit.data.datamodule  # noqa: F401  # importing registers the class, so that configs may use its short name
 from flextron_lit import callbacks, callbacks_name
 from flextron_lit import checkpoint as flextron_checkpoint
-from flextron_lit.checkpoint.resume_io import StreamedCheckpointIO
+from flextron_lit.checkpoint.resume_io import BLOCKS, StreamedCheckpointIO, check_processes, read_state
 from flextron_lit.checkpoint.run_config import as_begun, canonical, completed
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.commands.trainer_settings import check_callbacks, check_end, check_options
 from flextron_lit.data.domain import check_names
-from flextron_lit.files.ranks import tell
+from flextron_lit.files.ranks import is_first, lost_another, tell
 from flextron_lit.files.whole_folder import recover
 from flextron_lit.stages import Stage
 from flextron_lit.stages.precision import check_precision
@@ -107,7 +106,10 @@ class StageCLI(LightningCLI):
         self.resuming = not config.fresh
         if self.resuming:
             self._go_on_as_begun(config)
-        if getattr(rank_zero_only, "rank", 0) != 0:
+        if not is_first():
+            # as the first says: who went on would wait for it
+            if not config.fresh and self.folder.status == "finished":
+                raise SystemExit(0)
             return
         self.resources.enter_context(self.folder.lock())
         status = self.folder.begin(self._resolved(self.config), fresh=config.fresh, today=self._today)
@@ -191,8 +193,11 @@ class StageCLI(LightningCLI):
         """Make TensorBoard forget the steps that the resumed run will log again."""
         if not self._resume_from():
             return {}
-        state = torch.load(self.folder.resume_state, map_location="meta", weights_only=True, mmap=True)
-        return {"purge_step": state["global_step"] + 1}
+        return {"purge_step": self._state()["global_step"] + 1}
+
+    def _state(self) -> Mapping[str, Any]:
+        """That of the unfinished run, without its tensors."""
+        return read_state(self.folder.resume_state, map_location="meta")
 
     def _resume_from(self) -> Path | None:
         return self.folder.resume_state if self.resuming and self.folder.resume_state.is_file() else None
@@ -207,6 +212,7 @@ class StageCLI(LightningCLI):
         # the setter, not the argument: the stage asks for it before Lightning hands the argument on
         self.trainer.ckpt_path = self._resume_from()
         if self.trainer.ckpt_path is not None:
+            self._check_processes(model)
             # the first table is there: Lightning would make another one behind a whole epoch
             self.trainer.num_sanity_val_steps = 0
         try:
@@ -217,6 +223,16 @@ class StageCLI(LightningCLI):
             raise SystemExit(TERMINATED if self.trainer.is_global_zero else 0) from stop
         if self.trainer.is_global_zero:
             self._finish()
+
+    def _check_processes(self, model: Stage) -> None:
+        """Refuse, before anything is loaded, to go on with other steps than those that the run began with."""
+        state, before = self._state(), self.folder.config
+        assert before is not None
+        # older runs did not note it
+        same = before["data"]["init_args"].get("batch_size") == self.config[self.subcommand].data.init_args.batch_size
+        noted = {BLOCKS: model.blocks * len(state["random_state"]) if same else 0} | dict(state)
+        processes = self.trainer.world_size
+        check_processes(noted, self.folder.resume_state, processes, model.blocks * processes)
 
     def _finish(self) -> None:
         """A run is finished when its result is there and was read back."""
@@ -233,11 +249,17 @@ def one_line() -> Iterator[None]:
     """What a callback finds wrong, in one line that names it.
 
     Raises:
-        ValueError: in place of a RuntimeError that was raised in a callback's hook.
+        ValueError: in place of a RuntimeError that was raised in a callback's hook, or as processes waited for another
+            that is no more.
     """
     try:
         yield
     except RuntimeError as error:
+        if lost_another(error):
+            raise ValueError(
+                "another process of this run has ended or is silent, so this one stops too; the reason is in what the "
+                f"other said, here it is {str(error).rpartition('] ')[2][:80]!r}; the same command resumes"
+            ) from error
         frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
         calls = [frame.f_locals for frame in frames if frame.f_globals["__name__"] == call.__name__]
         callback = next((each["callback"] for each in calls if "callback" in each), None)

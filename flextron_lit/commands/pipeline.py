@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import Path_fr, register_type
-from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.commands.fit import FRESH_HELP, StageCLI
 from flextron_lit.data.domain import domains_of
+from flextron_lit.files.ranks import is_first
 from flextron_lit.files.whole_folder import free_space
 from flextron_lit.report.assembly import report_pipeline
 from flextron_lit.report.origin import note_invocation
@@ -102,7 +102,7 @@ def run(
         _fit(list(arguments(stage, folder.path, before, replaced, quick=quick, fresh=fresh)))
         print(f"{name} took {duration(time.monotonic() - begun)}", flush=True)
         before = str(folder.checkpoint)
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if is_first():
         summarise(list(folders.values()), place)
         report_pipeline(place, list(folders.values()))
     print(f"pipeline finished: {len(stages)} of {len(stages)} stages; the last checkpoint is {before}")

@@ -22,6 +22,7 @@ from flextron_lit import callbacks
 from flextron_lit.stages import RouterTraining, Stage, WatchedStage
 from flextron_lit.stages.monitored import absent, awaited
 from flextron_lit.stages.precision import check_precision
+from flextron_lit.stages.strategies import check_strategy
 
 OWNED = {
     "default_root_dir": "name the place with --run_folder",
@@ -39,11 +40,6 @@ BATCHES = {
     "predict": "limit_predict_batches",
 }
 """The option without whose batches a command has nothing to do."""
-STRATEGIES = (
-    *("auto", "single_device", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
-    *("SingleDeviceStrategy", "DDPStrategy"),
-)
-"""Those in which every process has the whole network: a stage itself reduces the gradients of its several passes."""
 REFUSED: dict[type[Callback], str] = {
     StochasticWeightAveraging: "a stage steps its own schedule; take lightning.pytorch.callbacks.EMAWeightAveraging",
     LearningRateFinder: "a step has several backward passes, which it knows nothing of; try rates in short runs",
@@ -87,22 +83,12 @@ def check_options(options: Any, command: str) -> None:
         raise ValueError("trainer.accumulate_grad_batches cannot be set: use model.init_args.accumulate")
     if options.enable_checkpointing is False:
         raise ValueError("trainer.enable_checkpointing cannot be false: a run keeps its state to resume from")
-    _check_strategy(options.strategy)
+    check_strategy(options.strategy)
     empty = [BATCHES[command], *(("max_steps", "max_epochs") if command == "fit" else ())]
     for option in empty:
         if options[option] == 0:
             raise ValueError(f"trainer.{option} is 0: {command} would do nothing")
     check_precision(str(options.precision), (), fitting=False)
-
-
-def _check_strategy(strategy: Any) -> None:
-    name = strategy if isinstance(strategy, str) else strategy["class_path"]
-    known = name.startswith("lightning.") or "." not in name
-    if known and name.rpartition(".")[2] not in STRATEGIES:
-        raise ValueError(
-            f"trainer.strategy {name.rpartition('.')[2]} would train each process by itself, or not at all: stages run "
-            "where every process has the whole network; take auto or ddp"
-        )
 
 
 def check_end(options: Any, chosen: Sequence[Callback]) -> None:

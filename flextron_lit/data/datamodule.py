@@ -7,11 +7,11 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from flextron_lit.data.domain import TextDomain, check_names, shown_names
 from flextron_lit.data.encoding import refuse_unknown, refuse_unreadable, tokenizer_fingerprint
-from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, batched, nothing, shares
+from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, Turns, batched, shares
 from flextron_lit.data.packing import Block
 from flextron_lit.data.streams import Split
 from flextron_lit.data.tokenized import TokenizedDomain, tokenized
@@ -228,8 +228,7 @@ class TextDataModule(LightningDataModule):
                 f"raise {split}_tokens or block_size"
             )
         rank, world = self._rank_and_world()
-        own = chosen[rank::world]
-        return DataLoader(Subset(dataset, own), batch_size=self.batch_size) if own else nothing()
+        return Turns(dataset, chosen, self.batch_size, rank, world).loader()
 
     def _dataset(self, split: Split, names: Sequence[str], block_size: int | None = None) -> BlockDataset:
         streams = [self._tokenized[name].streams[split] for name in names]

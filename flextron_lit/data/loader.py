@@ -141,17 +141,44 @@ class ResumableLoader(DataLoader[Any]):
         self.sampler.epoch = self._epoch
 
 
-def nothing() -> DataLoader[Any]:
-    """A loader whose one batch is None: a rank without blocks of its own must take its turn, or the others wait."""
-    once: Any = range(1)
-    return DataLoader(once, collate_fn=lambda _: None)
+class Turns(Dataset[Any]):
+    """One rank's share of some blocks, in batches; None in the place of those that others have more.
+
+    Ranks wait for each other, at the end of a loader or at every layer, so all take as many turns.
+
+    Args:
+        dataset: of blocks.
+        chosen: indices of all ranks' blocks.
+        batch_size: blocks of a batch.
+        rank: whose share.
+        world: how many ranks there are.
+    """
+
+    def __init__(self, dataset: Dataset[Block], chosen: Sequence[int], batch_size: int, rank: int, world: int) -> None:
+        self.dataset = dataset
+        own, longest = chosen[rank::world], -(-len(chosen) // world)
+        self.batches = [own[turn : turn + batch_size] for turn in range(0, longest, batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, turn: int) -> Block | None:
+        blocks = [self.dataset[index] for index in self.batches[turn]]
+        return default_collate(blocks) if blocks else None
+
+    def loader(self) -> DataLoader[Any]:
+        """For Lightning."""
+        return DataLoader(self, collate_fn=_only)
+
+
+def _only(batches: list[Any]) -> Any:
+    return batches[0]
 
 
 def in_order(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches of a loader that does not shuffle, without the global random number that its iterator draws."""
-    dataset: Any = loader.dataset
-    assert loader.batch_size is not None
-    return batched((dataset[index] for index in range(len(dataset))), loader.batch_size)
+    """The batches of a loader of `Turns`, without the global random number that its iterator draws."""
+    turns: Any = loader.dataset
+    return (batch for batch in map(turns.__getitem__, range(len(turns))) if batch is not None)
 
 
 def batched(blocks: Iterable[Block], size: int) -> Iterator[Block]:

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.sharding import whole
 from flextron_lit.files.cache_folder import cache_root
 from flextron_lit.files.digest import fingerprint
-from flextron_lit.files.ranks import tell
 from flextron_lit.files.whole_file import json_text
 from flextron_lit.losses.cross_entropy import cross_entropy
 from flextron_lit.space import SubNetwork
@@ -76,7 +76,7 @@ def loss_file(backbone: ElasticBackbone, batches: Sequence[Batch], precision: st
     for name, parameter in backbone.model.named_parameters():
         digest.update(name.encode())
         # through bytes: numpy knows no bfloat16
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(whole(parameter.detach()).cpu().contiguous().view(torch.uint8).numpy().data)
     digest.update(fingerprint(batches).encode())
     config = {name: value for name, value in backbone.model.config.to_dict().items() if name != "_name_or_path"}
     attention, device = backbone.model.config._attn_implementation, backbone.model.device.type
@@ -129,12 +129,14 @@ class MeasuredLoss:
             self.file.add(sub_network, loss)
         return loss
 
+    def known(self, sub_networks: Sequence[SubNetwork]) -> dict[SubNetwork, float]:
+        """Those that need not be measured, with their losses."""
+        losses = self.file.losses if self.file else {}
+        return {each: losses[each] for each in sub_networks if each in losses}
+
     def all(self, sub_networks: Sequence[SubNetwork], description: str | None = None) -> list[float]:
         """Measure several, and show how far it is, if there is something to call it."""
-        known = len(sub_networks) - len(set(sub_networks) - set(self.file.losses if self.file else ()))
-        if known and description:
-            tell(f"{description}: {known} of {len(sub_networks)} are known already")
-        if description and known < len(sub_networks):
+        if description and sub_networks:
             return [self(sub_network) for sub_network in progress(sub_networks, description)]
         return [self(sub_network) for sub_network in sub_networks]
 

@@ -119,9 +119,20 @@ class RoutedPass(Policy):
         budgets: cost ratios, one a sequence: [B].
         generator: source of the noise.
         temperature: of the Gumbel-softmax.
+        rank: of this process.
+        ranks: how many there are, each with other sequences of one batch; the noise is that of the whole batch.
     """
 
-    def __init__(self, router: DynamicRouter, budgets: Tensor, generator: torch.Generator, temperature: float) -> None:
+    def __init__(
+        self,
+        router: DynamicRouter,
+        budgets: Tensor,
+        generator: torch.Generator,
+        temperature: float,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.rank, self.ranks = rank, ranks
         self.router = router
         self.budgets = budgets.to(router.bias.device)
         self.generator = generator
@@ -143,7 +154,8 @@ class RoutedPass(Policy):
         """One-hot choices with the gradients of the soft ones, [B, T, N]."""
         logits = self.router.logits(block, hidden_states, self.budgets)
         if block not in self._noise:
-            self._noise[block] = gumbel_noise(tuple(logits.shape), self.generator).to(logits.device)
+            noise = gumbel_noise((len(logits) * self.ranks, *logits.shape[1:]), self.generator)
+            self._noise[block] = noise[self.rank :: self.ranks].to(logits.device)
         chosen = straight_through(logits, self._noise[block], self.temperature)
         # a recomputation belongs to another graph: what was chosen first is what losses and costs are of
         self._logits.setdefault(block, logits)

@@ -1,6 +1,6 @@
 """What the stages that train the backbone share: the full network beside parts of itself, on the same batch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from flextron_lit import checkpoint as flextron_checkpoint
+from flextron_lit.elastic.sharding import whole
 from flextron_lit.losses.cross_entropy import distillation, mean_cross_entropy
 from flextron_lit.routers.excess import FILE as EXCESS
 from flextron_lit.routers.staleness import stale_files
@@ -26,7 +27,6 @@ from flextron_lit.stages.loss_parts import LossParts
 from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.precision import cast_weights
 from flextron_lit.stages.run_length import by_the_clock, planned, updates_done
-from flextron_lit.stages.stop_on_nan import check_finite
 from flextron_lit.stages.written_batches import WritingStage
 
 Trained = Literal["all", "compensation"]
@@ -109,7 +109,9 @@ class BackboneTraining(WritingStage):
         rank_zero_info(self.backbone.summary())
         if self.options.distillation.from_original and self.trainer.state.fn == "fit":
             original = load_dense(self.checkpoint, attn_implementation=self.options.attn_implementation)
-            torch.nn.Module.to(original.requires_grad_(False), self.trainer.strategy.root_device)
+            original.requires_grad_(False)
+            if self.sharding is None:
+                torch.nn.Module.to(original, self.trainer.strategy.root_device)
             # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
             self._original = (original,)
 
@@ -119,13 +121,16 @@ class BackboneTraining(WritingStage):
         for original in self._original:
             cast_weights(original, dtype)
 
-    def configure_model(self) -> None:
-        """As for every stage; then what does not learn is frozen, before a strategy wraps it.
+    def networks(self) -> Iterator[PreTrainedModel]:
+        """The backbone, and the original."""
+        yield from (self.backbone.model, *self._original)
+
+    def settle(self) -> None:
+        """Freeze what does not learn.
 
         Raises:
             ValueError: if nothing would learn.
         """
-        super().configure_model()
         if self.options.trained == "all":
             return
         own = self.backbone.compensations.values()
@@ -140,7 +145,7 @@ class BackboneTraining(WritingStage):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What data-parallel ranks leave to `_reduce_compensation`: the full network's backward does not reach it."""
+        """What data-parallel ranks leave to `reduce_gradients`: the full network's backward does not reach it."""
         # where nothing else learns no backward pass is for DDP, which wants to be asked for something
         return [f"model.{name}" for name in self.backbone.compensations] if self.options.trained == "all" else []
 
@@ -184,7 +189,7 @@ class BackboneTraining(WritingStage):
         self.check_plan()
         batch = self.batch_of_step(batch)
         space = self.backbone.space
-        self.parts = LossParts()
+        self.parts, self._share = LossParts(), self.share_of_tokens(batch["labels"])
         original = self._original_logits(batch)
         learns = self.options.trained == "all"
         with self.backbone.use(space.full()), torch.set_grad_enabled(learns):
@@ -250,13 +255,13 @@ class BackboneTraining(WritingStage):
         labels = done.batch["labels"]
         own = mean_cross_entropy(done.logits, labels)
         self.parts.add(f"{name}/loss", own)
-        loss = language * own + self.terms(done)
+        loss = self._share * language * own + self.terms(done)
         for teacher, (logits, weight) in teachers.items():
             if weight:
                 assert logits is not None
                 term = distillation(done.logits, logits, labels, self.options.distillation.temperature)
                 self.parts.add(f"{name}/kl_{teacher}", term)
-                loss = loss + weight * term
+                loss = loss + self._share * weight * term
         return loss
 
     def smaller_loss(self, done: Pass, name: str, full: Pass, original: Tensor | None) -> Tensor:
@@ -282,36 +287,22 @@ class BackboneTraining(WritingStage):
         Raises:
             NonFiniteError: before the update, naming the step and the sub-network.
         """
-        self._reduce_compensation()
-        for name, loss in losses.items():
-            check_finite(loss, self.trainer.global_step, f"the loss of {name}")
+        self.reduce_gradients()
         norms = self.clip()
-        for name, norm in norms.items():
-            check_finite(
-                norm, self.trainer.global_step, f"the {name.replace('_', ' ')}", f" (trained: {', '.join(losses)})"
-            )
+        values = {f"the loss of {name}": loss for name, loss in losses.items()}
+        values |= {f"the {name.replace('_', ' ')}": norm for name, norm in norms.items()}
+        self.check_finite(values, f" (trained: {', '.join(losses)})")
         self.step_optimizers()
         return norms
 
-    def _reduce_compensation(self) -> None:
-        """Mean over ranks of the gradients of what narrower widths have of their own.
-
-        A width that no rank ran has no gradient, so that the update neither moves nor decays it.
-        """
-        own, strategy = list(self.backbone.compensations.values()), self.trainer.strategy
-        if self.trainer.world_size == 1 or not own:
-            return
-        # tokens that choose their own widths may do so differently on each rank
-        ran = torch.tensor([float(parameter.grad is not None) for parameter in own], device=self.device)
-        for parameter, ranks in zip(own, strategy.reduce(ran, reduce_op="sum").tolist(), strict=True):
-            if ranks:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = strategy.reduce(gradient, reduce_op="mean")
+    def unreduced(self) -> Sequence[torch.nn.Parameter]:
+        """What narrower widths have of their own, where every process holds the network: see what DDP is told."""
+        return super().unreduced() if self.sharding else list(self.backbone.compensations.values())
 
     def clip(self) -> dict[str, Tensor]:
         """Clip the backbone's gradients; norms before that, by name."""
         norm = torch.nn.utils.clip_grad_norm_(self.backbone.model.parameters(), self.options.clip_norm)
-        return {"gradient_norm": norm}
+        return {"gradient_norm": whole(norm)}
 
     def _log_step(self, norms: dict[str, Tensor]) -> None:
         means = self.parts.means()

@@ -14,15 +14,15 @@ from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.checkpoint.in_memory import load_elastic, with_special_tokens
 from flextron_lit.costs import COUNTED, DYNAMIC_COUNTED, CostTable, Workload, dynamic_table
 from flextron_lit.data import TextDataModule
-from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
-from flextron_lit.stages.data_wait import WaitingForData
 from flextron_lit.stages.loss_parts import LossParts
 from flextron_lit.stages.precision import cast_weights, check_precision, of_weights
+from flextron_lit.stages.ranks_together import RanksTogether
+from flextron_lit.stages.strategies import fitting
 from flextron_lit.stages.validation import ValidationResult
 
 Batch = Mapping[str, Tensor]
@@ -71,7 +71,7 @@ class StageSettings:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
 
 
-class Stage(WaitingForData):
+class Stage(RanksTogether):
     """A stage of the workflow: wiring around one elastic backbone.
 
     Several backward passes make a step, so optimisation is manual. Stages own every optimizer and parameter;
@@ -92,7 +92,6 @@ class Stage(WaitingForData):
     recorded: tuple[str, ...] = ("attn_implementation",)
     """Names of the options that shape the result: the checkpoint's history says what they were."""
     options: StageSettings
-    backbone: ElasticBackbone
     costs: CostTable
     table: CostTable
     """Where plans are budgets: what they are ratios of."""
@@ -101,6 +100,7 @@ class Stage(WaitingForData):
     """Where `checkpoint` was found or fetched to."""
     excess: ExcessTable | None = None
     """What each block loses at each width, as conversion computed it."""
+    _text: TextDataModule | None = None
     order: list[Tensor]
     history: list[dict[str, Any]]
 
@@ -166,8 +166,6 @@ class Stage(WaitingForData):
             )
         return self._counted[name, workload]
 
-    # --- text ---------------------------------------------------------------------------------------------------
-
     def attach(self, text: TextDataModule) -> TextDataModule | None:
         """Take the text; returns what Lightning loads batches from, None where the stage makes its own loaders."""
         self.tell_needs(text)
@@ -178,15 +176,21 @@ class Stage(WaitingForData):
         if text.special_tokens is None and flextron_checkpoint.is_flextron(folder := resolve_model(self.checkpoint)):
             text.special_tokens = with_special_tokens(flextron_checkpoint.read(folder).history)
         text.note_blocks("model.init_args", asdict(self.options))
+        self._text = text
 
     @property
     def text(self) -> TextDataModule:
         """The text of the run."""
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        datamodule: Any = self._text or self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, TextDataModule)
         return datamodule
 
-    # --- the backbone -------------------------------------------------------------------------------------------
+    @property
+    def blocks(self) -> int:
+        """Of a batch of this process."""
+        return self.text.batch_size
+
+    # --- the backbone, and the text -----------------------------------------------------------------------------
 
     def flextron_folder(self) -> Path:
         """The folder of the checkpoint, for stages that do not start from a dense model.
@@ -203,27 +207,34 @@ class Stage(WaitingForData):
         return folder
 
     def setup(self, stage: str) -> None:
-        """Before anything is built: a precision that the stage has, of the backbone's weights alone.
+        """Before anything is built: a strategy and a precision that the stage has, of the backbone's weights alone.
 
         Raises:
-            ValueError: for another precision.
+            ValueError: for another strategy or precision.
         """
+        fitting(self.trainer.strategy)
         plugin = self.trainer.precision_plugin
         check_precision(str(self.trainer.precision), [plugin], fitting=stage == "fit")
         self.trainer.strategy.precision_plugin = of_weights(plugin)
 
     def configure_model(self) -> None:
-        """Lightning's hook: `build`, once."""
+        """Lightning's hook: `build`, once; then the network is shared out, where the strategy does that."""
         if hasattr(self, "backbone"):
             return
         # Lightning calls this with its accelerator as the default device, but orders, tables and what seeds draw are
         # made on the processor, the same for all devices; it moves modules there afterwards
         with torch.device("cpu"):
             self.build()
+            self.settle()
+        if self.sharding is not None:
+            self.share_out(self.sharding)
 
     def build(self) -> None:
         """Make the parts of the stage, `backbone` first."""
         raise NotImplementedError
+
+    def settle(self) -> None:
+        """What is left to do before a strategy wraps the network."""
 
     def load_backbone(self, space: SpaceConfig | None) -> None:
         """Load weights and tokenizer, and make the model elastic.
@@ -335,8 +346,3 @@ class Stage(WaitingForData):
         """Inverse of `on_save_checkpoint`."""
         self.order = checkpoint["flextron"]["order"]
         self.tokens_seen = checkpoint["flextron"]["tokens_seen"]
-
-
-def zero_of(module: torch.nn.Module) -> Tensor:
-    """0 that every parameter takes part in: data-parallel ranks wait for the gradients of all of them."""
-    return 0.0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()

@@ -206,6 +206,11 @@ class DynamicRouterTraining(RouterTraining):
             self.logits(self._calibration[0])
         return scale.mean_and_std()
 
+    @property
+    def blocks(self) -> int:
+        """Sequences of a batch of this process."""
+        return self.options.batch_size
+
     # --- training -----------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Any:
@@ -214,7 +219,8 @@ class DynamicRouterTraining(RouterTraining):
 
     def draw(self, batch: Batch, temperature: float) -> RoutedPass:
         """What will choose for every token."""
-        return RoutedPass(self.router, self._budgets(len(batch["labels"])), self.generator, temperature)
+        budgets, (rank, ranks) = self._budgets(len(batch["labels"])), self.place
+        return RoutedPass(self.router, budgets, self.generator, temperature, rank, ranks)
 
     def guided_loss(self, routed: RoutedPass, batch: Batch) -> Tensor:
         """What the surrogate predicts, or what the backbone loses."""
@@ -223,25 +229,27 @@ class DynamicRouterTraining(RouterTraining):
             with gated(self.backbone, routed.probabilities):
                 loss = mean_cross_entropy(self.logits(batch), batch["labels"])
             self.parts.add("language", loss)
-            return loss
+            return loss * self.share_of_tokens(batch["labels"])
         seen = run_both(self, routed, batch)
         self.guide.see(seen, routed.chosen.detach(), self.trainer.world_size)
         self.parts.add("language", seen.losses.sum() / seen.counted.sum().clamp(min=1))
         return self.terms(routed)
 
     def _budgets(self, sequences: int) -> Tensor:
-        """One of the planned budgets for every sequence.
+        """One of the planned budgets for every sequence of this process.
 
         Raises:
-            ValueError: if there are more budgets than sequences.
+            ValueError: if there are more budgets than sequences of all processes.
         """
+        rank, ranks = self.place
+        sequences *= ranks
         if len(self.plan) > sequences:
             raise ValueError(
                 f"callbacks.BudgetSampling plans {len(self.plan)} budgets, but a batch has {sequences} sequences, one "
                 "budget each: lower k, or raise model.init_args.batch_size"
             )
         order = torch.randperm(sequences, generator=self.generator)
-        return torch.tensor([self.plan[i % len(self.plan)] for i in order.tolist()])
+        return torch.tensor([self.plan[i % len(self.plan)] for i in order[rank::ranks].tolist()])
 
     def surrogate_error(self) -> Tensor:
         """On random rows of the memory."""

@@ -35,7 +35,6 @@ class FrozenStage(MeasuringStage):
     """
 
     trains_backbone = False
-    _text: TextDataModule
 
     def __init__(self, checkpoint: str, options: FrozenSettings) -> None:
         super().__init__(checkpoint, options)
@@ -46,12 +45,6 @@ class FrozenStage(MeasuringStage):
     def attach(self, text: TextDataModule) -> None:
         """Take the text; the stage makes its own loaders."""
         self.tell_needs(text)
-        self._text = text
-
-    @property
-    def text(self) -> TextDataModule:
-        """The text of the run."""
-        return self._text
 
     def prepare_data(self) -> None:
         """Tokenise what the cache does not hold."""
@@ -76,7 +69,8 @@ class FrozenStage(MeasuringStage):
             self.trainer.precision_plugin.convert_module(self)
         self.backbone.model.eval().requires_grad_(False)
         # Lightning does not know of it, and callbacks look at its device before the stage's own hooks run
-        torch.nn.Module.to(self.backbone.model, self.trainer.strategy.root_device)
+        if self.sharding is None:
+            torch.nn.Module.to(self.backbone.model, self.trainer.strategy.root_device)
         return folder
 
     def read_surrogate(self, folder: Path, name: str) -> TrainedSurrogate:

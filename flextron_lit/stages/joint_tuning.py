@@ -17,8 +17,10 @@ from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining, described
-from flextron_lit.stages.base import Pass, zero_of
+from flextron_lit.stages.base import Pass
+from flextron_lit.stages.fully_sharded import FullySharded
 from flextron_lit.stages.loss_measuring import MeasuringStage
+from flextron_lit.stages.ranks_together import zero_of
 from flextron_lit.stages.run_length import by_the_clock, updates_done
 from flextron_lit.stages.tuned_router import TUNED, Remeasuring, Tuned, TunedRouter, tuned_routers
 from flextron_lit.stages.watched_losses import budgets_to_watch, check_budgets
@@ -103,6 +105,14 @@ class JointTuning(MeasuringStage, BackboneTraining):
         self.table, self.costs = self.tuned[0].table, self.tuned[0].costs
         self._watch()
 
+    def share_out(self, strategy: FullySharded) -> None:
+        """As for every stage; tokens that take widths of their own may use other weights on each process."""
+        super().share_out(strategy)
+        if self.options.router != "static" and not self.options.train_router:
+            # all wait for the gradients of all; with gates every width takes part anyway
+            network: Any = self.backbone.model
+            network.set_reduce_scatter_unused_params(True)
+
     def configure_optimizers(self) -> Any:
         """The backbone's and, if they are trained, the routers', each with its schedule."""
         backbone = super().configure_optimizers()
@@ -126,7 +136,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     def _train_routed(self, tuned: TunedRouter, budget: float, full: Pass, original: Tensor | None) -> Tensor:
         temperature = self.options.temperature.at(updates_done(self.trainer) / self.planned_updates())
-        drawn = tuned.draw(budget, len(full.batch["input_ids"]), self.generator, temperature)
+        drawn = tuned.draw(budget, len(full.batch["input_ids"]), self.generator, temperature, self.place)
         sub_network = drawn.selection if isinstance(drawn.selection, SubNetwork) else None
         # with gates where choices need gradients; else the sub-network itself, which is less work
         gates = gated(self.backbone, drawn.choose) if self.options.train_router else self.backbone.use(drawn.selection)

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from flextron_lit.costs import CostTable
-from flextron_lit.files.ranks import gather
+from flextron_lit.files.ranks import gather, tell
 from flextron_lit.losses.cross_entropy import cross_entropy
 from flextron_lit.losses.measured_loss import MeasuredLoss, batches_of, loss_file
 from flextron_lit.routers.budget_prices import Priced, Prices, solve, spendable
@@ -45,14 +46,37 @@ class MeasuringStage(Stage):
             NonFiniteError: if one is not a number: nothing can be learned from it.
         """
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        own = self.measured_loss.all(sub_networks[rank::world], description)
-        losses = [0.0] * len(sub_networks)
-        for first, part in enumerate(gather(own, world)):
-            losses[first::world] = part
+        # what one rank knows, none measures; and all measure as many, for they may wait for one another at every layer
+        known = dict(
+            chain.from_iterable(each.items() for each in gather(self.measured_loss.known(sub_networks), world))
+        )
+        if known and description:
+            tell(f"{description}: {len(known)} of {len(set(sub_networks))} are known already")
+        wanted = [each for each in dict.fromkeys(sub_networks) if each not in known]
+        own = wanted[rank::world]
+        known |= zip(own, self.measured_loss.all(own, description), strict=True)
+        self.keep_up(len(own), -(-len(wanted) // world), self.measured_loss.batches)
+        everything = merged(gather(known, world))
+        losses = [everything[each] for each in sub_networks]
         for sub_network, loss in zip(sub_networks, losses, strict=True):
             if not math.isfinite(loss):
                 raise NonFiniteError(f"the measured loss of sub-network {list(sub_network.choices)} is {loss}")
         return losses
+
+    def keep_up(self, done: int, most: int, batches: Sequence[Batch]) -> None:
+        """Where processes wait for one another at every layer, one that has less to run runs the full network.
+
+        Args:
+            done: how often this process ran the batches.
+            most: how often the busiest did.
+            batches: which.
+        """
+        if self.sharding is None:
+            return
+        with torch.no_grad(), self.forward_context():
+            for _ in range(done, most):
+                for batch in batches:
+                    self.logits(batch)
 
     def measure(
         self, sub_networks: Sequence[SubNetwork], description: str | None = None, *, held_out: bool = False
@@ -69,6 +93,7 @@ class MeasuringStage(Stage):
             for batch in batches[rank::world]:
                 loss, tokens = cross_entropy(self.logits(batch), batch["labels"])
                 total += torch.stack([loss, tokens]).cpu()
+        self.keep_up(len(batches[rank::world]), -(-len(batches) // world), batches[:1])
         counts = torch.stack(gather(policy.take(), world)).sum(0)
         loss, tokens = torch.stack(gather(total, world)).sum(0).tolist()
         return mean_ratio(counts, policy.table), loss / tokens
@@ -106,3 +131,8 @@ class MeasuringStage(Stage):
 
         price = solve(mean_cost, spendable(budget, table), guess)
         return Priced(budget, price, *found[price])
+
+
+def merged(of_ranks: Sequence[Mapping[SubNetwork, float]]) -> dict[SubNetwork, float]:
+    """What any rank knows."""
+    return dict(chain.from_iterable(known.items() for known in of_ranks))

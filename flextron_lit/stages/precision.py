@@ -40,7 +40,8 @@ class WeightsAlone(Precision):
 def cast_weights(model: Module, dtype: torch.dtype) -> None:
     """Give a network's parameters a type; its buffers, such as rotary frequencies, keep theirs."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 def check_precision(precision: str, plugins: Iterable[Any], *, fitting: bool) -> None:

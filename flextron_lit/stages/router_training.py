@@ -17,11 +17,11 @@ from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.routers.trained import KeptRouter
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch, zero_of
+from flextron_lit.stages.base import Batch
 from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
 from flextron_lit.stages.loss_parts import LossParts
+from flextron_lit.stages.ranks_together import zero_of
 from flextron_lit.stages.run_length import by_the_clock, clock, planned, updates_done
-from flextron_lit.stages.stop_on_nan import check_finite
 from flextron_lit.stages.watched_losses import WatchedStage, budgets_to_watch, check_budgets
 
 Trained = TypeVar("Trained", bound=KeptRouter)
@@ -206,6 +206,7 @@ class RouterTraining(FrozenStage, WatchedStage):
             self.parts.add("surrogate_error", error)
             loss = loss + error
         self.manual_backward(loss)
+        self.reduce_gradients()
         self.step_optimizers()
         metrics = self.parts.means() | {
             "entropy": entropy(routed.logits.detach()).mean(),
@@ -233,7 +234,7 @@ class RouterTraining(FrozenStage, WatchedStage):
         Raises:
             NonFiniteError: if it is not a number.
         """
-        check_finite(loss, self.trainer.global_step, "the router's loss")
+        self.check_finite({"the router's loss": loss})
         self.moves += self.router_moves
         return loss if self.router_moves else zero_of(self.router)
 

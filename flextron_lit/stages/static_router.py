@@ -149,7 +149,8 @@ class StaticRouterTraining(RouterTraining):
         self.parts.add("language", torch.stack(losses).mean())
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
         # a number whose gradient is that of the mean loss
-        return (routed.probabilities * torch.stack(gradients)).sum() / len(losses)
+        share = self.share_of_tokens(batch["labels"])
+        return share * (routed.probabilities * torch.stack(gradients)).sum() / len(losses)
 
     def predicted(self, routed: Routed) -> Tensor:
         """Mean loss that the surrogate predicts for what the router chose, in standard deviations of its targets."""

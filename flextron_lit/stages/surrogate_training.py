@@ -18,7 +18,6 @@ from flextron_lit.routers.staleness import measured_files
 from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, ridge
 from flextron_lit.routers.trained import TrainedSurrogate
 from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
-from flextron_lit.stages.stop_on_nan import check_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +150,7 @@ class SurrogateTraining(FrozenStage):
             NonFiniteError: if it is not a number.
         """
         error = self.surrogate.error(self._inputs[batch], self._targets[batch])
-        check_finite(error, self.trainer.global_step, "the surrogate's error")
+        self.check_finite({"the surrogate's error": error})
         return error
 
     def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:

@@ -95,8 +95,10 @@ class TunedStaticRouter:
         """What is trained, with how many times the learning rate each group needs: all alike."""
         return [(list(self.network.parameters()), 1.0)]
 
-    def draw(self, budget: float, sequences: int, generator: torch.Generator, temperature: float) -> Drawn:
-        """Random hard choices for a budget, the same for all tokens."""
+    def draw(
+        self, budget: float, sequences: int, generator: torch.Generator, temperature: float, place: tuple[int, int]
+    ) -> Drawn:
+        """Random hard choices for a budget, the same for all tokens, on every process."""
         budgets = torch.tensor([budget], device=self.network.smallest.device)
         routed = route(self.network, budgets, generator, temperature)
         return Drawn(routed, for_all_tokens(routed.probabilities[0]), routed.sub_networks[0])
@@ -155,9 +157,11 @@ class TunedDynamicRouter:
         times = float(self.trained.settings.get(BIAS_LEARNING_RATE, 1.0))
         return [([self.network.weight], 1.0), ([self.network.bias], times)]
 
-    def draw(self, budget: float, sequences: int, generator: torch.Generator, temperature: float) -> Drawn:
-        """Random hard choices for a budget, for every token of the sequences."""
-        routed = RoutedPass(self.network, torch.full((sequences,), budget), generator, temperature)
+    def draw(
+        self, budget: float, sequences: int, generator: torch.Generator, temperature: float, place: tuple[int, int]
+    ) -> Drawn:
+        """Random hard choices for a budget, for every token of this process's sequences; see `Stage.place`."""
+        routed = RoutedPass(self.network, torch.full((sequences,), budget), generator, temperature, *place)
         return Drawn(routed, routed.probabilities, routed)
 
     def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> Mapping[str, DynamicPolicy]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -52,10 +53,25 @@ class WatchedStage(Stage):
     def validation_step(self, batch: Batch | None, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add one batch of a domain (`dataloader_idx`) for every watched sub-network; None where a rank has none."""
         if batch is None:
+            self._keep_up(batch_idx, dataloader_idx)
             return
         for index, watched in enumerate(self.watched.values()):
             total, tokens = self.measured(watched.selection, batch)
             self.losses.update(index, dataloader_idx, total, tokens, watched.took(self.backbone.space))
+
+    def _keep_up(self, *turn: int) -> None:
+        """Where processes wait for one another at every layer, one without a batch runs as many passes as the others.
+
+        By the same way, for it may be known what a batch loses: so no two of them are alike.
+        """
+        if self.sharding is None:
+            return
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        batch = {"input_ids": tokens, "position_ids": tokens, "labels": tokens - 100, "turn": torch.tensor(turn)}
+        for watched in self.watched.values():
+            self.measured(watched.selection, batch)
+            # of nobody's text
+            watched.took(self.backbone.space)
 
     def measured(self, selection: SubNetwork | DynamicPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss in nats of what is selected, and the number of tokens predicted."""
@@ -87,6 +103,7 @@ class WatchedStage(Stage):
     def predict_step(self, batch: Batch | None, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Loss of every watched sub-network on each block of a batch: what `predict` writes, a row a block."""
         if batch is None:
+            self._keep_up(batch_idx, dataloader_idx)
             return {}
         rows: dict[str, Any] = {"domain": self.domains[dataloader_idx], "batch": batch_idx, "loss": {}}
         for name, watched in self.watched.items():
