@@ -11,7 +11,7 @@ import pytest
 from tests import house
 from tests.front_door import ROOT
 
-LIMITS = {"rooms": 25, "arrows": 132, "entries": 20, "file": 350, "function": 60, "code": 16_200}
+LIMITS = {"rooms": 25, "arrows": 132, "entries": 20, "file": 350, "function": 60, "code": 17_200}
 LINTER = Path(sys.executable).with_name("lint-imports")
 
 
