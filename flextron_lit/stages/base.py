@@ -17,6 +17,7 @@ from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.latency.latency_table import LatencyTable
+from flextron_lit.losses.by_chunk import Predictions
 from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
@@ -36,8 +37,13 @@ class Pass:
     """The sub-network that ran; None if every token took its own widths."""
     batch: Batch
     """input_ids, position_ids, labels: [B, T]."""
-    logits: Tensor
-    """[B, T, V], with gradients."""
+    predictions: Predictions
+    """With gradients."""
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, T, V], with gradients: all of them at once, however many."""
+        return self.predictions.logits
 
 
 LossTerm = Callable[[Any], Tensor]
@@ -55,8 +61,13 @@ class StageSettings:
 
     attn_implementation: str = "sdpa"
     """`sdpa` or `eager`."""
+    loss_chunk: int | None = None
+    """Tokens whose logits stand at once in losses; null: as many as have 16 million logits, and all of a batch that has
+    no more; 0: all of any batch, as was done before 2026-11-30. Backward computes those of each chunk again."""
 
     def __post_init__(self) -> None:
+        if self.loss_chunk is not None and self.loss_chunk < 0:
+            raise ValueError(f"loss_chunk counts tokens, 0 means all of a batch; not {self.loss_chunk}")
         if self.attn_implementation not in ("sdpa", "eager"):
             raise ValueError(f"attn_implementation is sdpa or eager, not {self.attn_implementation!r}")
 
@@ -239,11 +250,10 @@ class Stage(WaitingForData):
         """Give the backbone's weights a type."""
         cast_weights(self.backbone.model, dtype)
 
-    def logits(self, batch: Batch) -> Tensor:
-        """[B, T, V] of the active sub-network; documents packed into a block do not see each other."""
-        # a KV cache would switch the masking of packed documents off
-        output = self.backbone.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
-        return output.logits
+    def predictions(self, batch: Batch) -> Predictions:
+        """What the active sub-network predicts; documents packed into a block do not see each other."""
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+        return Predictions.of(self.backbone.model, inputs, self.options.loss_chunk)
 
     # --- one optimizer step -------------------------------------------------------------------------------------
 

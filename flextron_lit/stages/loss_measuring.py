@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flextron_lit.costs import CostTable
 from flextron_lit.files.ranks import gather
-from flextron_lit.losses.cross_entropy import cross_entropy
+from flextron_lit.losses.by_chunk import cross_entropy
 from flextron_lit.losses.measured_loss import MeasuredLoss, batches_of, loss_file
 from flextron_lit.routers.budget_prices import Priced, Prices, solve, spendable
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, mean_ratio
@@ -67,7 +67,7 @@ class MeasuringStage(Stage):
         total = torch.zeros(2, dtype=torch.float64)
         with self.forward_context(), self.backbone.use(policy):
             for batch in batches[rank::world]:
-                loss, tokens = cross_entropy(self.logits(batch), batch["labels"])
+                loss, tokens = cross_entropy(self.predictions(batch), batch["labels"])
                 total += torch.stack([loss, tokens]).cpu()
         counts = torch.stack(gather(policy.take(), world)).sum(0)
         loss, tokens = torch.stack(gather(total, world)).sum(0).tolist()

@@ -12,7 +12,7 @@ from torch import Tensor
 from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.files.places import SURROGATE
-from flextron_lit.losses.cross_entropy import mean_cross_entropy
+from flextron_lit.losses.by_chunk import mean_cross_entropy
 from flextron_lit.routers.ladder import Ladder, build_ladder
 from flextron_lit.routers.objective import Routed, route
 from flextron_lit.routers.pairs import Pairs
@@ -143,7 +143,7 @@ class StaticRouterTraining(RouterTraining):
         losses, gradients = [], []
         for index in range(len(choices)):
             with gated(self.backbone, for_all_tokens(choices[index])):
-                loss = mean_cross_entropy(self.logits(batch), batch["labels"])
+                loss = mean_cross_entropy(self.predictions(batch), batch["labels"])
             gradients.append(torch.autograd.grad(loss, choices)[0][index])
             losses.append(loss.detach())
         self.parts.add("language", torch.stack(losses).mean())
