@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_w
 
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.losses.by_chunk import Predictions, losses
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.excess import FILE as EXCESS
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig
-from flextron_lit.stages.base import Batch, Pass, StageSettings
+from flextron_lit.stages.base import Pass, StageSettings
 from flextron_lit.stages.loss_parts import LossParts
 from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.precision import cast_weights

@@ -18,6 +18,7 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.latency.latency_table import LatencyTable
 from flextron_lit.losses.by_chunk import Predictions
+from flextron_lit.losses.measured_loss import INPUTS, Batch
 from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.sources import resolve_model
 from flextron_lit.space import SpaceConfig, SubNetwork
@@ -25,8 +26,6 @@ from flextron_lit.stages.data_wait import WaitingForData
 from flextron_lit.stages.loss_parts import LossParts
 from flextron_lit.stages.precision import cast_weights, check_precision, of_weights
 from flextron_lit.stages.validation import ValidationResult
-
-Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Pass:
 
     @property
     def logits(self) -> Tensor:
-        """[B, T, V], with gradients: all of them at once, however many."""
+        """[B, T, V], with gradients: all at once."""
         return self.predictions.logits
 
 
@@ -62,8 +61,7 @@ class StageSettings:
     attn_implementation: str = "sdpa"
     """`sdpa` or `eager`."""
     loss_chunk: int | None = None
-    """Tokens whose logits stand at once in losses; null: as many as have 16 million logits, and all of a batch that has
-    no more; 0: all of any batch, as was done before 2026-11-30. Backward computes those of each chunk again."""
+    """Tokens whose logits stand at once in losses; null: as many as have 16 million; 0: all, as before 2026-11-30."""
 
     def __post_init__(self) -> None:
         if self.loss_chunk is not None and self.loss_chunk < 0:
@@ -252,7 +250,7 @@ class Stage(WaitingForData):
 
     def predictions(self, batch: Batch) -> Predictions:
         """What the active sub-network predicts; documents packed into a block do not see each other."""
-        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+        inputs = {name: batch[name] for name in INPUTS}
         return Predictions.of(self.backbone.model, inputs, self.options.loss_chunk)
 
     # --- one optimizer step -------------------------------------------------------------------------------------

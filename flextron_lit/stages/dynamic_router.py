@@ -12,6 +12,7 @@ from torch import Tensor
 from flextron_lit.costs import COUNTED, CostTable
 from flextron_lit.elastic.unit_gates import gated
 from flextron_lit.losses.by_chunk import mean_cross_entropy
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.budget_prices import Prices, evenly_spaced
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, InputScale, RoutedPass
 from flextron_lit.routers.in_force import in_force
@@ -19,7 +20,6 @@ from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.surrogate import TokenSurrogate
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch
 from flextron_lit.stages.guides import SequenceGuide, SurrogateGuide, TokenGuide, run_both
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, on_processor
 from flextron_lit.stages.watched_losses import dynamic_answers, ladder_answers

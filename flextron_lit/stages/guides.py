@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from flextron_lit.files.ranks import gather
 from flextron_lit.losses.by_chunk import token_cross_entropy
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.dynamic import RoutedPass
 from flextron_lit.routers.pairs import Memory
 from flextron_lit.routers.surrogate import Surrogate, Target, encode
-from flextron_lit.stages.base import Batch, Stage
+from flextron_lit.stages.base import Stage
 from flextron_lit.stages.router_training import functional
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from flextron_lit.costs import CostTable
 from flextron_lit.files.ranks import gather
 from flextron_lit.losses.by_chunk import cross_entropy
-from flextron_lit.losses.measured_loss import MeasuredLoss, batches_of, loss_file
+from flextron_lit.losses.measured_loss import Batch, MeasuredLoss, batches_of, loss_file
 from flextron_lit.routers.budget_prices import Priced, Prices, solve, spendable
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, mean_ratio
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch, Stage
+from flextron_lit.stages.base import Stage
 from flextron_lit.stages.stop_on_nan import NonFiniteError
 from flextron_lit.terminal.progress import progress
 

@@ -13,13 +13,13 @@ from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.files.places import SURROGATE
 from flextron_lit.losses.by_chunk import mean_cross_entropy
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.ladder import Ladder, build_ladder
 from flextron_lit.routers.objective import Routed, route
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import TrainedRouter
-from flextron_lit.stages.base import Batch
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, functional, on_processor
 from flextron_lit.stages.run_length import planned
 from flextron_lit.stages.watched_losses import ladder_answers

@@ -8,11 +8,12 @@ from transformers import PreTrainedModel
 
 from flextron_lit.costs import CostTable
 from flextron_lit.losses.by_chunk import cross_entropy, token_cross_entropy
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained import TrainedDynamicRouter
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch, Stage
+from flextron_lit.stages.base import Stage
 from flextron_lit.stages.monitored import check_validated
 from flextron_lit.stages.validation import DYNAMIC, FULL, ROUTED, LossTable, ValidationResult, Watched, typical
 
