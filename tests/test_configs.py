@@ -23,6 +23,7 @@ COMBINATIONS = [
     (*ELASTIC, "trainer/cpu.yaml"),
     *(("stages/elastic.yaml", f"models/{name}.yaml", "data/embedded.yaml", "trainer/gpu.yaml") for name in MODELS),
     (*ELASTIC, "trainer/gpu.yaml"),
+    (*ELASTIC[:2], "data/streaming.yaml", "trainer/gpu.yaml"),
     (*ELASTIC, "trainer/ddp.yaml", "optimizer/adamw8bit.yaml"),
 ]
 ROUTER = [

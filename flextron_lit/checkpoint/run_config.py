@@ -11,6 +11,7 @@ DONE_THEN: dict[str, tuple[Any, Any]] = {
     "model.init_args.calibration.importance": ("magnitude", "greedy"),
     "model.init_args.calibration.compensation": ("none", "own"),
     "model.init_args.calibration.excess_tokens": (0, 8192),
+    "model.init_args.loss_chunk": (0, None),
     "data.init_args.special_tokens": (False, None),
     "data.init_args.domains.*.format": ("text", None),
     "data.init_args.domains.*.clean": (False, True),

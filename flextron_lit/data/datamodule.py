@@ -11,7 +11,17 @@ from torch.utils.data import DataLoader
 
 from flextron_lit.data.domain import TextDomain, check_names, shown_names
 from flextron_lit.data.encoding import refuse_unknown, refuse_unreadable, tokenizer_fingerprint
-from flextron_lit.data.loader import BlockDataset, EpochSampler, ResumableLoader, Turns, batched, shares
+from flextron_lit.data.lane_loader import LaneLoader, demand_shares
+from flextron_lit.data.loader import (
+    BlockDataset,
+    EpochSampler,
+    ResumableLoader,
+    Turns,
+    batched,
+    evenly,
+    shares,
+)
+from flextron_lit.data.on_the_fly import OnTheFly, Streaming
 from flextron_lit.data.packing import Block
 from flextron_lit.data.streams import Split
 from flextron_lit.data.tokenized import TokenizedDomain, tokenized
@@ -37,6 +47,10 @@ class TextDataModule(LightningDataModule):
         held_out: share of the documents that are held out, half for validation and half for test.
         seed: of the split and of the order of blocks.
         num_workers: processes that load blocks; 0 loads in the main one, which is fast enough for memory-mapped tokens.
+        streaming: read and tokenise text while training, for corpora too large to be tokenised before the first step;
+            None tokenises it once, before. All domains are read so.
+        separate_documents: let a document see itself alone, though a block holds several, and do not predict its first
+            token; False: it sees what stands before it in the block, in training.
         special_tokens: let every text begin and end as the tokenizer has it, with a BOS, say; the end-of-text token
             closes it in any case, once. None: as the Flextron checkpoint was made that a stage starts from; of a dense
             model true. The checkpoint that a stage writes says it, and evaluation follows.
@@ -57,6 +71,8 @@ class TextDataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         special_tokens: bool | None = None,
+        streaming: Streaming | None = None,
+        separate_documents: bool = True,
     ) -> None:
         super().__init__()
         if not domains:
@@ -80,7 +96,10 @@ class TextDataModule(LightningDataModule):
         self.special_tokens = special_tokens
         self.block_sizes = {"data.init_args.block_size": block_size}
         """By the setting that says so."""
+        self.streaming = streaming
+        self.separate_documents = separate_documents
         self._tokenized: dict[str, TokenizedDomain] = {}
+        self._on_the_fly: OnTheFly | None = None
 
     @property
     def domain_names(self) -> list[str]:
@@ -127,6 +146,14 @@ class TextDataModule(LightningDataModule):
             "seed": self.seed,
             "special_tokens": self._with_special_tokens,
         }
+        if self.streaming is not None:
+            # before anything is read
+            demand_shares(self.streaming.lanes, self._rank_and_world()[1], self.num_workers)
+            self._on_the_fly = OnTheFly(
+                self.domains, tokenizer, self.streaming, vocab_size=config.vocab_size if doubtful else None, **how
+            )
+            # what is validated and tested on is fixed, and little
+            return {name: self._on_the_fly.held_out(name, self.tokens_of) for name in self.domains}
         found = {name: tokenized(name, domain, tokenizer, **how) for name, domain in self.domains.items()}
         for name, made in found.items() if doubtful else ():
             for stream in made.streams.values():
@@ -139,7 +166,9 @@ class TextDataModule(LightningDataModule):
 
     # --- loaders ------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self, *, block_size: int | None = None, batch_size: int | None = None) -> ResumableLoader:
+    def train_dataloader(
+        self, *, block_size: int | None = None, batch_size: int | None = None
+    ) -> ResumableLoader | LaneLoader:
         """Training blocks of all domains, mixed by weight.
 
         Args:
@@ -150,8 +179,18 @@ class TextDataModule(LightningDataModule):
             ValueError: if there is less than one batch a rank.
         """
         batch_size = batch_size or self.batch_size
-        dataset = self._dataset("train", self.domain_names, block_size)
         rank, world = self._rank_and_world()
+        if self._on_the_fly is not None:
+            return self._on_the_fly.loader(
+                self._tokenizer_fingerprint,
+                block_size=block_size or self.block_size,
+                batch_size=batch_size,
+                separate=self.separate_documents,
+                rank=rank,
+                world=world,
+                num_workers=self.num_workers,
+            )
+        dataset = self._dataset("train", self.domain_names, block_size, separate=self.separate_documents)
         weights = [domain.weight for domain in self.domains.values()]
         sampler = EpochSampler(dataset.sizes, weights, seed=self.seed, rank=rank, world=world)
         if len(sampler) < batch_size:
@@ -202,14 +241,16 @@ class TextDataModule(LightningDataModule):
         counts = shares(num_blocks, [self.domains[name].weight for name in names])
         blocks: list[Block] = []
         for name, count in zip(names, counts, strict=True):
-            dataset = self._dataset("train", [name], block_size)
+            if not count:
+                continue
+            dataset = self._dataset("train", [name], block_size, blocks=count)
             size = len(dataset)
             if count > size:
                 raise ValueError(
                     f"calibration on {tokens} tokens needs {count} blocks of domain {name}; it has {size}; "
                     "add text, or lower the tokens to calibrate or measure on"
                 )
-            blocks += [dataset[i] for i in _evenly(size, count)]
+            blocks += [dataset[i] for i in evenly(size, count)]
         return [*batched(blocks, batch_size or self.batch_size)]
 
     def _evaluation_loader(self, name: str, split: Split) -> DataLoader[Block]:
@@ -221,7 +262,7 @@ class TextDataModule(LightningDataModule):
                 f"{split}_tokens {self.tokens_of[split]} makes {count} blocks of {self.block_size}; domain {name} has "
                 f"{len(dataset)}: choose between {self.block_size} and {len(dataset) * self.block_size}"
             )
-        chosen = _evenly(len(dataset), count)
+        chosen = evenly(len(dataset), count)
         if not any((dataset[i]["labels"] != IGNORED).any() for i in chosen):
             raise ValueError(
                 f"the {count} {split} blocks of domain {name} hold no part of an answer: nothing to predict; "
@@ -230,9 +271,15 @@ class TextDataModule(LightningDataModule):
         rank, world = self._rank_and_world()
         return Turns(dataset, chosen, self.batch_size, rank, world).loader()
 
-    def _dataset(self, split: Split, names: Sequence[str], block_size: int | None = None) -> BlockDataset:
-        streams = [self._tokenized[name].streams[split] for name in names]
-        dataset = BlockDataset(streams, block_size or self.block_size)
+    def _dataset(
+        self, split: Split, names: Sequence[str], block_size: int | None = None, *, blocks: int = 1, **how: bool
+    ) -> BlockDataset:
+        size = block_size or self.block_size
+        if self._on_the_fly is not None and split == "train":
+            streams = [self._on_the_fly.first(name, split, blocks * size) for name in names]
+        else:
+            streams = [self._tokenized[name].streams[split] for name in names]
+        dataset = BlockDataset(streams, size, **how)
         for name, stream, size in zip(names, streams, dataset.sizes, strict=True):
             if not size:
                 raise ValueError(
@@ -256,6 +303,8 @@ class TextDataModule(LightningDataModule):
             "held_out": self.held_out,
             "seed": self.seed,
             "special_tokens": self._with_special_tokens,
+            "separate_documents": self.separate_documents,
+            "streaming": None if self.streaming is None else asdict(self.streaming),
         }
 
     @classmethod
@@ -280,11 +329,13 @@ class TextDataModule(LightningDataModule):
             }
             same = {key: description[key] for key in ("block_size", "held_out", "seed")}
             same["special_tokens"] = bool(description.get("special_tokens", False))
+            same["streaming"] = Streaming(**description["streaming"]) if description.get("streaming") else None
         except (KeyError, TypeError) as error:
             raise ValueError(f"the checkpoint does not say how its text was read ({error}); name a text") from error
         return cls(domains, tokenizer, **same, **settings)
 
     def _describe(self, name: str, domain: TextDomain) -> dict[str, Any]:
+        # of text that is read on the fly, what was held out alone
         made = self._tokenized[name]
         described: dict[str, Any] = {
             **asdict(domain),
@@ -295,8 +346,3 @@ class TextDataModule(LightningDataModule):
         if domain.format == "chat":
             described["answer_tokens"] = {split: stream.num_predicted for split, stream in made.streams.items()}
         return described
-
-
-def _evenly(size: int, count: int) -> list[int]:
-    """Positions of `count` of `size` blocks, equally far apart."""
-    return [i * size // count for i in range(count)]

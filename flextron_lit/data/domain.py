@@ -19,6 +19,8 @@ USED_BY: dict[str, tuple[Format, ...]] = {
 """Which formats a setting has an effect with."""
 ENDINGS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
 """Of files whose names say their format, in any case; others are plain text."""
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+"""What may stand behind that, of files that are unpacked as they are read."""
 BY_ENDING: tuple[Format, ...] = ("text", *dict.fromkeys(ENDINGS.values()))
 """What files may be read as where no format is set."""
 
@@ -39,13 +41,13 @@ class TextDomain:
     files: str = "**/*"
     """Which files of a folder or wheel, as a glob pattern; not for `dataset`."""
     format: Format | None = None
-    """None: as the end of each file's name says (.jsonl, .ndjson, .json, .parquet; others are plain text). `text`: a
-    file is a document; a source that is a single file is cut at blank lines into documents of about 4,000 characters,
-    so that some can be held out. `json`: a file is one, of all long strings in it. `jsonl`, `parquet`: a row is one.
-    `dataset`: a row of a Hugging Face data set is one; the source is a folder that `save_to_disk` wrote, or whatever
-    else `datasets.load_dataset` reads without code. `chat`: jsonl, where a row is a conversation with `messages`, each
-    a `role` (system, user, assistant) and a `content`; the tokenizer's chat template is applied, and the loss counts
-    on the assistant's answers alone."""
+    """None: as the end of each file's name says (.jsonl, .ndjson, .json, .parquet, behind which may stand .gz, .bz2,
+    .xz or .zst; others are plain text). `text`: a file is a document; a source that is a single file is cut at blank
+    lines into documents of about 4,000 characters, so that some can be held out. `json`: a file is one, of all long
+    strings in it. `jsonl`, `parquet`: a row is one. `dataset`: a row of a Hugging Face data set is one; the source is a
+    folder that `save_to_disk` wrote, or whatever else `datasets.load_dataset` reads without code. `chat`: jsonl, where
+    a row is a conversation with `messages`, each a `role` (system, user, assistant) and a `content`; the tokenizer's
+    chat template is applied, and the loss counts on the assistant's answers alone."""
     field: str | None = None
     """Key or column that holds the text of a row; `text` if not set, or `messages` with `chat`."""
     min_characters: int = 200
@@ -92,13 +94,19 @@ class TextDomain:
 
     def format_of(self, name: str) -> Format:
         """What a file of that name is read as."""
-        return self.format or ENDINGS.get(PurePath(name).suffix.lower(), "text")
+        return self.format or ENDINGS.get(ending(name), "text")
 
     def _refuse(self, names: tuple[str, ...], reason: str) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in names and value != field.default:
                 raise ValueError(f"{field.name} {value!r} has no effect with {reason}; leave it out")
+
+
+def ending(name: str) -> str:
+    """The end of a file's name that says its format, small and without that of a compression."""
+    path = PurePath(name.lower())
+    return path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
 def check_names(names: Iterable[Any]) -> None:

@@ -22,7 +22,8 @@ def documents_in(name: str, file: IO[bytes], domain: TextDomain) -> Iterator[Doc
     """
     form = domain.format_of(name)
     if form in ("jsonl", "chat"):
-        yield from row_documents(json_rows(name, file), domain)
+        places = ((f"{name}, line {number},", line) for number, line in enumerate(file, 1))
+        yield from row_documents(json_rows(places), domain)
     elif form == "parquet":
         yield from row_documents(parquet_rows(name, file, domain.field_name), domain)
     elif form == "json":

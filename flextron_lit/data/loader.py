@@ -14,9 +14,10 @@ from flextron_lit.data.streams import TokenStream
 class BlockDataset(Dataset[Block]):
     """All blocks of several streams, one stream after the other."""
 
-    def __init__(self, streams: Sequence[TokenStream], block_size: int) -> None:
+    def __init__(self, streams: Sequence[TokenStream], block_size: int, *, separate: bool = True) -> None:
         self.streams = streams
         self.block_size = block_size
+        self.separate = separate
         # whole blocks; the rest is left out
         self.sizes = [len(stream.tokens) // block_size for stream in streams]
 
@@ -26,7 +27,7 @@ class BlockDataset(Dataset[Block]):
     def __getitem__(self, index: int) -> Block:
         for stream, size in zip(self.streams, self.sizes, strict=True):
             if index < size:
-                return block(stream, index, self.block_size)
+                return block(stream, index, self.block_size, separate=self.separate)
             index -= size
         raise IndexError(f"block {index} is past the last one of {len(self)}")
 
@@ -39,6 +40,11 @@ def shares(total: int, weights: Sequence[float]) -> list[int]:
     for index in by_remainder[: total - sum(parts)]:
         parts[index] += 1
     return parts
+
+
+def evenly(size: int, count: int) -> list[int]:
+    """Positions of `count` of `size` blocks, equally far apart."""
+    return [i * size // count for i in range(count)]
 
 
 def mixed_order(sizes: Sequence[int], weights: Sequence[float], *, epoch: int, seed: int) -> list[int]:
@@ -60,14 +66,15 @@ def mixed_order(sizes: Sequence[int], weights: Sequence[float], *, epoch: int, s
     for domain, (size, count) in enumerate(zip(sizes, wanted, strict=True)):
         positions = range(epoch * count, (epoch + 1) * count)
         cycles = range(positions.start // size, -(-positions.stop // size)) if count else range(0)
-        permutations = {cycle: _permutation(size, f"{seed}/{domain}/{cycle}") for cycle in cycles}
+        permutations = {cycle: permutation(size, f"{seed}/{domain}/{cycle}") for cycle in cycles}
         chosen += [offset + permutations[p // size][p % size] for p in positions]
         offset += size
-    shuffled = _permutation(len(chosen), f"{seed}/epoch/{epoch}")
+    shuffled = permutation(len(chosen), f"{seed}/epoch/{epoch}")
     return [chosen[i] for i in shuffled]
 
 
-def _permutation(size: int, name: str) -> list[int]:
+def permutation(size: int, name: str) -> list[int]:
+    """An order of so many, the same wherever it is asked for by that name."""
     # Python's own hash of a text differs between processes; the largest prime below 2**63 keeps every character in play
     generator = torch.Generator().manual_seed(int.from_bytes(name.encode(), "little") % (2**63 - 25))
     return torch.randperm(size, generator=generator).tolist()

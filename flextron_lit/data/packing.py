@@ -22,13 +22,14 @@ FILE_BLOCK = 512
 """Most tokens of a block of a text that a command line names."""
 
 
-def block(stream: TokenStream, index: int, block_size: int) -> Block:
+def block(stream: TokenStream, index: int, block_size: int, *, separate: bool = True) -> Block:
     """The tokens `index * block_size` and on.
 
     Positions restart with each document, from which transformers builds the mask that keeps documents apart (with
     `use_cache=False` and no attention mask), and the first token of a document is not predicted from the one before:
     the loss of a block is the loss of its pieces of documents on their own. Of a conversation the answers are
-    predicted alone, and see all of it that is in the block.
+    predicted alone, and see all of it that is in the block. Where documents are not kept separate, each sees what
+    stands before it in the block, and its first token is predicted from that.
 
     Returns:
         input_ids, position_ids, labels: [block_size] each, int64.
@@ -36,7 +37,7 @@ def block(stream: TokenStream, index: int, block_size: int) -> Block:
     first = index * block_size
     tokens = torch.from_numpy(stream.tokens[first : first + block_size].astype(np.int64))
     offsets = np.arange(first, first + block_size)
-    starts = stream.starts[np.searchsorted(stream.starts, offsets, side="right") - 1]
+    starts = stream.starts[np.searchsorted(stream.starts, offsets, side="right") - 1] if separate else np.zeros(1, int)
     positions = torch.from_numpy(offsets - np.maximum(starts, first))
     labels = tokens.masked_fill(positions == 0, IGNORED)
     if stream.predicted is not None:

@@ -1,6 +1,6 @@
 """One long text as several documents, so that some of it can be held out (ours)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 CHARACTERS = 4000
 """Least length of a piece: about a thousand tokens, two blocks of training."""
@@ -15,9 +15,14 @@ def pieces(text: str, characters: int = CHARACTERS, *, cut_lines: bool = True) -
         cut_lines: cut a line that is twice as long or longer too, behind a blank if it has one there; False leaves
             every line whole.
     """
+    return pieces_of(text.splitlines(keepends=True), characters, cut_lines=cut_lines)
+
+
+def pieces_of(given: Iterable[str], characters: int = CHARACTERS, *, cut_lines: bool = True) -> Iterator[str]:
+    """The same of a text's lines, of which no more are held than a piece has."""
     lines: list[str] = []
     length = 0
-    for line in text.splitlines(keepends=True):
+    for line in given:
         for part in _parts(line, characters) if cut_lines else (line,):
             lines.append(part)
             length += len(part)

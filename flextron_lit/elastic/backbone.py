@@ -201,11 +201,11 @@ class ElasticBackbone:
             self.model.train(training)
 
     def enable_activation_checkpointing(self) -> None:
-        """Recompute activations in backward; the non-reentrant kind, which notices a width that changed meanwhile.
+        """Recompute activations in backward, at the widths of the forward, whatever is active by then.
 
-        The reentrant kind returns wrong gradients without a word when the selection changes before backward.
+        The non-reentrant kind: the other returns wrong gradients without a word when the selection changes in between.
         """
-        self.model.activation_checkpointing_enable({"use_reentrant": False})
+        self.model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": self.selection.recalled})
 
     def undo(self) -> PreTrainedModel:
         """Turn the modules back into their stock classes and return the model; weights stay as they are."""

@@ -1,7 +1,7 @@
 """The one place that knows which sub-network is active."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -127,6 +127,28 @@ class ActiveSelection:
         """
         with self.turns.turn("open", alone=True), self._entering(selection):
             yield
+
+    def recalled(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """What is around a part of a pass, and around its recomputation in backward: there the same is active again.
+
+        Raises:
+            RuntimeError: in backward, if another thread has the network by then, with another selection.
+        """
+        return nullcontext(), self._again(self.current, self._real)
+
+    @contextmanager
+    def _again(self, then: Selection, real: Tensor | None) -> Iterator[None]:
+        now = self.current, self._real
+        # as it should be: backward within `use`, on whatever thread
+        if now[0] == then:
+            yield
+            return
+        with self.turns.turn("open", alone=True):
+            self.current, self._real = then, real
+            try:
+                yield
+            finally:
+                self.current, self._real = now
 
     @contextmanager
     def call(self, selection: Selection | None = None) -> Iterator[None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.selection import Selection
-from flextron_lit.losses.cross_entropy import token_cross_entropy
+from flextron_lit.losses.by_chunk import Predictions, token_cross_entropy
 from flextron_lit.losses.measured_loss import INPUTS
 from flextron_lit.terminal.progress import progress
 
@@ -79,8 +79,8 @@ def document_losses(
         for batch in progress(batches, name):
             here = {key: tensor.to(backbone.model.device) for key, tensor in batch.items()}
             inputs = {key: here[key] for key in INPUTS if key in here}
-            logits = backbone.model(**inputs, use_cache=False).logits
-            losses, predicted = (found.cpu() for found in token_cross_entropy(logits, here["labels"]))
+            found = token_cross_entropy(Predictions.of(backbone.model, inputs), here["labels"])
+            losses, predicted = (each.cpu() for each in found)
             for row, counted, document in zip(losses, predicted, documents(batch).cpu(), strict=True):
                 size = int(document.max()) + 1
                 totals.append(torch.zeros(size).index_add(0, document, row))

@@ -15,7 +15,7 @@ from flextron_lit.elastic.sharding import whole
 from flextron_lit.files.cache_folder import cache_root
 from flextron_lit.files.digest import fingerprint
 from flextron_lit.files.whole_file import json_text
-from flextron_lit.losses.cross_entropy import cross_entropy
+from flextron_lit.losses.by_chunk import Predictions, cross_entropy
 from flextron_lit.space import SubNetwork
 from flextron_lit.terminal.progress import progress
 
@@ -91,7 +91,7 @@ def mean_loss(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     total, count = 0.0, 0
     for batch in batches:
         inputs = {name: batch[name].to(model.device) for name in INPUTS if name in batch}
-        loss, tokens = cross_entropy(model(**inputs, use_cache=False).logits, batch["labels"].to(model.device))
+        loss, tokens = cross_entropy(Predictions.of(model, inputs), batch["labels"].to(model.device))
         total, count = total + loss.item(), count + int(tokens)
     return total / count
 

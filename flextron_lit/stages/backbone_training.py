@@ -17,13 +17,14 @@ from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_w
 
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.elastic.sharding import whole
-from flextron_lit.losses.cross_entropy import distillation, mean_cross_entropy
+from flextron_lit.losses.by_chunk import Predictions, losses
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.excess import FILE as EXCESS
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_dense, resolve_model
 from flextron_lit.space import SpaceConfig
-from flextron_lit.stages.base import Batch, Pass, StageSettings
-from flextron_lit.stages.loss_parts import LossParts
+from flextron_lit.stages.base import StageSettings
+from flextron_lit.stages.loss_parts import LossParts, Pass
 from flextron_lit.stages.objective import Distillation, FullWeight
 from flextron_lit.stages.precision import cast_weights
 from flextron_lit.stages.run_length import by_the_clock, planned, updates_done
@@ -190,10 +191,10 @@ class BackboneTraining(WritingStage):
         batch = self.batch_of_step(batch)
         space = self.backbone.space
         self.parts, self._share = LossParts(), self.share_of_tokens(batch["labels"])
-        original = self._original_logits(batch)
+        original = self._original_predictions(batch)
         learns = self.options.trained == "all"
         with self.backbone.use(space.full()), torch.set_grad_enabled(learns):
-            full = Pass(space.full(), batch, self.logits(batch))
+            full = Pass(space.full(), batch, self.predictions(batch))
             teachers = {"original": (original, self.options.distillation.full_from_original)}
             full_loss = self._loss(full, "full", 1.0, teachers)
         last = (self.trainer.fit_loop.total_batch_idx + 1) % self.options.accumulate == 0
@@ -210,7 +211,7 @@ class BackboneTraining(WritingStage):
             norms = self._update({"the full network": full_loss.detach(), **trained})
             self._log_step(norms)
 
-    def train_planned(self, planned: Any, full: Pass, original: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    def train_planned(self, planned: Any, full: Pass, original: Predictions | None) -> Iterator[tuple[str, Tensor]]:
         """Forward and backward of what one entry of the plan stands for: what to call each pass, and its loss."""
         raise NotImplementedError
 
@@ -236,13 +237,14 @@ class BackboneTraining(WritingStage):
     # --- losses -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _original_logits(self, batch: Batch) -> Tensor | None:
+    def _original_predictions(self, batch: Batch) -> Predictions | None:
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
         for original in self._original:
-            return original(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+            return Predictions.of(original, inputs, self.options.loss_chunk)
         return None
 
     def _loss(
-        self, done: Pass, name: str, language: float, teachers: Mapping[str, tuple[Tensor | None, float]]
+        self, done: Pass, name: str, language: float, teachers: Mapping[str, tuple[Predictions | None, float]]
     ) -> Tensor:
         """Loss of a pass: weighted language loss, the callbacks' terms, and what it shall learn from its teachers.
 
@@ -250,25 +252,23 @@ class BackboneTraining(WritingStage):
             done: the pass.
             name: the beginning of the names that parts of the loss are logged by.
             language: weight of the language loss.
-            teachers: logits [B, T, V] and weight, by name; None where the weight is 0.
+            teachers: what they predict and their weight, by name; None where the weight is 0.
         """
-        labels = done.batch["labels"]
-        own = mean_cross_entropy(done.logits, labels)
+        learned = {each: given for each, (given, weight) in teachers.items() if weight and given is not None}
+        temperature = self.options.distillation.temperature
+        own, terms = losses(done.predictions, done.batch["labels"], learned, temperature)
         self.parts.add(f"{name}/loss", own)
         loss = self._share * language * own + self.terms(done)
-        for teacher, (logits, weight) in teachers.items():
-            if weight:
-                assert logits is not None
-                term = distillation(done.logits, logits, labels, self.options.distillation.temperature)
-                self.parts.add(f"{name}/kl_{teacher}", term)
-                loss = loss + self._share * weight * term
+        for teacher, term in terms.items():
+            self.parts.add(f"{name}/kl_{teacher}", term)
+            loss = loss + self._share * teachers[teacher][1] * term
         return loss
 
-    def smaller_loss(self, done: Pass, name: str, full: Pass, original: Tensor | None) -> Tensor:
+    def smaller_loss(self, done: Pass, name: str, full: Pass, original: Predictions | None) -> Tensor:
         """Loss of a pass that is not the full network's; its parts are logged under a name."""
         weights = self.options.distillation
         teachers = {
-            "full": (full.logits, weights.sampled_from_full),
+            "full": (full.predictions, weights.sampled_from_full),
             "original": (original, weights.sampled_from_original),
         }
         return self._loss(done, name, weights.language, teachers)

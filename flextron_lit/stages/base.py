@@ -1,6 +1,6 @@
 """What all stages share: the elastic backbone, the two contracts with callbacks, and what is kept."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -16,32 +16,17 @@ from flextron_lit.costs import COUNTED, DYNAMIC_COUNTED, CostTable, Workload, dy
 from flextron_lit.data import TextDataModule
 from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.latency.latency_table import LatencyTable
+from flextron_lit.losses.by_chunk import Predictions
+from flextron_lit.losses.measured_loss import INPUTS, Batch
 from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.sources import resolve_model
-from flextron_lit.space import SpaceConfig, SubNetwork
-from flextron_lit.stages.loss_parts import LossParts
+from flextron_lit.space import SpaceConfig
+from flextron_lit.stages.loss_parts import LossParts, LossTerm
 from flextron_lit.stages.precision import cast_weights, check_precision, of_weights
 from flextron_lit.stages.ranks_together import RanksTogether
 from flextron_lit.stages.strategies import fitting
 from flextron_lit.stages.validation import ValidationResult
 
-Batch = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass of a step, as a loss term sees it."""
-
-    sub_network: SubNetwork | None
-    """The sub-network that ran; None if every token took its own widths."""
-    batch: Batch
-    """input_ids, position_ids, labels: [B, T]."""
-    logits: Tensor
-    """[B, T, V], with gradients."""
-
-
-LossTerm = Callable[[Any], Tensor]
-"""From what a stage ran (a `Pass`, or what a router answered) to a loss."""
 Plan = Literal["sub-networks", "budgets"]
 """What the steps of a stage train, and a callback draws."""
 
@@ -55,8 +40,12 @@ class StageSettings:
 
     attn_implementation: str = "sdpa"
     """`sdpa` or `eager`."""
+    loss_chunk: int | None = None
+    """Tokens whose logits stand at once in losses; null: as many as have 33 million; 0: all, as before 2026-11-30."""
 
     def __post_init__(self) -> None:
+        if self.loss_chunk is not None and self.loss_chunk < 0:
+            raise ValueError(f"loss_chunk counts tokens, 0 means all of a batch; not {self.loss_chunk}")
         if self.attn_implementation not in ("sdpa", "eager"):
             raise ValueError(f"attn_implementation is sdpa or eager, not {self.attn_implementation!r}")
 
@@ -250,11 +239,10 @@ class Stage(RanksTogether):
         """Give the backbone's weights a type."""
         cast_weights(self.backbone.model, dtype)
 
-    def logits(self, batch: Batch) -> Tensor:
-        """[B, T, V] of the active sub-network; documents packed into a block do not see each other."""
-        # a KV cache would switch the masking of packed documents off
-        output = self.backbone.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
-        return output.logits
+    def predictions(self, batch: Batch) -> Predictions:
+        """What the active sub-network predicts; documents packed into a block do not see each other."""
+        inputs = {name: batch[name] for name in INPUTS}
+        return Predictions.of(self.backbone.model, inputs, self.options.loss_chunk)
 
     # --- one optimizer step -------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from flextron_lit.costs import COUNTED, CostTable
 from flextron_lit.elastic.unit_gates import gated
-from flextron_lit.losses.cross_entropy import mean_cross_entropy
+from flextron_lit.losses.by_chunk import mean_cross_entropy
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.budget_prices import Prices, evenly_spaced
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, InputScale, RoutedPass
 from flextron_lit.routers.in_force import in_force
@@ -19,7 +20,6 @@ from flextron_lit.routers.noise import Temperature
 from flextron_lit.routers.surrogate import TokenSurrogate
 from flextron_lit.routers.trained import TrainedDynamicRouter, TrainedRouter
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch
 from flextron_lit.stages.guides import SequenceGuide, SurrogateGuide, TokenGuide, run_both
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, on_processor
 from flextron_lit.stages.watched_losses import dynamic_answers, ladder_answers
@@ -203,7 +203,7 @@ class DynamicRouterTraining(RouterTraining):
     def _input_scale(self) -> tuple[Tensor, Tensor]:
         scale = InputScale(self.backbone.space)
         with self.forward_context(), self.backbone.use(scale):
-            self.logits(self._calibration[0])
+            self.predictions(self._calibration[0])
         return scale.mean_and_std()
 
     @property
@@ -227,7 +227,7 @@ class DynamicRouterTraining(RouterTraining):
         self.tokens_seen += batch["labels"].numel() * self.trainer.world_size
         if self.without_surrogate:
             with gated(self.backbone, routed.probabilities):
-                loss = mean_cross_entropy(self.logits(batch), batch["labels"])
+                loss = mean_cross_entropy(self.predictions(batch), batch["labels"])
             self.parts.add("language", loss)
             return loss * self.share_of_tokens(batch["labels"])
         seen = run_both(self, routed, batch)

@@ -12,12 +12,13 @@ from torch import Tensor
 from flextron_lit.checkpoint import StageRecord
 from flextron_lit.costs import parameter_table
 from flextron_lit.elastic.reconstruction import prepare, rebuild
+from flextron_lit.losses.by_chunk import Predictions
 from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.space import SpaceConfig, SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining
-from flextron_lit.stages.base import Pass
 from flextron_lit.stages.calibration import Calibration
 from flextron_lit.stages.conversion import convert
+from flextron_lit.stages.loss_parts import Pass
 from flextron_lit.stages.validation import ValidationSet
 
 
@@ -89,11 +90,13 @@ class ElasticTraining(BackboneTraining):
 
     # --- training -----------------------------------------------------------------------------------------------
 
-    def train_planned(self, planned: SubNetwork, full: Pass, original: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    def train_planned(
+        self, planned: SubNetwork, full: Pass, original: Predictions | None
+    ) -> Iterator[tuple[str, Tensor]]:
         """Forward and backward of a sampled sub-network."""
         # both inside one `use`: checkpointed activations are recomputed in backward, at the width of the forward
         with self.backbone.use(planned):
-            done = Pass(planned, full.batch, self.logits(full.batch))
+            done = Pass(planned, full.batch, self.predictions(full.batch))
             loss = self.smaller_loss(done, "sampled", full, original)
             self.backward_planned(loss)
         yield str(planned.choices), loss.detach()

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from flextron_lit.files.ranks import gather
-from flextron_lit.losses.cross_entropy import token_cross_entropy
+from flextron_lit.losses.by_chunk import token_cross_entropy
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.dynamic import RoutedPass
 from flextron_lit.routers.pairs import Memory
 from flextron_lit.routers.surrogate import Surrogate, Target, encode
-from flextron_lit.stages.base import Batch, Stage
+from flextron_lit.stages.base import Stage
 from flextron_lit.stages.router_training import functional
 
 
@@ -134,17 +135,9 @@ def over_ranks(rows: Tensor, world_size: int) -> Tensor:
 @torch.no_grad()
 def run_both(stage: Stage, routed: RoutedPass, batch: Batch) -> Observed:
     """Forward passes of the full network, and of what the router chooses as it runs."""
-    states: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        states.append(inputs[0][:, :-1].float())
-
-    hook = stage.backbone.model.get_output_embeddings().register_forward_pre_hook(keep)
-    try:
-        with stage.backbone.use(stage.backbone.space.full()):
-            full, counted = token_cross_entropy(stage.logits(batch), batch["labels"])
-    finally:
-        hook.remove()
+    with stage.backbone.use(stage.backbone.space.full()):
+        predictions = stage.predictions(batch)
+        full, counted = token_cross_entropy(predictions, batch["labels"])
     with stage.backbone.use(routed):
-        losses, _ = token_cross_entropy(stage.logits(batch), batch["labels"])
-    return Observed(losses, full, counted, states[0])
+        losses, _ = token_cross_entropy(stage.predictions(batch), batch["labels"])
+    return Observed(losses, full, counted, predictions.hidden[:, :-1].float())

@@ -11,15 +11,16 @@ from transformers import get_cosine_schedule_with_warmup
 
 from flextron_lit.checkpoint import StageRecord
 from flextron_lit.elastic.unit_gates import gated
+from flextron_lit.losses.by_chunk import Predictions
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining, described
-from flextron_lit.stages.base import Pass
 from flextron_lit.stages.fully_sharded import FullySharded
 from flextron_lit.stages.loss_measuring import MeasuringStage
+from flextron_lit.stages.loss_parts import Pass
 from flextron_lit.stages.ranks_together import zero_of
 from flextron_lit.stages.run_length import by_the_clock, updates_done
 from flextron_lit.stages.tuned_router import TUNED, Remeasuring, Tuned, TunedRouter, tuned_routers
@@ -127,14 +128,14 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     # --- training -----------------------------------------------------------------------------------------------
 
-    def train_planned(self, planned: float, full: Pass, original: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    def train_planned(self, planned: float, full: Pass, original: Predictions | None) -> Iterator[tuple[str, Tensor]]:
         """Forward and backward of what each router draws for a budget."""
         for tuned in self.tuned:
             budget = max(planned, tuned.lowest)
             loss = self._train_routed(tuned, budget, full, original)
             yield f"what the {tuned.kind} router drew for the budget {budget:.3f}", loss.detach()
 
-    def _train_routed(self, tuned: TunedRouter, budget: float, full: Pass, original: Tensor | None) -> Tensor:
+    def _train_routed(self, tuned: TunedRouter, budget: float, full: Pass, original: Predictions | None) -> Tensor:
         temperature = self.options.temperature.at(updates_done(self.trainer) / self.planned_updates())
         drawn = tuned.draw(budget, len(full.batch["input_ids"]), self.generator, temperature, self.place)
         sub_network = drawn.selection if isinstance(drawn.selection, SubNetwork) else None
@@ -142,7 +143,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
         gates = gated(self.backbone, drawn.choose) if self.options.train_router else self.backbone.use(drawn.selection)
         # backward inside it too: checkpointed activations are recomputed there, with the choices of the forward
         with gates:
-            done = Pass(sub_network, full.batch, self.logits(full.batch))
+            done = Pass(sub_network, full.batch, self.predictions(full.batch))
             loss = self.smaller_loss(done, tuned.prefix, full, original)
             ratios = drawn.routed.ratios(tuned.table)
             if self.options.train_router:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from flextron_lit.costs import CostTable
 from flextron_lit.files.ranks import gather, tell
-from flextron_lit.losses.cross_entropy import cross_entropy
-from flextron_lit.losses.measured_loss import MeasuredLoss, batches_of, loss_file
+from flextron_lit.losses.by_chunk import cross_entropy
+from flextron_lit.losses.measured_loss import Batch, MeasuredLoss, batches_of, loss_file
 from flextron_lit.routers.budget_prices import Priced, Prices, solve, spendable
 from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter, mean_ratio
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch, Stage
+from flextron_lit.stages.base import Stage
 from flextron_lit.stages.stop_on_nan import NonFiniteError
 from flextron_lit.terminal.progress import progress
 
@@ -76,7 +76,7 @@ class MeasuringStage(Stage):
         with torch.no_grad(), self.forward_context():
             for _ in range(done, most):
                 for batch in batches:
-                    self.logits(batch)
+                    self.predictions(batch)
 
     def measure(
         self, sub_networks: Sequence[SubNetwork], description: str | None = None, *, held_out: bool = False
@@ -91,7 +91,7 @@ class MeasuringStage(Stage):
         total = torch.zeros(2, dtype=torch.float64)
         with self.forward_context(), self.backbone.use(policy):
             for batch in batches[rank::world]:
-                loss, tokens = cross_entropy(self.logits(batch), batch["labels"])
+                loss, tokens = cross_entropy(self.predictions(batch), batch["labels"])
                 total += torch.stack([loss, tokens]).cpu()
         self.keep_up(len(batches[rank::world]), -(-len(batches) // world), batches[:1])
         counts = torch.stack(gather(policy.take(), world)).sum(0)

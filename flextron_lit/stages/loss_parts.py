@@ -1,7 +1,36 @@
 """What the losses of a step are made of."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from flextron_lit.losses.by_chunk import Predictions
+from flextron_lit.losses.measured_loss import Batch
+from flextron_lit.space import SubNetwork
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of a step, as a loss term sees it."""
+
+    sub_network: SubNetwork | None
+    """The sub-network that ran; None if every token took its own widths."""
+    batch: Batch
+    """input_ids, position_ids, labels: [B, T]."""
+    predictions: Predictions
+    """With gradients."""
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, T, V], with gradients: all at once."""
+        return self.predictions.logits
+
+
+LossTerm = Callable[[Any], Tensor]
+"""From what a stage ran (a `Pass`, or what a router answered) to a loss."""
 
 
 class LossParts:

@@ -56,6 +56,11 @@ class RanksTogether(WaitingForData):
                 "compiled code reads whole weights, and trainer.strategy fsdp2 leaves each process a part of them; set "
                 "model.init_args.compiled to false, or take ddp"
             )
+        if getattr(self.options, "loss_chunk", None):
+            raise ValueError(
+                "loss_chunk runs the head for some tokens at a time, and trainer.strategy fsdp2 has it whole in a pass "
+                "alone; leave loss_chunk out, or take ddp"
+            )
         averaging = [each for each in self.trainer.callbacks if isinstance(each, WeightAveraging)]  # type: ignore[attr-defined]
         if averaging:
             raise ValueError(

@@ -12,12 +12,12 @@ from transformers import get_cosine_schedule_with_warmup
 
 from flextron_lit.costs import CostTable
 from flextron_lit.files.digest import fingerprint
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.noise import Temperature, entropy
 from flextron_lit.routers.objective import CostPenalty
 from flextron_lit.routers.trained import KeptRouter
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch
 from flextron_lit.stages.frozen_stage import FrozenSettings, FrozenStage
 from flextron_lit.stages.loss_parts import LossParts
 from flextron_lit.stages.ranks_together import zero_of

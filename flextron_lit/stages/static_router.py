@@ -12,14 +12,14 @@ from torch import Tensor
 from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.elastic.unit_gates import for_all_tokens, gated
 from flextron_lit.files.places import SURROGATE
-from flextron_lit.losses.cross_entropy import mean_cross_entropy
+from flextron_lit.losses.by_chunk import mean_cross_entropy
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.ladder import Ladder, build_ladder
 from flextron_lit.routers.objective import Routed, route
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.routers.surrogate import Surrogate
 from flextron_lit.routers.trained import TrainedRouter
-from flextron_lit.stages.base import Batch
 from flextron_lit.stages.router_training import RouterSettings, RouterTraining, functional, on_processor
 from flextron_lit.stages.run_length import planned
 from flextron_lit.stages.watched_losses import ladder_answers
@@ -143,7 +143,7 @@ class StaticRouterTraining(RouterTraining):
         losses, gradients = [], []
         for index in range(len(choices)):
             with gated(self.backbone, for_all_tokens(choices[index])):
-                loss = mean_cross_entropy(self.logits(batch), batch["labels"])
+                loss = mean_cross_entropy(self.predictions(batch), batch["labels"])
             gradients.append(torch.autograd.grad(loss, choices)[0][index])
             losses.append(loss.detach())
         self.parts.add("language", torch.stack(losses).mean())

@@ -8,12 +8,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flextron_lit.costs import CostTable
-from flextron_lit.losses.cross_entropy import cross_entropy, token_cross_entropy
+from flextron_lit.losses.by_chunk import cross_entropy, token_cross_entropy
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.dynamic import DynamicPolicy
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.trained import TrainedDynamicRouter
 from flextron_lit.space import SubNetwork
-from flextron_lit.stages.base import Batch, Stage
+from flextron_lit.stages.base import Stage
 from flextron_lit.stages.monitored import check_validated
 from flextron_lit.stages.validation import DYNAMIC, FULL, ROUTED, LossTable, ValidationResult, Watched, typical
 
@@ -76,7 +77,7 @@ class WatchedStage(Stage):
     def measured(self, selection: SubNetwork | DynamicPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss in nats of what is selected, and the number of tokens predicted."""
         with self.backbone.use(selection):
-            return cross_entropy(self.logits(batch), batch["labels"])
+            return cross_entropy(self.predictions(batch), batch["labels"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the table under stable names, and keep it for callbacks."""
@@ -108,7 +109,7 @@ class WatchedStage(Stage):
         rows: dict[str, Any] = {"domain": self.domains[dataloader_idx], "batch": batch_idx, "loss": {}}
         for name, watched in self.watched.items():
             with self.backbone.use(watched.selection):
-                losses, counted = token_cross_entropy(self.logits(batch), batch["labels"])
+                losses, counted = token_cross_entropy(self.predictions(batch), batch["labels"])
             tokens = counted.sum(1)
             rows["loss"][name] = (losses.sum(1) / tokens).tolist()
             rows["tokens"] = tokens.tolist()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.stages.base import Batch
+from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.stages.run_length import planned
 from flextron_lit.stages.watched_losses import WatchedStage
 from flextron_lit.stages.written_text import Blocks, with_labels, written

@@ -86,16 +86,19 @@ def test_a_wheels_files_are_read_likewise(tmp_path, monkeypatch):
     ("name", "content", "message"),
     [
         (
-            "a.txt.gz",
+            "a.txt",
             gzip.compress(b"text", mtime=0),
-            "a.txt.gz is not UTF-8 text: it is compressed with gzip; unpack it",
+            "a.txt is not UTF-8 text: it is compressed with gzip; let its name end in .gz",
         ),
+        ("a.txt.gz", gzip.compress(b"text", mtime=0)[:-9], "a.txt.gz is damaged, or not what the end of its name says"),
+        ("a.txt.xz", b"text", "a.txt.xz is damaged, or not what the end of its name says"),
         (
             "a.jsonl",
             gzip.compress(ROWS.encode(), mtime=0),
             "a.jsonl, line 1, is not UTF-8 text: it is compressed with gzip",
         ),
-        ("a.zst", b"\x28\xb5\x2f\xfd\0\xff", "a.zst is not UTF-8 text: it is compressed with zstd"),
+        ("a.zst", b"\x28\xb5\x2f\xfd\0\xff", "a.zst is damaged, or not what the end of its name says"),
+        ("a.bin", b"\x28\xb5\x2f\xfd\0\xff", "a.bin is not UTF-8 text: it is compressed with zstd; let its name end"),
         ("a.zip", b"PK\x03\x04\0\0", "a.zip is not UTF-8 text: it is a zip archive"),
         ("a.txt", b"PAR1\0\0", "a.txt is not UTF-8 text: it is parquet; set format to parquet"),
         ("a.txt", "text".encode("utf-16"), "a.txt is not UTF-8 text: it is UTF-16; save it as UTF-8"),

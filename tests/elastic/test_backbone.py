@@ -33,8 +33,28 @@ def test_activation_checkpointing_gives_the_same_gradients(tokens):
         assert torch.equal(one, other)
 
 
-def test_backward_outside_use_is_noticed_under_activation_checkpointing(tokens, backbone):
-    backbone.enable_activation_checkpointing()
+def test_backward_recomputes_the_widths_of_the_forward_whatever_is_active_by_then(tokens):
+    """Also where a pass of other widths comes in between."""
+    gradients = []
+    for checkpointing in (False, True):
+        backbone = ElasticBackbone(make_llama(), SPACE)
+        if checkpointing:
+            backbone.enable_activation_checkpointing()
+        backbone.model.train()
+        with backbone.use(backbone.space.smallest()):
+            loss = backbone.model(tokens, labels=tokens, use_cache=False).loss
+        with backbone.use(SubNetwork((1, 2, 2, 1, 0, 0))):
+            backbone.model(tokens, labels=tokens, use_cache=False)
+            loss.backward()
+            assert backbone.selection.current == SubNetwork((1, 2, 2, 1, 0, 0))
+        gradients.append({n: p.grad for n, p in backbone.model.named_parameters() if p.grad is not None})
+    plain, recomputed = gradients
+    assert plain.keys() == recomputed.keys()
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_without_it_another_selection_in_backward_would_be_noticed(tokens, backbone):
+    backbone.model.activation_checkpointing_enable({"use_reentrant": False})
     backbone.model.train()
     with backbone.use(backbone.space.smallest()):
         loss = backbone.model(tokens, labels=tokens, use_cache=False).loss

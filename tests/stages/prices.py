@@ -46,6 +46,6 @@ def cost_of(stage, policy, batches):
     policy.take()
     with stage.backbone.use(policy):
         for batch in batches:
-            stage.logits(batch)
+            stage.predictions(batch)
     counts = policy.take()
     return float(policy.table.expected(counts / counts.sum(-1, keepdim=True)) / policy.table.full)

@@ -1,5 +1,7 @@
+from dataclasses import replace
 from statistics import fmean
 
+import bitsandbytes
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -10,10 +12,11 @@ from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.costs import parameter_table
 from flextron_lit.files.damage import read_rows
 from flextron_lit.report.points import validated
+from flextron_lit.sources import load_dense
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages import Calibration, Distillation, ElasticTraining, FullWeight, NonFiniteError
 from flextron_lit.stages.validation import Uniform, ValidationSet
-from tests.stages.training import PLAN, Gradients, Plan, fit, stage, sum_of_losses
+from tests.stages.training import PLAN, TINY, Gradients, Plan, fit, stage, sum_of_losses
 
 
 @pytest.mark.parametrize(
@@ -336,3 +339,52 @@ def test_training_that_does_not_help_is_not_kept(tmp_path):
     assert {point.value for point in validated([RunFolder(worse.parent)])} == set(start(worse.parent).values())
     # the control
     assert (better / "model.safetensors").read_bytes() != (found / "model.safetensors").read_bytes()
+
+
+EVERY_LOSS = Distillation(sampled_from_full=0.5, sampled_from_original=0.25, full_from_original=0.5, temperature=2.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"activation_checkpointing": True}, pytest.param({"compiled": True}, marks=pytest.mark.slow)],
+    ids=["plain", "recomputed", "compiled"],
+)
+def test_losses_by_chunks_train_as_those_of_all_logits(settings, as_traced):
+    kept = []
+    for chunk, distillation in ((0, EVERY_LOSS), (5, EVERY_LOSS), (5, replace(EVERY_LOSS, temperature=1.0))):
+        torch.manual_seed(0)
+        gradients = Gradients()
+        # the original is another network than the one that learns
+        trainer = fit(stage(loss_chunk=chunk, distillation=distillation, **settings), Nudged(), Plan(), gradients)
+        losses = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        kept.append((losses, gradients.kept))
+    (whole, expected), (found, by_chunk), (_, other) = kept
+    assert len([name for name in found if "kl_" in name]) == 3
+    assert found == pytest.approx(whole, rel=1e-5, abs=1e-5)
+    for name, gradient in by_chunk.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5)
+    assert not all(torch.allclose(other[name], expected[name], rtol=1e-5, atol=1e-5) for name in other)
+
+
+class Nudged(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in pl_module.model.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def test_an_optimizer_keeps_its_states_in_8_bits():
+    module = stage(optimizer=lambda parameters: bitsandbytes.optim.AdamW8bit(parameters, lr=1e-3))
+    before = load_dense(TINY).state_dict()
+    trainer = fit(module, Plan(), steps=2)
+    states = [each["state1"] for each in trainer.optimizers[0].state.values()]
+    # small tensors stay as they are, by bitsandbytes' own rule
+    assert {state.dtype for state in states} == {torch.uint8, torch.float32}
+    after = module.model.state_dict()
+    assert all(torch.isfinite(after[name]).all() for name in before)
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def _weights(module):
+    return load_dense(TINY).state_dict()

@@ -162,7 +162,7 @@ def test_the_router_gets_the_gradients_of_the_text_and_of_the_cost(routed, tmp_p
         for budget in BUDGETS:
             drawn = route(module.routers[0], torch.tensor([budget]), generator, 0.7)
             with gated(module.backbone, for_all_tokens(drawn.probabilities[0])):
-                loss = mean_cross_entropy(module.logits(batch), batch["labels"])
+                loss = mean_cross_entropy(module.predictions(batch).logits, batch["labels"])
             (text_counts * loss + penalty.of(drawn.ratios(module.table), drawn.budgets)).backward()
         return {n: p.grad.clone() for n, p in module.routers[0].named_parameters()}
 
