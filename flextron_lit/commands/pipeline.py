@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,7 +153,7 @@ def arguments(
 
 def _fit(options: list[str]) -> None:
     """`fit` in this process, under its own command line: data-parallel launchers start that for the other ranks."""
-    given = sys.argv
+    given, environment = sys.argv, set(os.environ)
     sys.argv = [given[0], "fit", *options]
     try:
         StageCLI()
@@ -161,6 +162,9 @@ def _fit(options: list[str]) -> None:
             raise
     finally:
         sys.argv = given
+        # a launcher of this stage's processes noted there that it has started them: the next stage needs its own
+        for name in set(os.environ) - environment:
+            del os.environ[name]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     gc.collect()
