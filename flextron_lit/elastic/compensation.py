@@ -48,8 +48,8 @@ class Compensation(nn.Module):
         super().__init__()
         self.projections = nn.ParameterDict()
         self.scales = nn.ParameterDict()
-        # a file that was read has its names in any order, another one in each process; parameters are gone through in
-        # theirs by optimizers, by what is saved of them, and by processes that average gradients one after the other
+        # names may come from a set, in another order in each process; parameters are gone through in theirs by
+        # optimizers, by what is saved of them, and by processes that average gradients one after the other
         for name, tensor in sorted((tensors or {}).items(), key=lambda named: int(named[0].rpartition(".")[2])):
             kind, _, width = name.partition(".")
             getattr(self, kind)[width] = nn.Parameter(tensor)
