@@ -113,7 +113,8 @@ def read(folder, tokenizer_source, world, lanes, documents, state_file, told):
         {"corpus": TextDomain(source=str(folder))},
         tokenizer_source,
         batch_size=8 // world,
-        streaming=Streaming(lanes=lanes),
+        # an epoch that does not end within the round
+        streaming=Streaming(lanes=lanes, epoch_tokens=10**12),
     )
     before = memory("VmRSS")
     began = time.perf_counter()
@@ -160,7 +161,7 @@ def main(options):
         end = state.with_suffix(".end.npz")
         spawned = multiprocessing.get_context("spawn")
         attempt = 0
-        while not end.is_file():
+        while not end.is_file() and attempt <= options.kills:
             world, told = WORLDS[attempt % len(WORLDS)], spawned.Array("c", 200)
             how = (folder / "corpus", options.tokenizer, world, options.lanes, len(training), state, told)
             process = spawned.Process(target=read, args=how)

@@ -27,6 +27,8 @@ from flextron_lit.files.ranks import tell
 
 MOST_BYTES, LEAST_BYTES = 2**24, 2**16
 """Of the stretches that a file of lines is read in: a resumed run reads one of them again for each lane."""
+PACKED = 3
+"""Bytes of text in a byte of a compressed file, about."""
 PARTS_OF_A_LANE = 8
 """What cannot be cut is shared so that every lane has about as many: then none is an eighth longer than another."""
 
@@ -140,7 +142,7 @@ def _of_file(path: Path, size: int, most: int, domain: TextDomain) -> Iterator[P
     elif form in ("jsonl", "chat") or alone:
         lines = _stretch_of_text if alone else _stretch_of_rows
         if path.suffix.lower() in COMPRESSIONS:
-            yield Part(str(path), size, partial(lines, path, 0, math.inf, domain))
+            yield Part(str(path), PACKED * size, partial(lines, path, 0, math.inf, domain))
             return
         for start in range(0, size, most):
             name = f"{path}, bytes {start} to {min(size, start + most)}"

@@ -345,7 +345,7 @@ def test_held_out_documents_are_no_training_text(data, straight, tokenizer):
         for split in ("validation", "test")
         for text in tokenizer.decode(data._tokenized["mixed"].streams[split].tokens).split(tokenizer.eos_token)[:-1]
     }
-    assert len(held) > 4
+    assert len(held) >= 2
     trained = {text for lane in lanes_of(straight, tokenizer) for text in lane}
     assert not held & trained
     calibrated = data._on_the_fly.first("mixed", "train", 500)
