@@ -66,7 +66,7 @@ def undisturbed(tmp_path_factory):
 
 
 # what another case goes through as well
-SLOW = {"mid-epoch", "asked to stop at the end of an epoch", "two ranks, asked to stop"}
+SLOW = {"mid-epoch", "asked to stop at the end of an epoch", "two ranks", "two ranks, asked to stop"}
 
 
 @pytest.mark.parametrize("case", [pytest.param(each, marks=[pytest.mark.slow] * (each in SLOW)) for each in CASES])

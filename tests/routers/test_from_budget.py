@@ -393,6 +393,8 @@ def test_a_killed_stage_ends_like_an_undisturbed_one(piped, tmp_path, stage, mom
     assert logged(folder) == logged(reference)
 
 
+# test_ranks_together.py has two processes of every stage
+@pytest.mark.slow
 def test_two_ranks_share_the_measuring_and_end_like_one(piped, tmp_path):
     reference = piped[0] / "static_router"
     steps = ("--trainer.max_steps", 60, "--trainer.val_check_interval", 60)

@@ -539,7 +539,9 @@ def test_a_run_that_was_killed_twice_ends_like_an_undisturbed_one(config, tmp_pa
     assert len({value for _, value in gaps}) == 10
 
 
-@pytest.mark.parametrize("guidance", [pytest.param("token", marks=pytest.mark.slow), "backbone"])
+# test_ranks_together.py has two processes of every stage
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", ["token", "backbone"])
 def test_two_ranks_end_with_the_same_router(guidance, static, tmp_path):
     script = Path(__file__).parent / "two_routers.py"
     arguments = [sys.executable, str(script), str(static), str(tmp_path), guidance]

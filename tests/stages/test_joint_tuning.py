@@ -487,6 +487,8 @@ def test_a_run_that_resumes_ends_like_one_that_was_not_interrupted(kind, routed_
     assert not torch.equal(*(next(module.routers[0].parameters()) for module in (whole, other)))
 
 
+# test_ranks_together.py has two processes of every stage
+@pytest.mark.slow
 def test_two_ranks_through_the_front_door_then_select(routed, tmp_path, capsys):
     config = (
         "-c",
