@@ -55,7 +55,7 @@ def test_a_dynamic_table_stands_beside_the_static_one(profiled, backbone):
     for words in ("latency of a dynamic router", "routed, all at full width", "error on held-out mixtures"):
         assert words in printed
     assert "dynamic-cpu-1x16+4-float32.json" in printed.replace("\n", "")
-    assert "measured already" in succeed("profile", *options)
+    assert "measured already" in succeed("profile", *options, "--seconds", 1)
     assert known_tables(folder, backbone, Workload(), None) == before
     tables, latency = known_tables(folder, backbone, Workload(), None, execution="dynamic")
     assert latency.execution == "dynamic"
