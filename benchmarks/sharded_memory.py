@@ -36,6 +36,7 @@ SHAPE = {
 
 def count(folder: Path, processes: int) -> None:
     """Of one process: train, and write down what it holds."""
+    from bare_trainer import BARE
     from lightning.pytorch import Callback, Trainer
 
     from flextron_lit.data import TextDataModule, TextDomain
@@ -63,19 +64,7 @@ def count(folder: Path, processes: int) -> None:
     text = TextDataModule(
         {"stories": TextDomain(source="generated:60,0")}, tokenizer=model, block_size=16, batch_size=1
     )
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=processes,
-        strategy="fsdp2" if processes > 1 else "auto",
-        max_steps=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[Counting()],
-    )
+    trainer = Trainer(**BARE, devices=processes, strategy="fsdp2" if processes > 1 else "auto", callbacks=[Counting()])
     stage = ElasticTraining(model, calibration=Calibration(tokens=16, excess_tokens=0, importance="magnitude"))
     trainer.fit(stage, datamodule=text)
     (folder / f"{processes}-{trainer.global_rank}.json").write_text(json.dumps(held), encoding="utf-8")
@@ -102,7 +91,7 @@ def start(folder: Path, processes: int) -> list[dict[str, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--check", action="store_true", help=f"exit 1 if a share is off by more than {LIMIT:.0%}")
+    parser.add_argument("--check", action="store_true", help=f"exit 1 if a share is off by more than {LIMIT:.0%}%")
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -19,7 +19,8 @@ from bitsandbytes.optim import AdamW8bit
 from lightning.pytorch import Callback, Trainer
 from torch.distributed._tools.mem_tracker import MemTracker
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+from bare_trainer import BARE
 
 from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.stages import Calibration, Distillation, ElasticTraining
@@ -84,19 +85,7 @@ def step(name, options, results):
     )
     tracked = Tracked()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            accelerator="cpu",
-            precision=options.precision,
-            max_steps=1,
-            callbacks=[tracked],
-            default_root_dir=folder,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+        trainer = Trainer(**BARE, precision=options.precision, callbacks=[tracked], default_root_dir=folder)
         stage.attach(text)
         trainer.fit(stage, datamodule=text)
     status = Path("/proc/self/status").read_text().splitlines()
