@@ -72,10 +72,11 @@ class Predictions:
             chunk: as in `chunk_of`.
         """
         kept: list[Any] = []
-        at_once = chunk_of(chunk, model.config.vocab_size, inputs["input_ids"].numel())
+        tokens = inputs["input_ids"].numel()
+        at_once = chunk_of(chunk, model.config.vocab_size, tokens)
         # a head that is shared out over processes is whole inside the model's forward alone
         shared_out = is_shared_out(next(iter(model.get_output_embeddings().parameters())))
-        every = inputs["input_ids"].numel() <= at_once or shared_out
+        every = tokens <= at_once or shared_out
         # through the model's own forward, and not through that of its layers alone: wrappers go by it
         hook = model.base_model.register_forward_hook(lambda _, __, result: kept.append(result[0]))
         try:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_w
 from flextron_lit import checkpoint as flextron_checkpoint
 from flextron_lit.elastic.sharding import whole
 from flextron_lit.losses.by_chunk import Predictions, losses
-from flextron_lit.losses.measured_loss import Batch
+from flextron_lit.losses.measured_loss import INPUTS, Batch
 from flextron_lit.routers.excess import FILE as EXCESS
 from flextron_lit.routers.staleness import stale_files
 from flextron_lit.sources import load_dense, resolve_model
@@ -238,7 +238,7 @@ class BackboneTraining(WritingStage):
 
     @torch.no_grad()
     def _original_predictions(self, batch: Batch) -> Predictions | None:
-        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+        inputs = {name: batch[name] for name in INPUTS}
         for original in self._original:
             return Predictions.of(original, inputs, self.options.loss_chunk)
         return None
