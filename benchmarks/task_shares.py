@@ -24,7 +24,15 @@ sys.path[:0] = [str(Path(__file__).parent.parent)]
 from flextron_lit.evaluation.harness import BudgetedLM, LoadedTask
 from flextron_lit.model import FlextronModel
 
-CHANCE = {"offline_arc_easy": 0.25, "offline_piqa": 0.5, "offline_hellaswag": 0.25}
+CHANCE = {
+    "offline_arc_easy": 0.25,
+    "offline_piqa": 0.5,
+    "offline_hellaswag": 0.25,
+    "offline_lambada": 0.0,
+    "offline_winogrande": 0.5,
+    "offline_mmlu": 0.25,
+}
+TASKS = ("offline_arc_easy", "offline_piqa", "offline_hellaswag")
 DRAWN = 10_000
 
 
@@ -60,17 +68,17 @@ def main() -> None:
     budgets = ["1.0", *options.budgets]
     selections = {budget: model.flextron.answer(budget).sub_network for budget in budgets}
     right: dict[str, dict[str, list[float]]] = {budget: {} for budget in budgets}
-    for name in CHANCE:
+    for name in options.tasks:
         task = LoadedTask.load(name, None)
         for budget in budgets:
             with lm.within(selections[budget]):
                 right[budget][name] = right_answers(lm, task, options.limit).tolist()
     if options.output:
         options.output.write_text(json.dumps(right))
-    table = Table("budget", *(name.removeprefix("offline_") for name in CHANCE), "mean share kept", "95 %")
+    table = Table("budget", *(name.removeprefix("offline_") for name in options.tasks), "mean share kept", "95 %")
     for budget in budgets:
         mine = {name: np.array(found) for name, found in right[budget].items()}
-        pairs = [(mine[name], np.array(right["1.0"][name]), chance) for name, chance in CHANCE.items()]
+        pairs = [(mine[name], np.array(right["1.0"][name]), CHANCE[name]) for name in options.tasks]
         cells = [f"{small.mean():.3f} ({share(small, full, chance):.0%})" for small, full, chance in pairs]
         low, high = interval(pairs, np.random.default_rng(options.seed))
         mean = fmean(share(*pair) for pair in pairs)
@@ -83,6 +91,8 @@ def parsed() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--checkpoint", required=True)
     made.add_argument("--budgets", nargs="+", default=["0.8"])
+    text = "the full model has to be above chance in each: SmolLM2-135M is not in MMLU"
+    made.add_argument("--tasks", nargs="+", choices=list(CHANCE), default=list(TASKS), help=text)
     made.add_argument("--limit", type=int, default=500, help="questions of each task")
     made.add_argument("--dtype", default="bfloat16")
     made.add_argument("--threads", type=int, default=1)

@@ -57,8 +57,8 @@ def parser() -> CommandLine:
     made.add_argument("--tokens", type=int, help=text)
     made.add_argument("--seed", type=int, help="Random seed of the bootstrap (0).")
     text = (
-        "Tasks of the LM evaluation harness, which requirements-eval.txt brings; offline_arc_easy, offline_piqa and "
-        "offline_hellaswag need no Hub."
+        "Tasks of the LM evaluation harness, which requirements-eval.txt brings; offline_arc_easy, offline_hellaswag, "
+        "offline_lambada, offline_mmlu, offline_piqa and offline_winogrande need no Hub."
     )
     made.add_argument("--tasks", type=str, nargs="+", default=[], help=text)
     made.add_argument("--limit", type=int, help="Questions of each task; by default all.")

