@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 Kind = Literal["mlp", "depth"]
 Blocks = Sequence[Tensor]
 """Calibration text: int64 [1, T] each."""
+SLEB_BLOCKS = 2
+"""It measures every layer anew for each that goes: hours, of all blocks."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,9 @@ def economize_depth(method: str) -> Callable[[PreTrainedModel, Blocks, int], Pre
         import economize
         from economize.techniques.prune import DepthPruneConfig
 
+        looked_at = list(blocks)[:SLEB_BLOCKS] if method == "sleb" else list(blocks)
         # in place
-        economize.apply(model, DepthPruneConfig(method, layers(model) - left), calibration=list(blocks))
+        economize.apply(model, DepthPruneConfig(method, layers(model) - left), calibration=looked_at)
         return model
 
     return prune

