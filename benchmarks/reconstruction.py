@@ -95,7 +95,11 @@ def measured(way: str, tokens: int, seed: int, options: argparse.Namespace) -> d
     text = embedded(options.checkpoint, BLOCK_SIZE)
     text.__class__, text.calibration_seed = SeededText, seed
     calibration = Calibration(
-        tokens=tokens, importance=order, compensation=form, excess_tokens=min(tokens, options.excess_tokens)
+        tokens=tokens,
+        importance=order,
+        compensation=form,
+        excess_tokens=min(tokens, options.excess_tokens),
+        written=options.written,
     )
     begun = time.monotonic()
     found, excess = convert(backbone, text, calibration)
@@ -121,6 +125,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="measured, of it and of the old speeches")
     parser.add_argument("--ways", nargs="+", default=["magnitude-none", "greedy-own"], help="ORDER-COMPENSATION")
     parser.add_argument("--calibration_tokens", type=int, nargs="+", default=[16384])
+    parser.add_argument("--written", type=float, default=0.0, help="share of the calibration that the model writes")
     parser.add_argument("--excess_tokens", type=int, default=8192)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="0, 1, 2")
     parser.add_argument("--space", choices=list(SPACES), default="default", help="width choices")
@@ -132,6 +137,7 @@ def main() -> None:
         for seed in options.seeds:
             for way in options.ways:
                 name = f"{way}, {tokens} tokens, seed {seed}" + f", {options.space}" * (options.space != "default")
+                name += f", {options.written:.0%} written" * (options.written > 0)
                 if name not in kept:
                     about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
                     kept[name] = {**measured(way, tokens, seed, options), "about": about}

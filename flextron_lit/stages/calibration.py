@@ -1,5 +1,6 @@
 """How the units of a dense network are ordered, and made up for where widths leave them out, before training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone, importance
 from flextron_lit.elastic.compensation import FORMS, Form
-from flextron_lit.elastic.importance import Importance
+from flextron_lit.elastic.importance import Batch, Importance
 
 Order = Literal[Importance, "greedy"]
 ORDERS: tuple[Order, ...] = (*get_args(Importance), "greedy")
@@ -44,8 +45,6 @@ class Calibration:
             raise ValueError(f"calibration.excess_tokens must be 0 or more, not {self.excess_tokens}")
         if not 0 <= self.written < 1:
             raise ValueError(f"calibration.written is a share from 0 to below 1, not {self.written}")
-        if self.written and self.importance != "greedy":
-            raise ValueError("calibration.written has no effect on other orders than greedy; leave it out")
         for name, known in (("importance", ORDERS), ("compensation", FORMS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
@@ -58,14 +57,26 @@ class Calibration:
             raise ValueError("calibration.domains names no domain; null means all")
 
 
-def falling_importance(backbone: ElasticBackbone, text: TextDataModule, calibration: Calibration) -> list[Tensor]:
+def falling_importance(
+    backbone: ElasticBackbone, text: TextDataModule, calibration: Calibration, own: Sequence[Batch] = ()
+) -> list[Tensor]:
     """Measure the full network on training text: unit indices by falling importance, one tensor [units] a block.
+
+    Args:
+        backbone: the dense network.
+        text: to measure on.
+        calibration: how.
+        own: batches that the network has written itself, as if of one more domain.
 
     Raises:
         ValueError: if a domain does not exist, or there is too little text.
     """
     assert calibration.importance != "greedy"
-    batches = (text.calibration_batches(*group) for group in groups(text, calibration))
+    batches: list[list[Batch]] = [[*text.calibration_batches(*group)] for group in groups(text, calibration)]
+    if own and calibration.balance_domains:
+        batches.append([*own])
+    else:
+        batches[-1] += own
     measured = [importance.measure(backbone, each, calibration.importance) for each in batches]
     return importance.falling_order(importance.balanced(measured) if len(measured) > 1 else measured[0])
 

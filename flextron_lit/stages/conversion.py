@@ -30,8 +30,6 @@ def convert(
     Raises:
         ValueError: if a domain does not exist, or there is too little text.
     """
-    greedy = calibration.importance == "greedy"
-    orders = None if greedy else falling_importance(backbone, text, calibration)
     names = calibration.domains or text.domain_names
     blocks = [block for group in groups(text, calibration) for block in text.calibration_batches(*group)]
     whole = {name: torch.cat([block[name] for block in blocks]) for name in ("input_ids", "position_ids")}
@@ -39,6 +37,9 @@ def convert(
     if calibration.written:
         own = written(backbone, round(calibration.tokens * calibration.written), whole["input_ids"].shape[1])
         whole = {name: torch.cat([each, own[name].to(each)]) for name, each in whole.items()}
+    greedy = calibration.importance == "greedy"
+    rows = _rows(own, round(calibration.tokens * calibration.written))
+    orders = None if greedy else falling_importance(backbone, text, calibration, rows)
     fisher = None
     if calibration.excess_tokens:
         mine = round(calibration.excess_tokens * calibration.written)
@@ -46,8 +47,8 @@ def convert(
         batches += _rows(own, mine)
         fisher = output_gradients(backbone, batches, torch.Generator().manual_seed(0))
     found = reconstruct(backbone, whole, orders, calibration.compensation, fisher)
-    rows = [tuple(each.excess) for each in found if each.excess is not None]
-    return found, ExcessTable(tuple(rows), calibration.excess_tokens) if rows else None
+    lost = [tuple(each.excess) for each in found if each.excess is not None]
+    return found, ExcessTable(tuple(lost), calibration.excess_tokens) if lost else None
 
 
 def _rows(blocks: dict[str, Tensor], tokens: int) -> list[dict[str, Tensor]]:
