@@ -6,10 +6,11 @@ what it takes follows from what it does and not from formulas.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -35,6 +36,19 @@ class Rehearsal:
     """Bytes of each kind, by segment of the step, at the moment of it when all of them are most."""
     flops: float
     tokens: int
+    processes: int = 1
+    """That share the network out."""
+
+    def shared_by(self, processes: int) -> Self:
+        """The same by another number of them: whose rows are shared out has fewer, and what else there is stays."""
+        times = self.processes / processes
+        shared = ("parameters", "gradients", "optimizer")
+        peaks = {
+            segment: {kind: size * times if kind in shared else size for kind, size in peak.items()}
+            for segment, peak in self.peaks.items()
+        }
+        held = {name: size * times for name, size in self.held.items()}
+        return replace(self, held=held, peaks=peaks, processes=processes)
 
     def parts(self) -> dict[str, float]:
         """Bytes at the peak of the step, by what they are; `update` is what an update takes beside all else."""
@@ -71,7 +85,7 @@ def rehearse(make: Make, shape: Shape, settings: TrainingSettings, processes: in
 
     assert few.peaks.keys() == more.peaks.keys()
     peaks = {segment: each(few.peaks[segment], more.peaks[segment]) for segment in few.peaks}
-    return Rehearsal(each(few.held, more.held), peaks, at(few.flops, more.flops), few.tokens)
+    return Rehearsal(each(few.held, more.held), peaks, at(few.flops, more.flops), few.tokens, processes)
 
 
 def _rehearse(make: Make, shape: Shape, settings: TrainingSettings, processes: int) -> Rehearsal:
@@ -83,7 +97,7 @@ def _rehearse(make: Make, shape: Shape, settings: TrainingSettings, processes: i
         held = _held(made)
         with tracked:
             made.step()
-    return Rehearsal(held, tracked.peaks, tracked.flops, made.batch["labels"].numel())
+    return Rehearsal(held, tracked.peaks, tracked.flops, made.batch["labels"].numel(), processes)
 
 
 def _held(made: StandIn) -> dict[str, float]:
