@@ -35,8 +35,8 @@ from flextron_lit.elastic.sharding import own_part
 from flextron_lit.losses.measured_loss import MeasuredLoss
 from flextron_lit.planning.asked import TrainingSettings
 from flextron_lit.planning.gpu import Gpu
+from flextron_lit.planning.model_shape import shape_of
 from flextron_lit.planning.plan import MEASURED, Planner
-from flextron_lit.planning.source import shape_of
 from flextron_lit.planning.stand_ins import BUDGET
 from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.space import SubNetwork

@@ -13,8 +13,8 @@ from flextron_lit.elastic.compensation import FORMS
 from flextron_lit.files.whole_file import json_text
 from flextron_lit.planning.asked import OPTIMIZERS, PRECISIONS, STAGES, Stage, TrainingSettings
 from flextron_lit.planning.gpu import Gpu
+from flextron_lit.planning.model_shape import shape_of
 from flextron_lit.planning.plan import Planner, Row, Work
-from flextron_lit.planning.source import shape_of
 from flextron_lit.terminal.console import about, short, show, table
 from flextron_lit.terminal.progress import progress
 

@@ -7,7 +7,6 @@ bit. They train with the rest, lie in `elastic/` of a checkpoint, and are folded
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 Form = Literal["none", "scales", "own"]

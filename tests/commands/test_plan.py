@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flextron_lit.commands.plan import command
+from flextron_lit.planning.model_shape import shape_of
 from flextron_lit.planning.plan import CHANGES, CHECKPOINTING, EIGHT_BIT
-from flextron_lit.planning.source import shape_of
 from flextron_lit.sources.stock import from_config
 from tests.front_door import ROOT
 
