@@ -18,7 +18,8 @@ class EightBitStates(torch.optim.Optimizer):
     """
 
     def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, {})
+        # a rate to be told of, as stages log it
+        super().__init__(parameters, {"lr": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:

@@ -30,8 +30,7 @@ class Rehearsal:
     """What one step of one process took."""
 
     held: Mapping[str, float]
-    """Bytes that are there before the step: `network`, `own_projections`, `original`, `optimizer`, and of them and of
-    all that learns the largest `gradients`."""
+    """Bytes that are there before the step: `network`, `own_projections`, `original`, `optimizer`."""
     peaks: Mapping[tuple[int, int], Mapping[str, float]]
     """Bytes of each kind, by segment of the step, at the moment of it when all of them are most."""
     flops: float

@@ -18,9 +18,10 @@ NAMES = {
 }
 """What all else is called `activations`: buffers, the batch, and whole layers of a shared-out network among it."""
 ENDS = (0, 1, -2, -1)
-"""Layers whose visits are kept apart; what lies between is alike, and nowhere more than at its ends."""
+"""Layers whose visits are kept apart: where layers are alike, those between take no more than these."""
+BETWEEN = 2
 Segment = tuple[int, int]
-"""Of a step, in which it visits a layer: the how manieth sweep over the layers, and which of `ENDS`."""
+"""Of a step, in which it visits a layer: the how manieth sweep over the layers, and which of `ENDS`, or `BETWEEN`."""
 UPDATE: Segment = (-1, 0)
 ATEN = torch.ops.aten
 FLOPS = {
@@ -31,6 +32,18 @@ FLOPS = {
         ATEN._scaled_dot_product_flash_attention_backward
     ],
 }
+
+
+class Pause:
+    """While torch works shapes out on tensors as large as the whole network's, which are never there."""
+
+    on = False
+
+    def __enter__(self) -> None:
+        self.on = True
+
+    def __exit__(self, *_: Any) -> None:
+        self.on = False
 
 
 class TrackedBytes(MemTracker):
@@ -55,7 +68,7 @@ class TrackedBytes(MemTracker):
         self._sweep, self._layer, self._step = 0, 0, 0
         self._segments: tuple[Segment, ...] = ((0, 0),)
         self._trained: list[nn.Parameter] = []
-        self._paused = False
+        self._pause = Pause()
         for network in layers:
             self._watch([*network])
 
@@ -96,7 +109,8 @@ class TrackedBytes(MemTracker):
             if abs(step) > 1 or self._step not in (0, step):
                 self._sweep += 1
             self._layer, self._step = index, step if abs(step) == 1 else 0
-            self._enter(*((self._sweep, end) for end in ENDS if end in (index, index - of)))
+            ends = [end for end in ENDS if end in (index, index - of)] or [BETWEEN]
+            self._enter(*((self._sweep, end) for end in ends))
 
         return visit
 
@@ -112,28 +126,15 @@ class TrackedBytes(MemTracker):
     # --- what there is ------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Any:
-        self._lock, ShardingPropagator._fake_mode_lock = ShardingPropagator._fake_mode_lock, self._pausing()
+        self._lock, ShardingPropagator._fake_mode_lock = ShardingPropagator._fake_mode_lock, self._pause
         return super().__enter__()
 
     def __exit__(self, *args: Any) -> None:
         super().__exit__(*args)
         ShardingPropagator._fake_mode_lock = self._lock
 
-    def _pausing(self) -> Any:
-        """Around what torch works out shapes by, on tensors of the whole network's that are never there."""
-        tracker = self
-
-        class Pausing:
-            def __enter__(self) -> None:
-                tracker._paused = True
-
-            def __exit__(self, *_: Any) -> None:
-                tracker._paused = False
-
-        return Pausing()
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._paused:
+        if self._pause.on:
             return func(*args, **kwargs or {})
         # fake tensors refuse generators, and nothing is drawn
         kwargs = {name: value for name, value in (kwargs or {}).items() if name != "generator"}
