@@ -22,15 +22,15 @@ class EightBitStates(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Make the states of parameters that have a gradient and none yet."""
-        if closure is not None:
-            with torch.enable_grad():
-                closure()
+        # Lightning's, which in manual optimisation does nothing
+        loss = None if closure is None else closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and not self.state[parameter]:
                     self.state[parameter] = _states(parameter)
+        return loss
 
 
 def _states(parameter: torch.Tensor) -> dict[str, torch.Tensor]:

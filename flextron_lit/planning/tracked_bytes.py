@@ -72,11 +72,14 @@ class TrackedBytes(MemTracker):
         for network in layers:
             self._watch([*network])
 
-    # the original's hooks take stock of each module, once
     def _ignore(self, *_: Any) -> None:
         return
 
-    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _ignore
+    # the original's take stock of each module, once
+    _pre_fw_hook: Any = _ignore
+    _post_fw_hook: Any = _ignore
+    _pre_bw_hook: Any = _ignore
+    _post_bw_hook: Any = _ignore
 
     def track_external(self, *external: Any) -> None:
         """As torch's; gradients of modules that are given are told apart from other tensors."""
