@@ -260,6 +260,7 @@ def make(folder, family):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=[*FAMILIES])
+    parser.add_argument("--rows", nargs="+", choices=ELASTIC, default=[*ELASTIC], help="of elastic training")
     parser.add_argument("--check", action="store_true", help=f"exit 1 if a plan is off by more than {LIMIT:.0%}%")
     parser.add_argument("--processes", type=int, default=1, help="also shared out over so many")
     parser.add_argument("--later", action="store_true", help="also measuring, the dynamic router and joint tuning")
@@ -276,7 +277,8 @@ def main():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             planner = make(folder, family)
-            for row, settings in ELASTIC.items():
+            for row in options.rows:
+                settings = ELASTIC[row]
                 plan = planned(planner, "elastic", settings)
                 worst = max(worst, compare(f"{family}: {row}", elastic(folder, settings), plan))
             if options.processes > 1:

@@ -185,7 +185,8 @@ class Planner:
             change = next((each for each in usual if self._helps(each, stage, strategy, settings)), None)
             if change is None:
                 return None
-            made.append(change)
+            # the 8-bit optimizer takes the place of the fused one
+            made = [*(each for each in made if CHANGES[each].keys() != CHANGES[change].keys()), change]
             settings = replace(settings, **CHANGES[change])
             parts = self._parts(stage, strategy, gpus, settings)
         return tuple(made)

@@ -23,6 +23,8 @@ BETWEEN = 2
 Segment = tuple[int, int]
 """Of a step, in which it visits a layer: the how manieth sweep over the layers, and which of `ENDS`, or `BETWEEN`."""
 UPDATE: Segment = (-1, 0)
+SHAPES: Any = ShardingPropagator
+"""What torch works out shapes of shared-out tensors by; it takes a lock meanwhile."""
 ATEN = torch.ops.aten
 FLOPS = {
     **flop_registry,
@@ -129,12 +131,12 @@ class TrackedBytes(MemTracker):
     # --- what there is ------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Any:
-        self._lock, ShardingPropagator._fake_mode_lock = ShardingPropagator._fake_mode_lock, self._pause
+        self._lock, SHAPES._fake_mode_lock = SHAPES._fake_mode_lock, self._pause
         return super().__enter__()
 
     def __exit__(self, *args: Any) -> None:
         super().__exit__(*args)
-        ShardingPropagator._fake_mode_lock = self._lock
+        SHAPES._fake_mode_lock = self._lock
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._pause.on:

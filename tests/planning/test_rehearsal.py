@@ -93,19 +93,18 @@ def test_a_plan_is_what_a_real_step_takes(family, tmp_path):
         assert took(rehearse(stand_ins.elastic, shape(family), other)) < (1 - LIMIT) * measured.peak
 
 
-@pytest.mark.parametrize("stage", [*MAKES])
-def test_a_few_layers_say_what_all_take(stage):
-    """Against a rehearsal of all of them; the control has a layer more."""
-    make, settings = MAKES[stage], CHECKPOINTED
-    seven, eight = (shape(num_hidden_layers=layers) for layers in (7, 8))
+@pytest.mark.parametrize("make", dict.fromkeys(MAKES.values()))
+def test_a_few_layers_say_what_all_take(make):
+    """Against a rehearsal of all of them; the control has fewer."""
+    seven, four = (shape(num_hidden_layers=layers) for layers in (7, 4))
     # a layer that has widths of its own is not taken to be like the others
     whole = replace(seven, space=replace(seven.space, layers={6: LayerWidths()}))
     assert seven.alike
     assert not whole.alike
-    few, more, all_of_them = (rehearse(make, each, settings) for each in (seven, eight, whole))
+    few, fewer, all_of_them = (rehearse(make, each, CHECKPOINTED) for each in (seven, four, whole))
     assert took(few) == pytest.approx(took(all_of_them), rel=1e-3)
     assert few.flops == pytest.approx(all_of_them.flops, rel=1e-6)
-    assert took(more) > 1.01 * took(few)
+    assert took(fewer) < 0.99 * took(few)
 
 
 def test_processes_share_what_is_there_before_a_step():
