@@ -38,6 +38,9 @@ ELSEWHERE = {
     "https://download.pytorch.org/whl/cpu": "requirements.txt",
     "python main.py report runs/debug_pipeline": "tests/report/test_page.py",
     "pip install -r requirements-serve.txt": "requirements-serve.txt",
+    # a minute of rehearsals; of the tiny model
+    "python main.py plan --checkpoint configs/models/llama-2-7b/config.json --gpus 1 8 "
+    "--block_size 2048": "tests/commands/test_plan.py",
     # runs until it is told to end
     "python main.py serve --checkpoint runs/quickstart/joint_tuning "
     "--budgets 1.0 0.8 0.6": "tests/commands/test_serve.py",

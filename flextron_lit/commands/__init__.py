@@ -24,6 +24,7 @@ import traceback
 import warnings
 
 COMMANDS = {
+    "plan": ("plan", "what training a model takes, before a GPU is rented: bytes, hours, which settings fit"),
     "convert": ("convert", "a pretrained model as an elastic one that answers budgets, in minutes, without training"),
     "pipeline": ("pipeline", "all stages of a config in turn; picks up at the first unfinished one"),
     "fit": ("fit", "train one stage; the same command resumes an unfinished run"),

@@ -7,7 +7,6 @@ bit. They train with the rest, lie in `elastic/` of a checkpoint, and are folded
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 Form = Literal["none", "scales", "own"]
@@ -26,7 +25,8 @@ def anchors(widths: tuple[int, ...], form: Form) -> list[int]:
     if form != "own" or len(narrow) <= MOST_PROJECTIONS:
         return narrow if form == "own" else []
     # the widest among them, so that every other has a wider one
-    return [narrow[i] for i in torch.linspace(0, len(narrow) - 1, MOST_PROJECTIONS).round().int().tolist()]
+    step = (len(narrow) - 1) / (MOST_PROJECTIONS - 1)
+    return [narrow[round(i * step)] for i in range(MOST_PROJECTIONS)]
 
 
 def shapes(widths: tuple[int, ...], rows: int, hidden_size: int, form: Form) -> dict[str, tuple[int, ...]]:
