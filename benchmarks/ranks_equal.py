@@ -5,7 +5,7 @@
 One process trains on all blocks of a batch; two of torchrun on half of them each, on one machine, and as two machines
 of one process (`--layouts`). The backbone computes in float64, so that no hard choice of a router tips over. Compared
 are the plans, the sub-networks that a surrogate learned from, the losses of every step and of every validation, all
-weights, and those of them that narrower widths have of their own. The control leaves out what makes processes train
+weights, and those of them that narrower widths have of their own. The `control` leaves out what makes processes train
 together.
 """
 
@@ -27,10 +27,8 @@ from tests.stages import together
 
 CLOSE = 1e-5
 FAR = 1e-3
-LAYOUTS = {
-    "processes": ("--nnodes", "1", "--nproc_per_node", "2"),
-    "machines": ("--nnodes", "2", "--nproc_per_node", "1"),
-}
+ONE, TWO = (("--nnodes", "1", "--nproc_per_node", "2"), ("--nnodes", "2", "--nproc_per_node", "1"))
+LAYOUTS = {"processes": ONE, "machines": TWO, "control": ONE}
 
 
 def train_together(options):
@@ -52,7 +50,7 @@ def how(options):
 def launch(options, train, start, folder):
     """Two processes, by one torchrun or by two; their logs are in the folder."""
     folder.mkdir()
-    layout = LAYOUTS["machines" if train == "machines" else "processes"]
+    layout = LAYOUTS[train]
     command = [sys.executable, "-m", "torch.distributed.run", *layout, "--master_addr", "127.0.0.1"]
     command += ["--master_port", str(free_port())]
     program = [
@@ -120,7 +118,7 @@ def main(options):
                 each: together.trained(getattr(together, each), start, folder / each, **how(options))
                 for each in options.stages
             }
-            for train in (*options.layouts, "control"):
+            for train in options.layouts:
                 there = folder / f"of-{train}"
                 launch(options, train, start, there)
                 for stage, strategy in product(options.stages, options.strategies):
