@@ -27,6 +27,7 @@ from flextron_lit.stages import (
     ranks_together,
 )
 from flextron_lit.stages.objective import Distillation
+from flextron_lit.stages.validation import ValidationSet
 from tests.conftest import make_gpt2
 from tests.stages import routers, training
 from tests.stages.training import SPACE, TINY, text
@@ -34,6 +35,8 @@ from tests.stages.training import SPACE, TINY, text
 STEPS = 4
 BATCH = 4
 """Blocks of a step, of all processes."""
+WATCHED = ValidationSet(random_costs=[])
+"""Of a tiny model's few sub-networks there is none at every cost."""
 
 
 def adamw(parameters):
@@ -43,7 +46,7 @@ def adamw(parameters):
 
 def elastic(start, **settings):
     distilled = Distillation(full_from_original=0.5, sampled_from_full=0.5)
-    defaults = {"distillation": distilled, "accumulate": 2, "clip_norm": 0.5, "optimizer": adamw}
+    defaults = {"distillation": distilled, "accumulate": 2, "clip_norm": 0.5, "optimizer": adamw, "validation": WATCHED}
     return ElasticTraining(start, **(defaults | settings)), [callbacks.BudgetSampling(k=2)]
 
 
@@ -124,7 +127,8 @@ def prepared(model, folder):
     """A checkpoint with own projections, a surrogate and both kinds of router, all of them barely trained."""
     there, writer = str(folder / "flextron"), callbacks.FlextronCheckpointWriter
     calibration = Calibration(tokens=128, excess_tokens=64)
-    module = ElasticTraining(model, space=SPACE, optimizer=adamw, calibration=calibration, clip_norm=1e9)
+    how = {"space": SPACE, "optimizer": adamw, "calibration": calibration, "clip_norm": 1e9, "validation": WATCHED}
+    module = ElasticTraining(model, **how)
     drawn = callbacks.BudgetSampling(k=2)
     training.fit(module, drawn, writer(), steps=3, default_root_dir=folder)
     sizes = {"pairs": 32, "held_out": 4, "tokens": 128, "block_size": 32, "batch_size": 16}
