@@ -16,7 +16,7 @@ from jsonargparse.typing import Path_fr, register_type
 from rich.table import Table
 
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.commands.fit import FRESH_HELP, StageCLI
+from flextron_lit.commands.fit import FRESH_HELP, StageCLI, one_line
 from flextron_lit.data.domain import domains_of
 from flextron_lit.files.ranks import is_first
 from flextron_lit.files.whole_folder import free_space
@@ -43,6 +43,8 @@ class Settings:
         self.rows = rows
 
 
+LAUNCHED = "LOCAL_RANK"
+"""What Lightning's own launcher notes in the environment."""
 register_type(Settings, serializer=lambda settings: settings.rows, deserializer=Settings)
 
 
@@ -94,19 +96,26 @@ def run(
     folders = {name: RunFolder(place / name) for name in stages}
     if fresh or any(folder.status != "finished" for folder in folders.values()):
         _check_room(place, disk_gb)
-        note_invocation(place, fresh=fresh)
-    show(planned(stages, folders, quick=quick, fresh=fresh))
+        if is_first():
+            note_invocation(place, fresh=fresh)
+    if is_first():
+        show(planned(stages, folders, quick=quick, fresh=fresh))
     before, replaced = checkpoint, {"data": {"init_args": {"domains": domains_of(text)}}} if text else {}
     for number, (name, stage) in enumerate(stages.items(), 1):
         folder, begun = folders[name], time.monotonic()
-        print(f"stage {number} of {len(stages)}: {name} in {folder.path}", flush=True)
-        _fit(list(arguments(stage, folder.path, before, replaced, quick=quick, fresh=fresh)))
-        print(f"{name} took {duration(time.monotonic() - begun)}", flush=True)
+        _say(f"stage {number} of {len(stages)}: {name} in {folder.path}")
+        _fit(list(arguments(stage, folder.path, before, replaced, quick=quick, fresh=fresh)), folder)
+        _say(f"{name} took {duration(time.monotonic() - begun)}")
         before = str(folder.checkpoint)
     if is_first():
         summarise(list(folders.values()), place)
         report_pipeline(place, list(folders.values()))
-    print(f"pipeline finished: {len(stages)} of {len(stages)} stages; the last checkpoint is {before}")
+    _say(f"pipeline finished: {len(stages)} of {len(stages)} stages; the last checkpoint is {before}")
+
+
+def _say(line: str) -> None:
+    if is_first():
+        print(line, flush=True)
 
 
 def planned(
@@ -151,22 +160,29 @@ def arguments(
         yield "--fresh"
 
 
-def _fit(options: list[str]) -> None:
+def _fit(options: list[str], folder: RunFolder) -> None:
     """`fit` in this process, under its own command line: data-parallel launchers start that for the other ranks."""
     given, environment = sys.argv, set(os.environ)
     sys.argv = [given[0], "fit", *options]
     try:
         StageCLI()
     except SystemExit as end:
-        if end.code not in (None, 0):
+        # a rank that was asked to stop may end with 0 too
+        if end.code not in (None, 0) or folder.status != "finished":
             raise
     finally:
         sys.argv = given
         # a launcher of this stage's processes noted there that it has started them: the next stage needs its own
-        for name in set(os.environ) - environment:
+        noted = set(os.environ) - environment
+        for name in noted:
             del os.environ[name]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        if LAUNCHED in noted:
+            torch.distributed.destroy_process_group()
+        else:
+            # torchrun or SLURM started every rank on the pipeline: all go on, when the first has written
+            with one_line():
+                torch.distributed.barrier()
     gc.collect()
 
 

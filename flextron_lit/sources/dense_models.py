@@ -16,7 +16,7 @@ from flextron_lit.files.ranks import tell
 from flextron_lit.sources.hub import fetch_snapshot
 from flextron_lit.sources.model_files import ON_THE_HUB
 from flextron_lit.sources.notation import parse_source
-from flextron_lit.sources.stock import from_config, from_folder, refuse_code
+from flextron_lit.sources.stock import from_config, from_folder, refuse_code, refuse_quantised
 from flextron_lit.sources.wheel import fetch_wheel
 from flextron_lit.terminal.progress import quiet_transformers
 
@@ -54,9 +54,10 @@ def load_dense(
     """The stock causal LM of a source, in evaluation mode. No remote code runs.
 
     Raises:
-        ValueError: if the weights are damaged, missing in part, or do not fit the config.
+        ValueError: if the weights are damaged, missing in part, quantised, or do not fit the config.
     """
     folder = resolve_model(source)
+    refuse_quantised(folder)
     settings: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
     if parse_source(source).scheme == "random":
         with torch.random.fork_rng():

@@ -42,11 +42,8 @@ def refuse_code(folder: Path) -> None:
         ValueError: naming the file and the code.
     """
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
-        content: Any = {}
-        # what is missing or damaged is told by whoever reads it
-        with suppress(OSError, ValueError):
-            content = json.loads(path.read_text(encoding="utf-8"))
-        named = content.get("auto_map") if isinstance(content, dict) else None
+        content = _said(path)
+        named = content.get("auto_map")
         code = named if isinstance(named, dict) else {AutoTokenizer.__name__: named}
         found = [reference for name, reference in code.items() if name in CODE and reference]
         if found and str(content.get("model_type", "")).startswith(OWN):
@@ -56,3 +53,27 @@ def refuse_code(folder: Path) -> None:
                 f"{path} asks for Python code of its own ({json.dumps(found[0])}), which is never run here; if a stock "
                 "class of transformers reads this folder as well, take auto_map out of that file"
             )
+
+
+def refuse_quantised(folder: Path) -> None:
+    """Refuse weights that are packed, in stages that leave them as they are too.
+
+    Raises:
+        ValueError: naming what packed them.
+    """
+    packed = _said(folder / "config.json").get("quantization_config")
+    if packed:
+        method = packed.get("quant_method") if isinstance(packed, dict) else None
+        raise ValueError(
+            f"{folder} holds weights that are quantised ({method or 'quantization_config'} in its config.json): they "
+            "are packed in blocks, of which narrower widths are no prefix, also where the network is frozen; start "
+            "from the weights as they were before, and quantise after export"
+        )
+
+
+def _said(path: Path) -> dict[str, Any]:
+    """A config; nothing of one that is missing or damaged, which is told by whoever reads it."""
+    content: Any = {}
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}

@@ -20,6 +20,7 @@ from flextron_lit.losses.by_chunk import Predictions
 from flextron_lit.losses.measured_loss import INPUTS, Batch
 from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.sources import resolve_model
+from flextron_lit.sources.stock import refuse_quantised
 from flextron_lit.space import SpaceConfig
 from flextron_lit.stages.loss_parts import LossParts, LossTerm
 from flextron_lit.stages.precision import cast_weights, check_precision, of_weights
@@ -185,9 +186,10 @@ class Stage(RanksTogether):
         """The folder of the checkpoint, for stages that do not start from a dense model.
 
         Raises:
-            ValueError: if it is one.
+            ValueError: if it is one, or what it holds is quantised.
         """
         folder = resolve_model(self.checkpoint)
+        refuse_quantised(folder)
         if not flextron_checkpoint.is_flextron(folder):
             raise ValueError(
                 f"{self.checkpoint} is no Flextron checkpoint, and {type(self).__name__} starts from one: run the "

@@ -120,6 +120,7 @@ def wheel(source):
     return lambda folder: start_from(source)
 
 
+PACKED = "holds weights that are quantised (bitsandbytes in its config.json): they are packed in blocks"
 # what the user does -> the command (a function of an empty folder) and what the message must say
 MISTAKES = {
     "unknown command": (lambda f: ("fti",), "unknown command 'fti'; did you mean fit?"),
@@ -200,7 +201,27 @@ MISTAKES = {
         lambda f: start_from(phi(f)),
         "supported model classes are LlamaForCausalLM, MistralForCausalLM, ",
     ),
-    "quantised model": (lambda f: start_from(quantised(f)), "quanti"),
+    "quantised model": (lambda f: start_from(quantised(f)), PACKED),
+    "quantised model for a stage that leaves it as it is": (
+        lambda f: (
+            *(
+                "fit",
+                "-c",
+                str(ROOT / "configs/stages/surrogate.yaml"),
+                "-c",
+                str(ROOT / "configs/data/generated.yaml"),
+            ),
+            *("-c", str(ROOT / "configs/trainer/cpu.yaml"), "--model.init_args.checkpoint", str(quantised(f))),
+        ),
+        PACKED,
+    ),
+    "quantised model to convert": (
+        lambda f: (
+            *("convert", "--checkpoint", str(quantised(f)), "--data", str(ROOT / "configs/data/generated.yaml")),
+            *("--output", str(f / "out")),
+        ),
+        PACKED,
+    ),
     "heads that do not divide": (
         lambda f: start_from(
             config_only(

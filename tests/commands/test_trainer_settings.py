@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     Timer,
 )
+from lightning.pytorch.plugins.precision import BitsandbytesPrecision, Precision
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer import call
 
@@ -28,6 +29,7 @@ from flextron_lit import callbacks
 from flextron_lit.commands.fit import one_line
 from flextron_lit.commands.trainer_settings import OWNED, check_callbacks, check_end, check_options
 from flextron_lit.stages import ElasticTraining, StaticRouterTraining, SurrogateTraining
+from flextron_lit.stages.precision import check_precision
 
 DOMAINS = ["stories", "re/ports"]
 OPTIONS = {
@@ -69,6 +71,15 @@ def test_an_option_that_cannot_work_is_refused(settings, command, message):
     with pytest.raises(ValueError, match=message) as error:
         check_options(options(**settings), command)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fitting", [True, False])
+def test_layers_that_are_packed_as_they_are_made_are_refused(fitting):
+    with pytest.raises(ValueError, match="BitsandbytesPrecision replaces the layers that are elastic") as error:
+        check_precision("32-true", [BitsandbytesPrecision("nf4")], fitting=fitting)
+    assert "\n" not in str(error.value)
+    # the control
+    check_precision("32-true", [Precision()], fitting=fitting)
 
 
 def lightnings(name, **settings):

@@ -3,19 +3,11 @@
 import pytest
 import torch
 
-from flextron_lit import callbacks
 from flextron_lit.checkpoint import weight_files
 from flextron_lit.checkpoint.in_memory import load_elastic
-from flextron_lit.stages import (
-    Calibration,
-    DynamicRouterTraining,
-    StaticRouterTraining,
-    SurrogateTraining,
-)
 from tests import ranks
 from tests.runs import equal
-from tests.stages import together, training
-from tests.stages.routers import fit
+from tests.stages import together
 
 CLOSE = 1e-5
 """Losses are added up in float32, and in another order."""
@@ -24,32 +16,13 @@ FAR = 1e-3
 JOBS = [("fsdp2", "elastic"), ("fsdp2", "static"), ("fsdp2", "both_routers"), ("ddp", "both_routers")]
 JOBS += [("ddp_find_unused_parameters_true", "elastic")]
 """Together they come by everything that processes do together."""
-STAGES = (
-    *("elastic", "compensation", "checkpointed", "surrogate", "static", "through_backbone", "dynamic", "joint"),
-    *("both_routers", "drawn_widths"),
-)
-LONG = [(strategy, name) for strategy in ("ddp", "fsdp2") for name in STAGES if (strategy, name) not in JOBS]
+LONG = [(strategy, name) for strategy in ("ddp", "fsdp2") for name in together.STAGES if (strategy, name) not in JOBS]
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A checkpoint with own projections, a surrogate and both kinds of router, all of them barely trained."""
-    folder = tmp_path_factory.mktemp("start")
-    module = training.stage(optimizer=together.adamw, calibration=Calibration(tokens=128, excess_tokens=64))
-    writer = callbacks.FlextronCheckpointWriter
-    drawn = callbacks.BudgetSampling(k=2)
-    training.fit(module, drawn, writer(), steps=3, default_root_dir=folder)
-    there = str(folder / "flextron")
-    fit(
-        SurrogateTraining(there, pairs=32, held_out=4, tokens=128, block_size=32, batch_size=16),
-        *(folder, writer()),
-        max_epochs=2,
-    )
-    guidance = callbacks.SurrogateGuidance(every_n_steps=5, pairs=3, window=4, threshold=1e9)
-    fit(StaticRouterTraining(there, cost="flops"), folder, drawn, guidance, writer(), max_steps=6)
-    small = {"block_size": 32, "batch_size": 4, "calibration_tokens": 96, "prices": 2}
-    fit(DynamicRouterTraining(there, cost="flops", **small), folder, drawn, writer(), max_steps=2)
-    return there
+    return together.prepared(together.dense("llama", None), tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +58,7 @@ def farthest(one, other):
 def check_same(wanted, found):
     assert found["error"] is None
     assert found["plans"] == wanted["plans"]
+    assert found["measured"] == wanted["measured"]
     # every weight, own projections of narrower widths among them
     assert farthest(found["weights"], wanted["weights"]) < CLOSE
     assert len(found["losses"]) == len(wanted["losses"])
@@ -102,6 +76,7 @@ def test_two_processes_end_as_one(two, alone, strategy, name):
 
 @pytest.mark.slow
 def test_every_stage_by_every_strategy(start, alone, tmp_path):
+    """Over 50 steps, of two families, and by two machines: `benchmarks/ranks_equal.py`."""
     ranks.together(together.compare, tmp_path, start, LONG)
     for strategy, name in LONG:
         check_same(alone(name), ended(tmp_path, f"{strategy}-{name}")[0])

@@ -8,12 +8,16 @@ from unittest import mock
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from flextron_lit import callbacks
 from flextron_lit.costs import Workload
 from flextron_lit.elastic.sharding import own_part, whole
 from flextron_lit.latency.block_times import profile
+from flextron_lit.losses.cross_entropy import IGNORED
+from flextron_lit.sources import load_tokenizer
 from flextron_lit.stages import (
+    Calibration,
     DynamicRouterTraining,
     ElasticTraining,
     JointTuning,
@@ -23,11 +27,16 @@ from flextron_lit.stages import (
     ranks_together,
 )
 from flextron_lit.stages.objective import Distillation
-from tests.stages.training import text
+from flextron_lit.stages.validation import ValidationSet
+from tests.conftest import make_gpt2
+from tests.stages import routers, training
+from tests.stages.training import SPACE, TINY, text
 
 STEPS = 4
 BATCH = 4
 """Blocks of a step, of all processes."""
+WATCHED = ValidationSet(random_costs=[])
+"""Of a tiny model's few sub-networks there is none at every cost."""
 
 
 def adamw(parameters):
@@ -37,7 +46,7 @@ def adamw(parameters):
 
 def elastic(start, **settings):
     distilled = Distillation(full_from_original=0.5, sampled_from_full=0.5)
-    defaults = {"distillation": distilled, "accumulate": 2, "clip_norm": 0.5, "optimizer": adamw}
+    defaults = {"distillation": distilled, "accumulate": 2, "clip_norm": 0.5, "optimizer": adamw, "validation": WATCHED}
     return ElasticTraining(start, **(defaults | settings)), [callbacks.BudgetSampling(k=2)]
 
 
@@ -94,6 +103,43 @@ def latencies(start):
     return stage, [profiling, callbacks.BudgetSampling(k=2, cost="latency", strategies={"stratified": 1})]
 
 
+STAGES = (
+    *("elastic", "compensation", "checkpointed", "surrogate", "static", "through_backbone", "dynamic", "joint"),
+    *("both_routers", "drawn_widths"),
+)
+"""Every stage, by the names of what makes them here."""
+ALIKE = ("surrogate", "static")
+"""Of these processes all compute the same: there is nothing to reduce, and nothing goes wrong without it."""
+FAMILIES = ("llama", "gpt2")
+
+
+def dense(family, folder):
+    """A tiny model of a family, and where it lies."""
+    if family == "llama":
+        return TINY
+    tokenizer = load_tokenizer(TINY)
+    make_gpt2(vocab_size=260, hidden_size=64, n_inner=128, max_position_embeddings=512).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def prepared(model, folder):
+    """A checkpoint with own projections, a surrogate and both kinds of router, all of them barely trained."""
+    there, writer = str(folder / "flextron"), callbacks.FlextronCheckpointWriter
+    calibration = Calibration(tokens=128, excess_tokens=64)
+    how = {"space": SPACE, "optimizer": adamw, "calibration": calibration, "clip_norm": 1e9, "validation": WATCHED}
+    module = ElasticTraining(model, **how)
+    drawn = callbacks.BudgetSampling(k=2)
+    training.fit(module, drawn, writer(), steps=3, default_root_dir=folder)
+    sizes = {"pairs": 32, "held_out": 4, "tokens": 128, "block_size": 32, "batch_size": 16}
+    routers.fit(SurrogateTraining(there, **sizes), folder, writer(), max_epochs=2)
+    guidance = callbacks.SurrogateGuidance(every_n_steps=5, pairs=3, window=4, threshold=1e9)
+    routers.fit(StaticRouterTraining(there, cost="flops"), folder, drawn, guidance, writer(), max_steps=6)
+    small = {"block_size": 32, "batch_size": 4, "calibration_tokens": 96, "prices": 2}
+    routers.fit(DynamicRouterTraining(there, cost="flops", **small), folder, drawn, writer(), max_steps=2)
+    return there
+
+
 class LostOn(Callback):
     """On one rank, the loss of the second step is no number."""
 
@@ -113,20 +159,42 @@ def lost(start):
 
 
 class Notes(Callback):
-    """The plan of every step, the losses of every validation, and all weights before each step."""
+    """The plan and losses of every step, the losses of every validation, and all weights before each step."""
 
-    def __init__(self):
-        self.plans, self.losses = [], []
+    def __init__(self, before):
+        self.before = before
+        self.plans, self.steps, self.losses, self.weights = [], [], [], {}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.weights = weights_of(pl_module)
+        if self.before:
+            self.weights = weights_of(pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.plans.append([getattr(each, "choices", each) for each in pl_module.plan])
+        losses = {name: float(value) for name, value in pl_module.parts.means().items() if is_loss(name)}
+        if outputs:
+            losses["surrogate_error"] = float(outputs["loss"])
+        counted = int((batch["labels"][:, 1:] != IGNORED).sum()) if isinstance(batch, dict) else 1
+        self.steps.append((counted, losses))
 
     def on_validation_end(self, trainer, pl_module):
         if pl_module.result is not None:
             self.losses.append(pl_module.result.losses)
+
+
+def is_loss(name):
+    """Whether a part of a step's loss is a mean over what this process predicted."""
+    return name.rpartition("/")[2] in ("loss", "language", "surrogate_error", "predicted_loss") or "kl_" in name
+
+
+def of_all(ranks):
+    """Losses of every step over the tokens of all processes."""
+    found = []
+    for turn in zip(*(rank["steps"] for rank in ranks), strict=True):
+        tokens = sum(counted for counted, _ in turn)
+        names = turn[0][1]
+        found.append({name: sum(counted * losses[name] for counted, losses in turn) / tokens for name in names})
+    return found
 
 
 def weights_of(stage):
@@ -140,10 +208,16 @@ def held(stage):
     return sum(own_part(p).nbytes for name, p in stage.backbone.model.named_parameters() if ".layers." in name)
 
 
-def trained(made, start, folder, strategy="auto", world=1, **settings):
+def measured(stage):
+    """The sub-networks whose losses a surrogate learned from."""
+    pairs = getattr(stage, "pairs", None) or getattr(getattr(stage, "trained", None), "pairs", None)
+    return [] if pairs is None else pairs.choices.tolist()
+
+
+def trained(made, start, folder, strategy="auto", world=1, *, nodes=1, before=True, **settings):
     """What a run ends with, or was stopped by: plans, losses, and every weight as a whole."""
     stage, others = made(start)
-    notes, error = Notes(), None
+    notes, error = Notes(before), None
     if isinstance(stage, DynamicRouterTraining):
         stage.options.__dict__["batch_size"] = BATCH // world
     defaults = {
@@ -160,7 +234,8 @@ def trained(made, start, folder, strategy="auto", world=1, **settings):
     }
     trainer = Trainer(
         accelerator="cpu",
-        devices=world,
+        devices=world // nodes,
+        num_nodes=nodes,
         strategy=strategy,
         default_root_dir=folder,
         callbacks=[*others, notes, callbacks.FlextronCheckpointWriter()],
@@ -175,6 +250,8 @@ def trained(made, start, folder, strategy="auto", world=1, **settings):
     now = weights_of(stage)
     return {
         "plans": notes.plans,
+        "steps": notes.steps,
+        "measured": measured(stage),
         "losses": notes.losses,
         "before": notes.weights,
         "weights": now,
@@ -191,16 +268,31 @@ def by_itself():
     with (
         mock.patch.object(ranks_together, "shard"),
         mock.patch.object(together, "unreduced", return_value=[]),
+        # as within its own no_sync
+        mock.patch.object(DistributedDataParallel, "require_backward_grad_sync", property(no, no), create=True),
     ):
         yield
 
 
-def compare(folder, start, jobs):
+def no(*_):
+    """Whatever is asked or set."""
+    return False
+
+
+@contextmanager
+def unnoticed():
+    """The same, and leave out the check that would say so."""
+    with by_itself(), mock.patch.object(ranks_together.RanksTogether, "check_gradients_agree"):
+        yield
+
+
+def compare(folder, start, jobs, **settings):
     """Of two processes: train, a list of (strategy, name), and keep what each ends with."""
     for strategy, name in jobs:
         # losses that are known are not measured
         os.environ["FLEXTRON_CACHE"] = str(Path(folder, strategy, "cache"))
-        keep(folder, f"{strategy}-{name}", trained(globals()[name], start, Path(folder, strategy, name), strategy, 2))
+        found = trained(globals()[name], start, Path(folder, strategy, name), strategy, 2, **settings)
+        keep(folder, f"{strategy}-{name}", found)
 
 
 def compare_and_go_wrong(folder, start, jobs):
@@ -219,8 +311,8 @@ def compare_and_go_wrong(folder, start, jobs):
         keep(folder, f"fsdp2-{precision}", found)
     with by_itself():
         keep(folder, "alone", trained(elastic, start, folder, "fsdp2", 2, **quick))
-        with mock.patch.object(ranks_together.RanksTogether, "check_gradients_agree"):
-            keep(folder, "unnoticed", trained(elastic, start, folder, "fsdp2", 2))
+    with unnoticed():
+        keep(folder, "unnoticed", trained(elastic, start, folder, "fsdp2", 2))
 
 
 def keep(folder, name, found):
