@@ -11,7 +11,7 @@ import pytest
 from tests import house
 from tests.front_door import ROOT
 
-LIMITS = {"rooms": 25, "arrows": 139, "entries": 21, "file": 350, "function": 60, "code": 18_400}
+LIMITS = {"rooms": 25, "arrows": 139, "entries": 21, "file": 350, "function": 60, "code": 18_480}
 LINTER = Path(sys.executable).with_name("lint-imports")
 
 
