@@ -4,12 +4,13 @@
 
 A run is `python main.py pipeline` of the debug config, with fewer steps, from an empty cache: all stages, tokenising,
 tables, folders and the report. Kills (SIGKILL) and requests to stop (SIGTERM) come at moments drawn over all of it, a
-few to a run; with two processes to one of them. Afterwards every file of the run folder is compared byte by byte, but
-for TensorBoard's, of which every scalar is, and for what says when a run was made. What is done stays in the folder of
-the output: the same command goes on with the campaign.
+few to a run, by the seconds that it has computed (on a busy machine others pass); with two processes to one of them.
+Afterwards every file of the run folder is compared byte by byte, but for TensorBoard's, of which every scalar is, and
+for what says when a run was made. What is done stays in the folder of the output: the same command goes on.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -39,20 +40,20 @@ DATED = ("pipeline.json", "report.html", ".lock")
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def write_pipeline(path, processes, seed):
-    """The debug pipeline with fewer steps, for so many processes."""
+def write_pipeline(path, processes, less=0):
+    """The debug pipeline with fewer steps, for so many processes; the first stage may have some steps less."""
     pipeline = yaml.safe_load((ROOT / "configs/debug_pipeline.yaml").read_text())
     model = {"init_args": {"checkpoint": f"random:{ROOT / 'configs/models/tiny-llama'}"}}
     pipeline["stages"]["elastic"]["settings"]["model"] = model
     for stage in pipeline["stages"].values():
         stage["configs"] = [str(ROOT / "configs" / name) for name in stage["configs"]]
         settings = stage["settings"]
-        settings["seed_everything"] = seed
         for limit in ("max_steps", "val_check_interval", "max_epochs"):
             if limit in settings["trainer"]:
                 settings["trainer"][limit] //= SHORTER
         if processes > 1:
             settings["trainer"] |= {"devices": processes, "strategy": "ddp"}
+    pipeline["stages"]["elastic"]["settings"]["trainer"]["max_steps"] -= less
     path.write_text(yaml.safe_dump(pipeline | {"run_folder": "run"}, sort_keys=False))
 
 
@@ -63,8 +64,8 @@ class Campaign:
         self.folder = output / f"{processes}-processes"
         self.processes = processes
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_pipeline(self.folder / "pipeline.yaml", processes, 0)
-        write_pipeline(self.folder / "other.yaml", processes, 1)
+        write_pipeline(self.folder / "pipeline.yaml", processes)
+        write_pipeline(self.folder / "other.yaml", processes, less=1)
         self.random = lambda number: random.Random(f"{seed} {processes} {number}")
         self.kept = self.folder / "done.json"
         self.done = json.loads(self.kept.read_text()) if self.kept.is_file() else {"runs": []}
@@ -86,10 +87,10 @@ class Campaign:
     def undisturbed(self, name, config="pipeline.yaml"):
         if f"{name} seconds" not in self.done:
             shutil.rmtree(self.folder / name, ignore_errors=True)
-            begun = time.monotonic()
-            code = self.start(name, config).wait()
+            before, process = computed(), self.start(name, config)
+            code = process.wait()
             assert code == 0, (self.folder / name / "said.txt").read_text()[-2000:]
-            self.keep(**{f"{name} seconds": time.monotonic() - begun})
+            self.keep(**{f"{name} seconds": computed() - before})
         return self.done[f"{name} seconds"]
 
     def disturbed(self, number, wanted):
@@ -98,20 +99,20 @@ class Campaign:
         shutil.rmtree(self.folder / name, ignore_errors=True)
         seconds, kills, wrong = self.undisturbed("reference"), [], []
         while True:
-            begun, process = time.monotonic(), self.start(name)
+            process = self.start(name)
             left = [each for each, count in wanted.items() for _ in range(count)]
             disturb = bool(left) and len(kills) < EACH
             moment = draw.uniform(0.02, 0.5) * seconds
-            try:
-                code = process.wait(moment if disturb else None)
-            except subprocess.TimeoutExpired:
+            if not disturb or not reached(process, moment):
+                code = process.wait()
+            else:
                 chosen = draw.choice(left)
                 of = draw.choice(ranks_of(process))
                 os.kill(of, getattr(signal, chosen))
                 code = process.wait()
                 wanted[chosen] -= 1
                 left_over = ended(process.pid)
-                kills.append({"signal": chosen, "after": round(time.monotonic() - begun, 1), "code": code})
+                kills.append({"signal": chosen, "after": round(moment, 1), "code": code})
                 kills[-1] |= {"first": of == process.pid, "where": self.said(name)}
                 print(f"{self.processes} processes, run {number}: {kills[-1]}", flush=True)
                 if left_over:
@@ -137,12 +138,11 @@ class Campaign:
 
     def run(self, wanted):
         """Until so many signals of each kind have come."""
-        self.undisturbed("reference")
-        self.undisturbed("again")
-        self.undisturbed("other", "other.yaml")
         wanted = Counter(wanted) - Counter(kill["signal"] for run in self.done["runs"] for kill in run["kills"])
         while wanted.total():
             self.disturbed(len(self.done["runs"]), wanted)
+        self.undisturbed("again")
+        self.undisturbed("other", "other.yaml")
 
     def result(self):
         reference = self.folder / "reference/run"
@@ -152,8 +152,31 @@ class Campaign:
             "runs": len(self.done["runs"]),
             "wrong": [wrong for run in self.done["runs"] for wrong in run["wrong"]],
             "undisturbed twice": differing(reference, self.folder / "again/run"),
-            "control: files that another seed changes": len(differing(reference, self.folder / "other/run")),
+            "control: weights that a step less changes": [
+                name for name in differing(reference, self.folder / "other/run") if name.endswith(".safetensors")
+            ],
         }
+
+
+def computed():
+    """Seconds that processes have computed which were waited for, and those that they waited for."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
+def reached(process, moment):
+    """Wait until a session has computed for so long; false if it ends before."""
+    tick = os.sysconf("SC_CLK_TCK")
+    while process.poll() is None:
+        used = 0
+        for number in members(process.pid):
+            with contextlib.suppress(OSError):
+                stat = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+                used += sum(map(int, stat[11:15])) / tick
+        if used >= moment:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def members(session):
