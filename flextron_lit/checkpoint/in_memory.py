@@ -274,10 +274,12 @@ def shape_of(
     """
     config = _config(folder, space)
     config._attn_implementation = "sdpa"
-    # what is counted does not depend on it
-    own = () if str(device) == "meta" else checkpoint.read_compensation(folder, space) or ()
     with damage(folder / checkpoint.CONFIG, checkpoint.MEND, signs=(Exception,)):
-        return blank_elastic(config, space, own, dtype=dtype, device=device)
+        counted = blank_elastic(config, space, dtype=dtype, device="meta")
+    if str(device) == "meta":
+        # what is counted does not depend on what narrower widths have of their own
+        return counted
+    return blank_elastic(config, space, checkpoint.read_compensation(folder, space) or (), dtype=dtype, device=device)
 
 
 def _config(folder: Path, space: ElasticSpace) -> PreTrainedConfig:
