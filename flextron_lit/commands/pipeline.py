@@ -195,6 +195,7 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--text", type=str, nargs="+", default=[], help=text)
     parser.add_function_arguments(run, as_positional=False, skip={"fresh", "quick", "text"})
     options = parser.parse_args(list(args))
-    # the parser makes namespaces of them
-    stages = {name: PipelineStage(**vars(stage)) for name, stage in options.stages.items()}
+    # the parser makes namespaces of them, and None of what has nothing behind its colon
+    given = {name: {k: v for k, v in vars(stage).items() if v is not None} for name, stage in options.stages.items()}
+    stages = {name: PipelineStage(**settings) for name, settings in given.items()}
     run(stages, options.run_folder, options.disk_gb, options.quick, options.fresh, options.checkpoint, options.text)
