@@ -18,6 +18,7 @@ from flextron_lit.checkpoint.folder import (
     COMPENSATION,
     CONFIG,
     MAX_SHARD_SIZE,
+    MEND,
     RECORD,
     FlextronCheckpoint,
     StageRecord,
@@ -29,6 +30,7 @@ from flextron_lit.checkpoint.folder import (
     read_compensation,
     read_config,
     verify,
+    verify_small,
     weight_files,
 )
 from flextron_lit.checkpoint.writing import extend, note_evaluation, write

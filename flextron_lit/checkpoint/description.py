@@ -88,7 +88,11 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _model(folder: Path, space: ElasticSpace, headers: Mapping[str, Header]) -> dict[str, Any]:
-    config = checkpoint.read_config(folder)
+    with damage(folder / checkpoint.CONFIG, checkpoint.MEND):
+        return _shape(checkpoint.read_config(folder), space, headers)
+
+
+def _shape(config: Mapping[str, Any], space: ElasticSpace, headers: Mapping[str, Header]) -> dict[str, Any]:
     full = {kind: max(block.full for block in space.blocks if block.kind == kind) for kind in KINDS}
     # a config need not say what its class does by default
     tied = bool(config.get("tie_word_embeddings", OUTPUT not in headers))

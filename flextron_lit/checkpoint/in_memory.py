@@ -20,6 +20,7 @@ from flextron_lit.data.streams import TokenStream
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.positions import readable
 from flextron_lit.elastic.reconstruction import compensate
+from flextron_lit.files.damage import damage
 from flextron_lit.latency.known_tables import known_tables
 from flextron_lit.losses.measured_loss import Batch
 from flextron_lit.routers.excess import ExcessTable
@@ -227,6 +228,7 @@ def load_elastic(
     if checkpoint.is_flextron(folder):
         checkpoint.verify(folder)
         record = checkpoint.read(folder)
+        _config(folder, record.space)
     model = load_dense(source, attn_implementation=attn_implementation, dtype=dtype)
     torch.nn.Module.to(model, device)
     backbone = ElasticBackbone(model, space or (record.space if record else None))
@@ -265,9 +267,26 @@ def blank_elastic(
 def shape_of(
     folder: Path, space: ElasticSpace, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "meta"
 ) -> ElasticBackbone:
-    """The network of a Flextron checkpoint without its weights; for counting by default: nothing is allocated."""
-    config = from_folder("config", folder)
+    """The network of a Flextron checkpoint without its weights; for counting by default: nothing is allocated.
+
+    Raises:
+        ValueError: if a file is damaged.
+    """
+    config = _config(folder, space)
     config._attn_implementation = "sdpa"
-    # what is counted does not depend on it
-    own = () if str(device) == "meta" else checkpoint.read_compensation(folder, space) or ()
-    return blank_elastic(config, space, own, dtype=dtype, device=device)
+    with damage(folder / checkpoint.CONFIG, checkpoint.MEND, signs=(Exception,)):
+        counted = blank_elastic(config, space, dtype=dtype, device="meta")
+    if str(device) == "meta":
+        # what is counted does not depend on what narrower widths have of their own
+        return counted
+    return blank_elastic(config, space, checkpoint.read_compensation(folder, space) or (), dtype=dtype, device=device)
+
+
+def _config(folder: Path, space: ElasticSpace) -> PreTrainedConfig:
+    """As transformers reads it; of as many layers as the space has, before any are made."""
+    with damage(folder / checkpoint.CONFIG, checkpoint.MEND, signs=(Exception,)):
+        config: PreTrainedConfig = from_folder("config", folder)
+        layers = len({block.layer for block in space.blocks})
+        if config.num_hidden_layers != layers:
+            raise ValueError(f"it has {config.num_hidden_layers} layers, the space {layers}")
+    return config

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ import yaml
 
 from flextron_lit.files.damage import damage, read_json
 from flextron_lit.files.differences import differences, listed
+from flextron_lit.files.ranks import tell
 from flextron_lit.files.whole_file import write_json, write_text
 
 Status = Literal["new", "unfinished", "finished"]
-CONFIG, STATUS = "config.yaml", "status.json"
+CONFIG, STATUS, LOCK = "config.yaml", "status.json", ".lock"
+MEND = "restore it, or start anew with --fresh"
 PROCESSES = ("trainer.devices", "trainer.num_nodes", "data.init_args.batch_size")
 """Settings of which an unfinished run may go on with others: whether they make the same steps, its state says."""
 
@@ -54,9 +57,9 @@ class RunFolder:
             ValueError: if its record is damaged.
         """
         file = self.path / STATUS
-        if not file.is_file():
+        if not file.exists():
             return "new"
-        with damage(file, "start anew with --fresh"):
+        with damage(file, MEND):
             finished = read_json(file)["finished"]
         return "finished" if finished else "unfinished"
 
@@ -69,31 +72,48 @@ class RunFolder:
     def started_from(self) -> str | None:
         """The checkpoint or dense model that the run here started from; None if there is none that did anything."""
         config = self.config if self.holds_work else None
-        return None if config is None else str(config["model"]["init_args"]["checkpoint"])
+        with damage(self.path / CONFIG, MEND):
+            return None if config is None else str(config["model"]["init_args"]["checkpoint"])
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """The resolved config of the run here; None if there is no run."""
+        """The resolved config of the run here; None if there is no run.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
         path = self.path / CONFIG
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.exists():
+            return None
+        with damage(path, MEND):
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second process out while one is at work.
+        """Keep a second run out while one is at work; the lock goes with the process, however that ends.
+
+        Where a file system knows no locks, as some that are reached over a network, nothing does; that is said.
 
         Raises:
             ValueError: if another process holds the folder, or it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("w")
+            handle = (self.path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise ValueError(f"cannot write to the run folder {self.path} ({error}); name another one") from error
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                handle.seek(0)
+                holder = handle.read().strip() or "another process"
+                raise ValueError(f"{holder} is working in {self.path}; wait for it, or stop it") from error
             except OSError as error:
-                raise ValueError(f"another process is working in {self.path}; wait for it, or stop it") from error
+                tell(f"note: nothing keeps a second run out of {self.path}: its file system has no locks ({error})")
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {platform.node()}\n")
+            handle.flush()
             # a loader's workers outlive a killed run by seconds, and would keep the lock that they inherit
             os.register_at_fork(after_in_child=handle.close)
             yield
@@ -126,7 +146,8 @@ class RunFolder:
             self._start(config)
             return status
         before = self.config
-        assert before is not None
+        if before is None:
+            raise ValueError(f"{self.path} holds a run ({status}), but no {CONFIG}; {MEND}")
         changes = list(differences(before, config)) and list(differences(today(before), config))
         if status == "unfinished":
             changes = [each for each in changes if each.split(": ")[0] not in PROCESSES]
@@ -164,11 +185,11 @@ class RunFolder:
         Raises:
             ValueError: if the folder holds something that is not a run.
         """
-        entries = {entry.name for entry in self.path.iterdir()} - {".lock"}
+        entries = {entry.name for entry in self.path.iterdir()} - {LOCK}
         if entries and not entries & {CONFIG, STATUS}:
             raise ValueError(f"--fresh would delete {self.path}, which is not a run folder; name another --run_folder")
         for entry in self.path.iterdir():
-            if entry.name != ".lock":
+            if entry.name != LOCK:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from flextron_lit import checkpoint
+from flextron_lit.files.damage import damage
 
 PARTS = {
     # norms first: post_attention_layernorm is one of them
@@ -44,7 +45,7 @@ class Weights:
         compensation: with what narrower widths have of their own, under the names of their blocks.
 
     Raises:
-        ValueError: if a weight file is missing.
+        ValueError: if a weight file is missing or damaged.
     """
 
     def __init__(self, folder: Path, *, compensation: bool = False) -> None:
@@ -52,7 +53,7 @@ class Weights:
         self.headers: dict[str, Header] = {}
         own = folder / checkpoint.COMPENSATION
         for path in [*checkpoint.weight_files(folder), *([own] if compensation and own.is_file() else [])]:
-            with safe_open(path, framework="pt") as file:
+            with damage(path, checkpoint.MEND), safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  # no mapping
                     tensor: Any = file.get_slice(name)
                     self._files[name] = path

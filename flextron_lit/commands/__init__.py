@@ -20,8 +20,11 @@ import importlib
 import logging
 import os
 import sys
+import threading
 import traceback
 import warnings
+
+from flextron_lit.files.whole_file import is_full
 
 COMMANDS = {
     "plan": ("plan", "what training a model takes, before a GPU is rented: bytes, hours, which settings fit"),
@@ -79,14 +82,25 @@ def main() -> int:
     except _user_errors() as error:
         if os.environ.get("FLEXTRON_DEBUG"):
             traceback.print_exc()
-        return _complain(str(error))
+        return _complain(_told(error))
+
+
+def _told(error: Exception) -> str:
+    """What an error says; of one of Python's own, what it means where a file is read."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file that the command line names is no UTF-8 text ({error})"
+    if isinstance(error, RecursionError):
+        return "a file that the command line names is nested too deeply"
+    if is_full(error):
+        return f"{error}; what was there before stays: make room, then run the same command again"
+    return str(error)
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    """What a user's mistake raises."""
+    """What a user's mistake raises; a file that is nested without end, the last."""
     # looked up, not imported: without Lightning there is none of its errors, and it takes seconds to load
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
-    return (ValueError, OSError, *([lightning.MisconfigurationException] if lightning else []))
+    return (ValueError, OSError, RecursionError, *([lightning.MisconfigurationException] if lightning else []))
 
 
 def quieten() -> None:
@@ -94,6 +108,13 @@ def quieten() -> None:
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger(TIPS).addFilter(lambda record: "litlogger" not in record.getMessage())
+    threading.excepthook = _of_thread
+
+
+def _of_thread(raised: threading.ExceptHookArgs) -> None:
+    """As Python's own, but for a full disk: TensorBoard's thread meets it, and the next that is logged raises it."""
+    if not is_full(raised.exc_value):
+        threading.__excepthook__(raised)
 
 
 def _complain(message: str) -> int:

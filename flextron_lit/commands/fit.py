@@ -24,12 +24,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import flextron_lit.data.datamodule  # noqa: F401  # importing registers the class, so that configs may use its short name
 from flextron_lit import callbacks, callbacks_name
 from flextron_lit import checkpoint as flextron_checkpoint
-from flextron_lit.checkpoint.resume_io import BLOCKS, StreamedCheckpointIO, check_processes, read_state
+from flextron_lit.checkpoint.resume_io import BLOCKS, MEND, StreamedCheckpointIO, check_processes, read_state
 from flextron_lit.checkpoint.run_config import as_begun, canonical, completed
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.commands.trainer_settings import check_callbacks, check_end, check_options
+from flextron_lit.commands.trainer_settings import check_callbacks, check_end, check_options, check_sections
 from flextron_lit.data.domain import check_names
+from flextron_lit.files.damage import damage
 from flextron_lit.files.ranks import is_first, lost_another, tell
+from flextron_lit.files.whole_file import named
 from flextron_lit.files.whole_folder import recover
 from flextron_lit.stages import Stage
 from flextron_lit.stages.precision import check_precision
@@ -90,6 +92,7 @@ class StageCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Resolve what depends on the machine, then enter the run folder."""
         config = self.config[self.subcommand]
+        check_sections(config)
         check_names((config.data.get("init_args") or {}).get("domains") or ())
         if config.trainer.precision is None:
             config.trainer.precision = best_precision()
@@ -197,7 +200,10 @@ class StageCLI(LightningCLI):
 
     def _state(self) -> Mapping[str, Any]:
         """That of the unfinished run, without its tensors."""
-        return read_state(self.folder.resume_state, map_location="meta")
+        path = self.folder.resume_state
+        with damage(path, MEND):
+            state = read_state(path, whole=False)
+            return state | {"global_step": int(state["global_step"]), "random_state": list(state["random_state"])}
 
     def _resume_from(self) -> Path | None:
         return self.folder.resume_state if self.resuming and self.folder.resume_state.is_file() else None
@@ -216,7 +222,9 @@ class StageCLI(LightningCLI):
             # the first table is there: Lightning would make another one behind a whole epoch
             self.trainer.num_sanity_val_steps = 0
         try:
-            self.trainer.fit(model, datamodule=datamodule)
+            # the files that are not whole or not at all: TensorBoard's, and figures
+            with named(self.folder.path):
+                self.trainer.fit(model, datamodule=datamodule)
         except SIGTERMException as stop:
             # Lightning's own exit code is 0, which a supervisor would take for success; the first rank speaks for all,
             # since a launcher that sees another one fail kills it

@@ -8,8 +8,10 @@ from jsonargparse import ArgumentParser
 from rich.filesize import decimal
 from rich.table import Table
 
+from flextron_lit.checkpoint import MEND, RECORD
 from flextron_lit.checkpoint.description import describe
 from flextron_lit.checkpoint.location import FOLDER_HELP, locate
+from flextron_lit.files.damage import damage
 from flextron_lit.files.whole_file import json_text
 from flextron_lit.terminal.console import about, end_with_the_reader, huge, ranges, settings, short, show, two_columns
 
@@ -127,4 +129,6 @@ def command(args: Sequence[str]) -> None:
     if location.run_folder is not None:
         status = location.run_folder.status
         show(f"{options.folder} is a run folder ({status}); its checkpoint is {location.checkpoint}")
-    show(*tables(description))
+    with damage(location.checkpoint / RECORD, MEND):
+        shown = list(tables(description))
+    show(*shown)

@@ -90,9 +90,11 @@ def place_of(options: Any) -> tuple[Path, torch.device]:
     """The checkpoint that a command line names, and where to run it.
 
     Raises:
-        ValueError: if it names none, or a device that cannot be used.
+        ValueError: if it names none, or one of which a file other than weights is damaged, or a device that cannot be
+            used.
     """
     folder = locate(options.checkpoint).checkpoint
+    checkpoint.verify_small(folder)
     return folder, device_of(options.device, folder)
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def run(
             are read as the ends of their names say: `.jsonl`, `.ndjson`, `.json`, `.parquet`, else plain text.
 
     Raises:
-        ValueError: if there is no stage, too little room on the disk, or two texts of one name.
+        ValueError: if there is no stage, too little room on the disk, two texts of one name, or another process there.
     """
     if not stages:
         raise ValueError("the pipeline lists no stages")
@@ -94,22 +95,26 @@ def run(
         raise ValueError("--quick has no effect on this pipeline: none of its stages has `quick` settings")
     place = run_folder.with_name(f"{run_folder.name}-quick") if quick else run_folder
     folders = {name: RunFolder(place / name) for name in stages}
-    if fresh or any(folder.status != "finished" for folder in folders.values()):
+    replaced = {"data": {"init_args": {"domains": domains_of(text)}}} if text else {}
+    unfinished = fresh or any(folder.status != "finished" for folder in folders.values())
+    if unfinished:
         _check_room(place, disk_gb)
+    # stages lock their own folders; between two of them another pipeline could take over
+    with RunFolder(place).lock() if is_first() else nullcontext():
         if is_first():
-            note_invocation(place, fresh=fresh)
-    if is_first():
-        show(planned(stages, folders, quick=quick, fresh=fresh))
-    before, replaced = checkpoint, {"data": {"init_args": {"domains": domains_of(text)}}} if text else {}
-    for number, (name, stage) in enumerate(stages.items(), 1):
-        folder, begun = folders[name], time.monotonic()
-        _say(f"stage {number} of {len(stages)}: {name} in {folder.path}")
-        _fit(list(arguments(stage, folder.path, before, replaced, quick=quick, fresh=fresh)), folder)
-        _say(f"{name} took {duration(time.monotonic() - begun)}")
-        before = str(folder.checkpoint)
-    if is_first():
-        summarise(list(folders.values()), place)
-        report_pipeline(place, list(folders.values()))
+            if unfinished:
+                note_invocation(place, fresh=fresh)
+            show(planned(stages, folders, quick=quick, fresh=fresh))
+        before = checkpoint
+        for number, (name, stage) in enumerate(stages.items(), 1):
+            folder, begun = folders[name], time.monotonic()
+            _say(f"stage {number} of {len(stages)}: {name} in {folder.path}")
+            _fit(list(arguments(stage, folder.path, before, replaced, quick=quick, fresh=fresh)), folder)
+            _say(f"{name} took {duration(time.monotonic() - begun)}")
+            before = str(folder.checkpoint)
+        if is_first():
+            summarise(list(folders.values()), place)
+            report_pipeline(place, list(folders.values()))
     _say(f"pipeline finished: {len(stages)} of {len(stages)} stages; the last checkpoint is {before}")
 
 
@@ -205,6 +210,7 @@ def command(args: Sequence[str]) -> None:
     parser.add_argument("--text", type=str, nargs="+", default=[], help=text)
     parser.add_function_arguments(run, as_positional=False, skip={"fresh", "quick", "text"})
     options = parser.parse_args(list(args))
-    # the parser makes namespaces of them
-    stages = {name: PipelineStage(**vars(stage)) for name, stage in options.stages.items()}
+    # the parser makes namespaces of them, and None of what has nothing behind its colon
+    given = {name: {k: v for k, v in vars(stage).items() if v is not None} for name, stage in options.stages.items()}
+    stages = {name: PipelineStage(**settings) for name, settings in given.items()}
     run(stages, options.run_folder, options.disk_gb, options.quick, options.fresh, options.checkpoint, options.text)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
@@ -64,6 +65,17 @@ ONCE = (
 """Of two of these the later one would undo or repeat what the first did."""
 LOGGED = ["train/.+", "[a-z_]+/(loss|kl_.+)", "surrogate_error", "step", "lr-.+"]
 """Forms of the metrics that stages log, beside those of validation."""
+
+
+def check_sections(config: Any) -> None:
+    """Refuse sections of a config that are no mappings, which the parser lets pass.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for section in ("model", "data", "trainer"):
+        if not isinstance(config[section], Namespace):
+            raise ValueError(f"{section} is a mapping of settings, not {config[section]!r}: see configs/debug.yaml")
 
 
 def check_options(options: Any, command: str) -> None:

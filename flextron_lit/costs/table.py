@@ -1,5 +1,6 @@
 """The one form of every cost: a fixed part plus a number per block and choice."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -103,9 +104,18 @@ class CostTable:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: if a cost is no number, that of the full network is not above 0, or the name none for files.
+        """
         blocks = tuple(tuple(map(float, row)) for row in data["blocks"])
-        return cls(data["name"], data["unit"], float(data["fixed"]), blocks, data.get("reference"))
+        table = cls(str(data["name"]), str(data["unit"]), float(data["fixed"]), blocks, data.get("reference"))
+        if not (table.full > 0 and math.isfinite(table.full + table.smallest + table.largest_ratio)):
+            raise ValueError(f"the full network's {table.name} is {table.full}, the smallest one's {table.smallest}")
+        if not table.name.isidentifier():
+            raise ValueError(f"{table.name!r} is no name of a cost")
+        return table
 
     def check(self, space: ElasticSpace) -> None:
         """Refuse a table of another space.

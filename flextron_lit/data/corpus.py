@@ -43,6 +43,8 @@ class Part:
     """How much text there is in it, relative to the other parts."""
     open: Callable[[], Iterator[Document]]
     """Its documents as they stand, an empty text where there is none; can go to another process."""
+    file: tuple[Path, int] | None = None
+    """The file that it is in, and how many bytes that had as the corpus was listed; None where it is in none."""
     share: tuple[int, int] = (0, 1)
     """Where lanes share what is too little to be cut, or cannot be: which document of how many belongs to this one."""
 
@@ -50,10 +52,15 @@ class Part:
         """Its documents with their numbers, from one on.
 
         Raises:
-            ValueError: if it is not there any more, or cannot be read as its format says.
+            ValueError: if it is not there any more, or not as it was, or cannot be read as its format says.
         """
         index, sharing = self.share
         try:
+            if self.file and (found := self.file[0].stat().st_size) != self.file[1]:
+                raise ValueError(
+                    f"{self.file[0]} changed while it was read: it had {self.file[1]} bytes, now it has {found}; bring "
+                    "it back, and the same command resumes, or start anew with --fresh"
+                )
             for number, document in islice(enumerate(_clean(self.open(), domain)), first, None):
                 if number % sharing == index:
                     yield number, document
@@ -132,7 +139,7 @@ def _parts(domain: TextDomain, lanes: int) -> Iterator[Part]:
     sizes = [path.stat().st_size for path in paths]
     most = min(MOST_BYTES, max(LEAST_BYTES, sum(sizes) // (PARTS_OF_A_LANE * lanes)))
     for path, size in zip(paths, sizes, strict=True):
-        yield from _of_file(path, size, most, domain)
+        yield from (replace(part, file=(path, size)) for part in _of_file(path, size, most, domain))
 
 
 def _of_file(path: Path, size: int, most: int, domain: TextDomain) -> Iterator[Part]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flextron_lit.files.ranks import tell
+from flextron_lit.files.whole_file import named
 from flextron_lit.files.whole_folder import whole_folder
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ def cached_folder(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     folder = cache_root() / kind / key
     with _lock(folder):
         if not folder.is_dir():
-            with whole_folder(folder) as partial:
+            with named(folder), whole_folder(folder) as partial:
                 make(partial)
     return folder
 

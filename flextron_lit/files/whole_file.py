@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -8,6 +9,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error is that of a full disk."""
+    return isinstance(error, OSError) and error.errno in OUT_OF_SPACE
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let the error of a full disk say what was written: the system's own names a file only as it is opened."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error) and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -20,7 +39,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:
-        yield partial
+        with named(path):
+            yield partial
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

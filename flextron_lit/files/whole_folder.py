@@ -1,6 +1,5 @@
 """A folder that is there whole or not at all."""
 
-import errno
 import os
 import re
 import shutil
@@ -8,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+from flextron_lit.files.whole_file import OUT_OF_SPACE
 
 
 @contextmanager

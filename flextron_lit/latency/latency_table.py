@@ -165,13 +165,19 @@ class LatencyTable:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: if a table is not in milliseconds.
+        """
         phases: dict[Phase, PhaseLatency] = {}
         for name, phase in data["phases"].items():
             # tables were neither corrected nor checked again once
             checks = (map(HeldOut.from_json, phase.get(rows, ())) for rows in ("held_out", "rechecked"))
             held_out, rechecked = map(tuple, checks)
             table, correction = CostTable.from_json(phase["table"]), phase.get("correction", 1.0)
+            if table.unit != "ms":
+                raise ValueError(f"the unit of {name} is {table.unit!r}, not ms")
             phases[name] = PhaseLatency(table, phase["spread"], held_out, correction, rechecked)
         return cls(dict(data["conditions"]), phases)
 
@@ -234,7 +240,10 @@ def _paths(folder: Path, execution: Execution) -> list[Path]:
 
 def _read(path: Path) -> LatencyTable:
     with damage(path, "delete it and profile again"):
-        return LatencyTable.from_json(read_json(path))
+        table = LatencyTable.from_json(read_json(path))
+        # made here once, so that what cannot be made of it is damage of this file
+        _ = table.file_name, table.tables(), table.may_miss, table.conditions["device"]["name"]
+        return table
 
 
 def conditions(

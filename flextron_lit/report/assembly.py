@@ -11,6 +11,7 @@ from flextron_lit.checkpoint.location import Location
 from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.evaluation.results import HTML, Results
 from flextron_lit.evaluation.texts import Texts
+from flextron_lit.files.damage import damage
 from flextron_lit.files.ranks import tell
 from flextron_lit.files.whole_file import write_page
 from flextron_lit.generation.prompt import Inputs
@@ -54,7 +55,11 @@ def write_report(
     written = ("", []) if model is None else _written(model, findings, prompt_inputs(model.flextron, prompt))
     evaluations = noted(source.checkpoint, findings.notes)
     path = output or source.page
-    write_page(path, page(source, shape, findings, written, evaluations, evaluated_first=False))
+    # rows of summary, evaluations and histories are looked up all over the page
+    what = "holds a file that is damaged"
+    with damage(source.folder, "FLEXTRON_DEBUG=1 shows which; restore it, or delete it", what=what):
+        html = page(source, shape, findings, written, evaluations, evaluated_first=False)
+    write_page(path, html)
     show(f"wrote {path}")
     return path
 

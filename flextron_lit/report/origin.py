@@ -12,7 +12,7 @@ import torch
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.files.damage import read_rows
+from flextron_lit.files.damage import damage, read_rows
 from flextron_lit.files.provenance import date, now
 from flextron_lit.files.whole_file import write_json
 from flextron_lit.latency.device import device_description
@@ -42,9 +42,11 @@ def machine() -> str:
     return f"{device_description(device)['name']}; {platform.system()} {platform.machine()}"
 
 
-def invocations(folder: Path) -> list[dict[str, Any]]:
+def invocations(folder: Path) -> list[dict[str, str]]:
     """Command, date and machine of each start of a pipeline; none where there was no pipeline."""
-    return read_rows(folder / INVOCATIONS)
+    path = folder / INVOCATIONS
+    with damage(path, "restore it, or delete it"):
+        return [{name: str(row[name]) for name in ("command", "date", "machine")} for row in read_rows(path)]
 
 
 def stage_cells(history: Sequence[Mapping[str, Any]], stages: Sequence[RunFolder]) -> Iterator[list[str]]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from flextron_lit import checkpoint
-from flextron_lit.checkpoint.run_folder import RunFolder
+from flextron_lit.checkpoint.run_folder import CONFIG, MEND, RunFolder
 from flextron_lit.costs import CostTable, parameter_table
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.files.damage import damage
 from flextron_lit.report.points import Point
 from flextron_lit.space import KINDS, ElasticSpace, SubNetwork
 from flextron_lit.stages.validation import DYNAMIC, FULL, STATIC, Uniform, ValidationSet, mean_widths, typical
@@ -20,20 +22,21 @@ def named(stages: Sequence[RunFolder], backbone: ElasticBackbone) -> dict[str, S
     space, table = backbone.space, parameter_table(backbone)
     found: dict[str, SubNetwork] = {}
     for stage in stages:
-        config = stage.config
-        assert config is not None, "a finished run has its config"
-        if checkpoint.read(stage.checkpoint).space != space:
-            # the same names meant others
-            continue
-        settings = config["model"]["init_args"].get("validation")
-        if settings is not None:
-            uniform = settings["uniform"] and [Uniform(**each) for each in settings["uniform"]]
-            watched = ValidationSet(uniform=uniform, random_costs=settings["random_costs"], seed=settings["seed"])
-            found |= watched.resolve(space, table)
-        else:
-            # what is watched beside a router's answers
-            found |= {each.name: space.uniform(each.mlp, each.attention) for each in typical(space)}
+        # of another space the same names meant others
+        if checkpoint.read(stage.checkpoint).space == space:
+            with damage(stage.path / CONFIG, MEND):
+                found |= _watched(stage.config or {}, space, table)
     return {**found, FULL: space.full()}
+
+
+def _watched(config: Mapping[str, Any], space: ElasticSpace, table: CostTable) -> dict[str, SubNetwork]:
+    settings = config["model"]["init_args"].get("validation")
+    if settings is None:
+        # what is watched beside a router's answers
+        return {each.name: space.uniform(each.mlp, each.attention) for each in typical(space)}
+    uniform = settings["uniform"] and [Uniform(**each) for each in settings["uniform"]]
+    watched = ValidationSet(uniform=uniform, random_costs=settings["random_costs"], seed=settings["seed"])
+    return watched.resolve(space, table)
 
 
 def priced(

@@ -9,7 +9,7 @@ from typing import Any
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.folder import TRAIN_WEIGHTS
 from flextron_lit.checkpoint.run_folder import RunFolder
-from flextron_lit.files.damage import read_rows
+from flextron_lit.files.damage import damage, read_rows
 from flextron_lit.space import KINDS
 from flextron_lit.stages.validation import DYNAMIC, FULL, RANDOM, ROUTED, STATIC, UNIFORM
 
@@ -83,14 +83,19 @@ def validated(stages: Sequence[RunFolder]) -> list[Point]:
 
 def _last_table(stage: RunFolder, *, earlier: bool) -> list[Point]:
     """Of a stage, at the step that its checkpoint holds; empty where it watched no losses."""
-    rows = read_rows(stage.path / "training.json")
-    held = checkpoint.read(stage.checkpoint).history[-1].get("steps")
+    path = stage.path / "training.json"
+    rows, held = read_rows(path), checkpoint.read(stage.checkpoint).history[-1].get("steps")
+    with damage(path, "restore it, or delete it"):
+        return _points(rows, held, stage.path.name, earlier=earlier)
+
+
+def _points(rows: list[dict[str, Any]], held: int | None, stage: str, *, earlier: bool) -> list[Point]:
     step = held if any(row["step"] == held for row in rows) else rows[-1]["step"] if rows else None
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["step"] == step:
             by_name.setdefault(row["sub_network"], []).append(row)
-    return [_point(each, stage.path.name, earlier=earlier) for each in by_name.values()]
+    return [_point(each, stage, earlier=earlier) for each in by_name.values()]
 
 
 def _point(rows: Sequence[Mapping[str, Any]], stage: str, *, earlier: bool) -> Point:

@@ -8,6 +8,7 @@ budgets it is interpolated.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from math import ceil
 from typing import Any, Self
 
@@ -66,8 +67,15 @@ class Prices:
 
     @classmethod
     def from_json(cls, rows: Sequence[dict[str, Any]]) -> Self:
-        """Inverse of `to_json`."""
-        return cls(tuple(Priced(**{name: float(value) for name, value in row.items()}) for row in rows))
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: if there are none, or budgets do not rise.
+        """
+        priced = tuple(Priced(**{name: float(value) for name, value in row.items()}) for row in rows)
+        if not priced or any(low.budget >= high.budget for low, high in pairwise(priced)):
+            raise ValueError("the budgets of its prices do not rise")
+        return cls(priced)
 
 
 def margin(table: CostTable) -> float:

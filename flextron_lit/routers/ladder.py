@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any, Self
 
@@ -58,8 +59,14 @@ class Ladder:
 
     @classmethod
     def from_json(cls, rows: Sequence[dict[str, Any]], *, measured: bool = False) -> Self:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: if there are none, or costs do not rise.
+        """
         rungs = [Rung(float(r["cost"]), float(r["loss"]), SubNetwork.from_json(r["sub_network"])) for r in rows]
+        if not rungs or any(above.cost <= below.cost for above, below in pairwise(rungs)):
+            raise ValueError("the rungs of its ladder do not rise")
         return cls(tuple(rungs[::-1]), measured)
 
 

@@ -28,11 +28,12 @@ from flextron_lit.routers.dynamic import DynamicPolicy, DynamicRouter
 from flextron_lit.routers.ladder import Ladder
 from flextron_lit.routers.pairs import Pairs
 from flextron_lit.routers.static import StaticRouter
-from flextron_lit.routers.surrogate import Surrogate, Target, decode, encode
+from flextron_lit.routers.surrogate import TARGETS, Surrogate, Target, decode, encode
 from flextron_lit.space import ElasticSpace
 
 FOLDER = "routers"
 META = "flextron"
+TEXT = ("input_ids", "position_ids", "labels")
 STALE = "stale_since"
 """In the settings: the first stage that changed the network after losses of it were measured or predicted."""
 
@@ -120,10 +121,13 @@ class TrainedSurrogate(Kept):
                 part, _, rest = name.partition(".")
                 parts[part][rest] = tensor
             network = Surrogate(space, len(parts["network"]["residual.0.weight"]), torch.Generator())
-            network.load_state_dict(parts["network"])
-            text = {name: tensor.long() for name, tensor in parts["text"].items()}
+            network.load_state_dict(_numbers(parts["network"]))
+            text = {name: parts["text"][name].long() for name in TEXT}
             pairs = Pairs.from_tensors(parts["pairs"])
-            return cls(network, about["target"], about["full_loss"], pairs, text, settings=about["settings"])
+            if pairs.choices.shape != (len(pairs), len(space)) or about["target"] not in TARGETS:
+                raise ValueError(f"it has pairs {tuple(pairs.choices.shape)} and the target {about['target']!r}")
+            full_loss = float(about["full_loss"])
+            return cls(network, about["target"], full_loss, pairs, text, settings=dict(about["settings"]))
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ class KeptRouter(Kept, ABC):
             table.check(space)
             if table.sha256 != about["table_sha256"]:
                 raise ValueError("its cost table is not the one that it was trained on")
-            return cls.made(about, table, load_file(path.with_suffix(".safetensors")), space)
+            return cls.made(about, table, _numbers(load_file(path.with_suffix(".safetensors"))), space)
 
     @classmethod
     def read_all(cls, folder: Path, space: ElasticSpace) -> list[Self]:
@@ -208,7 +212,7 @@ class TrainedRouter(KeptRouter):
             space.check(rung.sub_network)
         network = StaticRouter(space, len(weights["layers.0.weight"]), torch.Generator())
         network.load_state_dict(weights)
-        return cls(network, table, ladder, settings=about["settings"])
+        return cls(network, table, ladder, settings=dict(about["settings"]))
 
 
 @dataclass(frozen=True)
@@ -239,12 +243,20 @@ class TrainedDynamicRouter(KeptRouter):
         """From what its files hold."""
         network = DynamicRouter(space, weights["weight"].shape[-1], weights["budgets"])
         network.load_state_dict(weights)
-        return cls(network, table, Prices.from_json(about["prices"]), settings=about["settings"])
+        return cls(network, table, Prices.from_json(about["prices"]), settings=dict(about["settings"]))
 
 
 def name_of(kind: str, table: CostTable) -> str:
     """Stem of the files of a router for a cost table."""
     return f"{kind}-{table.name}-{table.sha256[:8]}"
+
+
+def _numbers(weights: Weights) -> Weights:
+    """The same, where all of them are numbers."""
+    wrong = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(f"a weight of {wrong[0]} is no number")
+    return weights
 
 
 def _on_processor(tensors: Weights) -> dict[str, Tensor]:

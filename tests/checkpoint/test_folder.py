@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint import writing
+from flextron_lit.checkpoint.in_memory import load_elastic, shape_of
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.files.whole_folder import files_in, recover
 from tests.conftest import SPACE, make_llama
@@ -352,3 +353,37 @@ def test_a_disk_without_hard_links_gets_copies(tmp_path, backbone, monkeypatch):
     one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     assert one.stat().st_ino != two.stat().st_ino
+
+
+def test_what_is_read_without_weights_is_compared_without_them(tmp_path, backbone):
+    write(tmp_path, backbone)
+
+    def turned_over(name):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+
+    turned_over("model.safetensors")
+    checkpoint.verify_small(tmp_path)
+    with pytest.raises(ValueError, match="model.safetensors is damaged: its sha256"):
+        checkpoint.verify(tmp_path)
+    turned_over("elastic/order.safetensors")
+    with pytest.raises(ValueError, match="order.safetensors is damaged: its sha256"):
+        checkpoint.verify_small(tmp_path)
+    # what was deleted is missed by whoever reads it
+    (tmp_path / "elastic/order.safetensors").unlink()
+    checkpoint.verify_small(tmp_path)
+
+
+def test_a_config_of_other_layers_is_refused_before_they_are_made(tmp_path, backbone):
+    write(tmp_path, backbone)
+    space = checkpoint.read(tmp_path).space
+    assert shape_of(tmp_path, space).space == space
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+    record = json.loads((tmp_path / "flextron.json").read_text())
+    # as of before digests were noted
+    del record["sha256"]
+    (tmp_path / "flextron.json").write_text(json.dumps(record))
+    for read in (lambda: shape_of(tmp_path, space), lambda: load_elastic(str(tmp_path))):
+        with pytest.raises(ValueError, match=r"config.json is damaged .*1000000000 layers, the space 3"):
+            read()

@@ -1,4 +1,8 @@
+import errno
+import fcntl
 import multiprocessing
+import os
+import platform
 
 import pytest
 
@@ -80,8 +84,12 @@ def test_fresh_deletes_a_run_but_nothing_else(folder):
 
 def test_one_process_at_a_time(folder):
     again = RunFolder(folder.path)
-    with folder.lock(), pytest.raises(ValueError, match="another process is working in"), again.lock():
+    # not the first time: what an earlier process left there is no longer so
+    (folder.path / ".lock").write_text("process 1 on elsewhere, whose name is long\n")
+    holder = rf"^process {os.getpid()} on {platform.node()} is working in"
+    with folder.lock(), pytest.raises(ValueError, match=holder) as refused, again.lock():
         pass
+    assert "\n" not in str(refused.value)
     with folder.lock():
         assert folder.path.exists()
 
@@ -100,6 +108,15 @@ def test_a_process_that_was_forked_meanwhile_does_not_keep_the_lock(folder):
     finally:
         ended.set()
         worker.join()
+
+
+def test_where_there_are_no_locks_that_is_said(folder, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with caplog.at_level("INFO", logger="flextron_lit"), folder.lock():
+        assert f"nothing keeps a second run out of {folder.path}" in caplog.text
 
 
 def test_a_path_that_cannot_be_written_is_one_clear_error(tmp_path):

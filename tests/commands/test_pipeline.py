@@ -1,11 +1,14 @@
 """A pipeline of the user's own model and text: `--checkpoint` and `--text` in place of what the config says."""
 
 import json
+import os
+import platform
 
 import pytest
 import yaml
 
 from flextron_lit import checkpoint
+from flextron_lit.checkpoint.run_folder import RunFolder
 from flextron_lit.sources import load_dense, load_tokenizer
 from tests.front_door import ROOT, fail, succeed
 
@@ -62,3 +65,13 @@ def test_two_texts_of_one_name_are_refused(own):
     error = fail("pipeline", "-c", own / "pipeline.yaml", "--text", own / "letters", own / "letters.txt")
     assert "--text names two sources 'letters'" in error
     assert not (own / "runs").exists()
+
+
+def test_a_second_pipeline_in_the_folder_is_refused(own):
+    pipeline = ("pipeline", "-c", own / "pipeline.yaml", "--run_folder", own / "runs")
+    # as between two stages, whose folders no one holds
+    with RunFolder(own / "runs").lock():
+        error = fail(*pipeline)
+    assert f"error: process {os.getpid()} on {platform.node()} is working in {own / 'runs'}; wait for it" in error
+    assert not (own / "runs/pipeline.json").exists()
+    assert not (own / "runs/elastic").exists()

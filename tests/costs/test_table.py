@@ -68,3 +68,12 @@ def test_a_weighted_sum_carries_the_reference():
     assert weighted_sum("both", [(1, routed), (3, routed)]).reference == 20
     assert weighted_sum("both", [(2, routed), (1, TABLE)]).full == 2 * 5 + 7
     assert weighted_sum("both", [(2, TABLE)]).reference is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("fixed", -100.0), ("fixed", float("nan")), ("reference", 0.0), ("name", "../outside")]
+)
+def test_a_table_that_no_cost_can_be_of_is_refused(name, value):
+    assert CostTable.from_json(TABLE.to_json()) == TABLE
+    with pytest.raises(ValueError, match=r"full network's|is no name of a cost"):
+        CostTable.from_json(TABLE.to_json() | {name: value})

@@ -386,6 +386,16 @@ def test_a_source_that_vanishes_is_told(tmp_path, monkeypatch, workers):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_that_changes_is_told(tmp_path, monkeypatch, workers):
+    data = data_of(a=rows(tmp_path / "a.jsonl", texts(60)))
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ValueError, match=r"^\S+a.jsonl changed while it was read: it had \d+ bytes") as caught:
+        Group(data, 1, monkeypatch, workers=workers).steps(1)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_cannot_be_read_is_told(tmp_path):
     parquet.write_table(pyarrow.table({"body": texts(9), "id": list(range(9))}), tmp_path / "p.parquet")
     with pytest.raises(ValueError, match="has no column 'text'; it has body, id: set field"):

@@ -57,3 +57,15 @@ def test_rows_are_read_with_numbers_where_null_was_written(tmp_path):
     assert row["loss"] != row["loss"]
     assert row["losses"]["a"] != row["losses"]["a"]
     assert (row["step"], row["losses"]["b"]) == (1, 2.0)
+
+
+def test_the_error_of_a_full_disk_names_the_file(tmp_path):
+    path = tmp_path / "it.json"
+    write_json(path, [1])
+    # where writing ends as on a full disk
+    path.with_name("it.json.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
+        write_json(path, [2])
+    assert path.read_text() == "[\n 1\n]\n"
+    write_json(path, [2])
+    assert path.read_text() == "[\n 2\n]\n"
