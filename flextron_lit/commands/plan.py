@@ -115,9 +115,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--from_original", action="store_true", help=text)
     text = "calibration.compensation: what narrower widths have of their own."
     parser.add_argument("--compensation", choices=FORMS, default=defaults.compensation, help=text)
-    for kind in ("mlp", "attention"):
-        text = f"Widths of {kind} blocks as ratios, ascending to 1. Default: the checkpoint's, or those of training."
-        parser.add_argument(f"--{kind}", type=float, nargs="+", help=text)
+    for blocks in ("mlp", "attention"):
+        text = f"Widths of {blocks} blocks as ratios, ascending to 1. Default: the checkpoint's, or those of training."
+        parser.add_argument(f"--{blocks}", type=float, nargs="+", help=text)
     parser.add_argument("--tokens", type=int, default=10**9, help="Tokens that stages train on.")
     for field in fields(Gpu):
         parser.add_argument(f"--{field.name}", type=float, default=field.default, help=GPU[field.name])

@@ -121,7 +121,8 @@ class Planner:
     def rows(self, stage: Stage) -> Iterator[Row]:
         """A stage on each number of GPUs, by every strategy; of the largest number of each what to change."""
         for count in self.gpus:
-            for strategy in ("one GPU",) if count == 1 else ("ddp", "fsdp2"):
+            strategies: tuple[Strategy, ...] = ("one GPU",) if count == 1 else ("ddp", "fsdp2")
+            for strategy in strategies:
                 most = count in (1, max(self.gpus))
                 yield self.row(stage, strategy, count, self.settings, advise=most)
 
@@ -208,15 +209,11 @@ def of_stage(stage: Stage, settings: TrainingSettings) -> TrainingSettings:
     plain = TrainingSettings(precision=settings.precision, compensation=settings.compensation)
     if stage == "dynamic_router":
         return replace(plain, loss_chunk=settings.loss_chunk)
-    at_once = {"batch_size": MEASURED.measure_batch_size, "block_size": MEASURED.block_size}
-    if stage == "static_router" and settings.batch_size * settings.block_size > _product(at_once):
+    batch_size, block_size = MEASURED.measure_batch_size, MEASURED.block_size
+    if stage == "static_router" and settings.batch_size * settings.block_size > batch_size * block_size:
         # it validates on the text's own batches
-        at_once = {"batch_size": settings.batch_size, "block_size": settings.block_size}
-    return replace(plain, loss_chunk=settings.loss_chunk, **at_once)
-
-
-def _product(at_once: dict[str, int]) -> int:
-    return at_once["batch_size"] * at_once["block_size"]
+        batch_size, block_size = settings.batch_size, settings.block_size
+    return replace(plain, loss_chunk=settings.loss_chunk, batch_size=batch_size, block_size=block_size)
 
 
 def _refusal(stage: Stage, strategy: Strategy, settings: TrainingSettings) -> str | None:

@@ -220,8 +220,8 @@ def _load(
     if settings.optimizer == "adamw_8bit":
         return EightBitStates(parameters)
     # on a GPU torch updates all tensors at once, with a copy of them on the way
-    how = {"fused": True} if settings.optimizer == "adamw_fused" else {"foreach": True}
-    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, **how)
+    fused = settings.optimizer == "adamw_fused"
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=fused, foreach=not fused)
 
 
 def _share_out(
