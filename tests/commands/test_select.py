@@ -112,6 +112,10 @@ def test_a_latency_budget_needs_a_profile_and_then_holds(profiled, backbone, tmp
         # how much a tiny network saves depends on what else the machine does
         phase["table"]["blocks"] = [[float(choice) for choice in range(len(row))] for row in phase["table"]["blocks"]]
     path.write_text(json.dumps(content))
+    # which would be damage, unless the checkpoint is written so
+    assert "costs/latency" in fail("select", "--checkpoint", profiled, "--budget", "0.9")
+    folder = profiled / "flextron"
+    checkpoint.extend(folder, folder, files={f"costs/{path.name}": json.dumps(content).encode()})
     # half-way to the fastest that is tried
     measured = known_tables(profiled / "flextron", backbone, Workload(), None)[0]["latency"]
     budget = (1 + min(measured.ratio(sub_network) for _, sub_network in uniform_pairs(backbone.space))) / 2
