@@ -111,9 +111,6 @@ def test_a_latency_budget_needs_a_profile_and_then_holds(profiled, backbone, tmp
     for phase in content["phases"].values():
         # how much a tiny network saves depends on what else the machine does
         phase["table"]["blocks"] = [[float(choice) for choice in range(len(row))] for row in phase["table"]["blocks"]]
-    path.write_text(json.dumps(content))
-    # which would be damage, unless the checkpoint is written so
-    assert "costs/latency" in fail("select", "--checkpoint", profiled, "--budget", "0.9")
     folder = profiled / "flextron"
     checkpoint.extend(folder, folder, files={f"costs/{path.name}": json.dumps(content).encode()})
     # half-way to the fastest that is tried
