@@ -260,7 +260,7 @@ def make(folder, family):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=[*FAMILIES])
-    parser.add_argument("--rows", nargs="+", choices=ELASTIC, default=[*ELASTIC], help="of elastic training")
+    parser.add_argument("--rows", nargs="*", choices=ELASTIC, default=[*ELASTIC], help="of elastic training")
     parser.add_argument("--check", action="store_true", help=f"exit 1 if a plan is off by more than {LIMIT:.0%}%")
     parser.add_argument("--processes", type=int, default=1, help="also shared out over so many")
     parser.add_argument("--later", action="store_true", help="also measuring, the dynamic router and joint tuning")
