@@ -91,6 +91,9 @@ class Tracked(Callback):
         self.plan = plan
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if isinstance(batch, torch.Tensor):
+            # the surrogate's pairs: no network runs
+            return
         pl_module.plan = self.plan(pl_module)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
@@ -111,6 +114,8 @@ class Tracked(Callback):
         self.tracker.__enter__()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if isinstance(batch, torch.Tensor):
+            return
         self.tracker.__exit__(None, None, None)
         self.found = {"peak": self.tracker.peak(), "held": self.held}
 
