@@ -91,6 +91,9 @@ class Tracked(Callback):
         self.plan = plan
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if isinstance(batch, torch.Tensor):
+            # the surrogate's pairs: no network runs
+            return
         pl_module.plan = self.plan(pl_module)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
@@ -111,6 +114,8 @@ class Tracked(Callback):
         self.tracker.__enter__()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if isinstance(batch, torch.Tensor):
+            return
         self.tracker.__exit__(None, None, None)
         self.found = {"peak": self.tracker.peak(), "held": self.held}
 
@@ -260,7 +265,7 @@ def make(folder, family):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=[*FAMILIES])
-    parser.add_argument("--rows", nargs="+", choices=ELASTIC, default=[*ELASTIC], help="of elastic training")
+    parser.add_argument("--rows", nargs="*", choices=ELASTIC, default=[*ELASTIC], help="of elastic training")
     parser.add_argument("--check", action="store_true", help=f"exit 1 if a plan is off by more than {LIMIT:.0%}%")
     parser.add_argument("--processes", type=int, default=1, help="also shared out over so many")
     parser.add_argument("--later", action="store_true", help="also measuring, the dynamic router and joint tuning")
