@@ -132,6 +132,7 @@ def main(options):
                 shown = [f"{each:,}" if counted == "objects" else f"{each / 1e6:.2f} MB" for each in (before, after)]
                 print(f"| {run} | {counted} | {shown[0]} | {shown[1]} | {growth:+.2%} |", flush=True)
             if options.rows:
+                options.rows.mkdir(parents=True, exist_ok=True)
                 (options.rows / file.name).write_text(file.read_text())
     if options.check and not flat:
         raise SystemExit(f"memory grows by more than {LIMIT:.0%}")
