@@ -24,6 +24,7 @@ import threading
 import traceback
 import warnings
 
+from flextron_lit.files.starter import end_with_starter
 from flextron_lit.files.whole_file import is_full
 
 COMMANDS = {
@@ -75,6 +76,7 @@ def main() -> int:
     # an installed command does not look there by itself, and configs may name classes of the user's own modules
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    end_with_starter()
     try:
         # imported here: help must answer at once, and most commands need only some of the libraries
         command = importlib.import_module(f"{__name__}.{COMMANDS[name][0]}").command
