@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -22,11 +20,12 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch.distributed._tools.mem_tracker import MemTracker
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from bare_trainer import BARE
+from gloo_ranks import run_ranks
+from tensor_bytes import Bytes, keep_states
 
 from flextron_lit import callbacks, checkpoint
 from flextron_lit.costs import COUNTED, Workload
@@ -71,19 +70,6 @@ ELASTIC = {
 }
 
 
-class Bytes(MemTracker):
-    """Of all tensors, whatever module makes them: the original refuses modules that run more than once."""
-
-    def _ignore(self, *_):
-        pass
-
-    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _ignore
-
-    def peak(self):
-        (found,) = self.get_tracker_snapshot("peak").values()
-        return found["Total"]
-
-
 class Tracked(Callback):
     """Tracks a step, with what optimizers keep from the steps before."""
 
@@ -95,13 +81,7 @@ class Tracked(Callback):
             # the surrogate's pairs: no network runs
             return
         pl_module.plan = self.plan(pl_module)
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = torch.zeros_like(parameter)
-            # makes its states and, of gradients that are 0, changes nothing
-            optimizer.step()
-            optimizer.zero_grad()
+        keep_states(trainer.optimizers)
         self.tracker = Bytes()
         networks = (*pl_module.networks(), *getattr(pl_module, "routers", ()), getattr(pl_module, "router", None))
         there = [each for each in networks if each is not None]
@@ -117,7 +97,7 @@ class Tracked(Callback):
         if isinstance(batch, torch.Tensor):
             return
         self.tracker.__exit__(None, None, None)
-        self.found = {"peak": self.tracker.peak(), "held": self.held}
+        self.found = {"peak": self.tracker.peak()["Total"], "held": self.held}
 
 
 def widest_narrower(stage):
@@ -186,7 +166,7 @@ def routers(folder):
             with tracker:
                 MeasuredLoss(backbone, [batch])(backbone.space.full())
             found["surrogate"] = {
-                "peak": tracker.peak(),
+                "peak": tracker.peak()["Total"],
                 "held": sum(each.nbytes for each in backbone.model.parameters()),
             }
 
@@ -236,19 +216,7 @@ def compare(name, measured, plan):
 
 def shared_out(folder, processes):
     """What each of several processes takes."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared |= {"WORLD_SIZE": str(processes), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "benchmark"}
-    command = [sys.executable, __file__, "--count", str(processes), "--folder", str(folder)]
-    ranks = [
-        subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(processes)
-    ]
-    codes = [rank.wait() for rank in ranks]
-    if any(codes):
-        raise SystemExit(f"processes ended with {codes}")
+    run_ranks(__file__, folder, processes)
     found = [json.loads((folder / f"took-{rank}.json").read_text()) for rank in range(processes)]
     return max(found, key=lambda took: took["peak"])
 

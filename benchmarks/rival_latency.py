@@ -18,7 +18,9 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from flextron_lit.costs import Workload
 from flextron_lit.elastic.kv_cache import retract
 from flextron_lit.latency.timing import interleaved, seconds
+from flextron_lit.planning.asked import Shape
 from flextron_lit.sources.stock import from_config
+from flextron_lit.space import SpaceConfig
 
 ROUNDS = {"prefill": 6, "decode": 12}
 STEPS = 4
@@ -72,9 +74,7 @@ def shaped(config: PreTrainedConfig, kind: Kind, size: int) -> PreTrainedModel:
     if kind == "mlp":
         small.intermediate_size = size
     else:
-        small.num_hidden_layers = size
-        if getattr(small, "layer_types", None):
-            small.layer_types = small.layer_types[:size]
+        small = Shape(config, SpaceConfig()).with_layers(size).config
     return from_config(small).eval()
 
 

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+from gloo_ranks import run_ranks
+
 LIMIT = 0.1
 SHAPE = {
     "hidden_size": 512,
@@ -72,19 +71,7 @@ def count(folder: Path, processes: int) -> None:
 
 def start(folder: Path, processes: int) -> list[dict[str, int]]:
     """All processes of a run; what each of them holds."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared |= {"WORLD_SIZE": str(processes), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "benchmark"}
-    command = [sys.executable, __file__, "--count", str(processes), "--folder", str(folder)]
-    ranks = [
-        subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(processes)
-    ]
-    codes = [rank.wait() for rank in ranks]
-    if any(codes):
-        raise SystemExit(f"processes ended with {codes}")
+    run_ranks(__file__, folder, processes)
     return [json.loads((folder / f"{processes}-{rank}.json").read_text()) for rank in range(processes)]
 
 

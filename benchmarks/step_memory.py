@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from bitsandbytes.optim import AdamW8bit
 from lightning.pytorch import Callback, Trainer
-from torch.distributed._tools.mem_tracker import MemTracker
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from bare_trainer import BARE
+from tensor_bytes import Bytes, keep_states
 
 from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.stages import Calibration, Distillation, ElasticTraining
@@ -34,34 +34,19 @@ ROWS = {
 }
 
 
-class Bytes(MemTracker):
-    """Of all tensors, whatever module makes them: the original refuses modules that run more than once."""
-
-    def _ignore(self, *_):
-        pass
-
-    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _ignore
-
-
 class Tracked(Callback):
     """Tracks a step, with what an optimizer keeps from the steps before."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         pl_module.plan = [pl_module.backbone.space.uniform(0.5, 1.0)]
-        for parameter in pl_module.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        for optimizer in trainer.optimizers:
-            # makes its states and, of gradients that are 0, changes nothing
-            optimizer.step()
-            optimizer.zero_grad()
+        keep_states(trainer.optimizers)
         self.tracker = Bytes()
         self.tracker.track_external(pl_module.model, *trainer.optimizers, *batch.values())
         self.tracker.__enter__()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.tracker.__exit__(None, None, None)
-        (found,) = self.tracker.get_tracker_snapshot("peak").values()
-        self.peak = {str(getattr(kind, "value", kind)): size for kind, size in found.items()}
+        self.peak = {str(getattr(kind, "value", kind)): size for kind, size in self.tracker.peak().items()}
         metrics = trainer.callback_metrics
         self.losses = [float(metrics[f"train/{name}"]) for name in ("full/loss", "sampled/loss", "sampled/kl_full")]
 

