@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from flextron_lit.commands.fit import best_precision
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.losses.by_chunk import Predictions, losses
@@ -73,7 +74,7 @@ def tune(
     model: PreTrainedModel, batches: Sequence[Batch], teacher: Sequence[Predictions], learning_rate: float
 ) -> None:
     """One step a batch, in place."""
-    settings = BARE | {"max_steps": len(batches), "gradient_clip_val": 1.0}
+    settings = BARE | {"max_steps": len(batches), "gradient_clip_val": 1.0, "precision": best_precision()}
     loader: DataLoader[Batch] = DataLoader(list(batches), batch_size=None)  # type: ignore[arg-type]
     model.train()
     Trainer(**settings).fit(Tuning(model, teacher, learning_rate), loader)

