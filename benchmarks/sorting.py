@@ -31,7 +31,12 @@ from flextron_lit.stages.calibration import falling_importance
 
 def embedded(checkpoint: str, block_size: int) -> TextDataModule:
     """The embedded domains, as the quickstart configures them."""
-    settings = yaml.safe_load((ROOT / "configs/data/embedded.yaml").read_text())["data"]["init_args"]
+    return configured("embedded", checkpoint, block_size)
+
+
+def configured(name: str, checkpoint: str, block_size: int) -> TextDataModule:
+    """The text of a file of configs/data."""
+    settings = yaml.safe_load((ROOT / "configs/data" / f"{name}.yaml").read_text())["data"]["init_args"]
     domains = {name: TextDomain(**domain) for name, domain in settings.pop("domains").items()}
     data = TextDataModule(domains, tokenizer=checkpoint, **{**settings, "block_size": block_size})
     data.prepare_data()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
@@ -20,20 +21,17 @@ from lm_eval import evaluate
 from rich.console import Console
 from rich.table import Table
 
-sys.path[:0] = [str(Path(__file__).parent.parent)]
-from flextron_lit.evaluation.harness import BudgetedLM, LoadedTask
-from flextron_lit.model import FlextronModel
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+from above_chance import CHANCE, FULL, interval, pairs, share
 
-CHANCE = {
-    "offline_arc_easy": 0.25,
-    "offline_piqa": 0.5,
-    "offline_hellaswag": 0.25,
-    "offline_lambada": 0.0,
-    "offline_winogrande": 0.5,
-    "offline_mmlu": 0.25,
-}
+from flextron_lit.evaluation.harness import BudgetedLM, LoadedTask
+from flextron_lit.files.provenance import versions
+from flextron_lit.files.whole_file import write_json
+from flextron_lit.latency.device import device_description
+from flextron_lit.model import FlextronModel
+from flextron_lit.space import SubNetwork
+
 TASKS = ("offline_arc_easy", "offline_piqa", "offline_hellaswag")
-DRAWN = 10_000
 
 
 def right_answers(lm: BudgetedLM, task: LoadedTask, limit: int) -> np.ndarray:
@@ -44,60 +42,78 @@ def right_answers(lm: BudgetedLM, task: LoadedTask, limit: int) -> np.ndarray:
     return np.array([sample["acc"] for sample in sorted(samples, key=lambda each: each["doc_id"])], dtype=np.float64)
 
 
-def share(small: np.ndarray, full: np.ndarray, chance: float) -> float:
-    """Of the accuracy above chance."""
-    return float((small.mean() - chance) / (full.mean() - chance))
+class Answers:
+    """What is known of who answered what right, written down as it comes."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        file: Path | None = options.results
+        found = json.loads(file.read_text()) if file and file.is_file() else {"limit": options.limit, "right": {}}
+        if found["limit"] != options.limit:
+            sys.exit(f"{file} has {found['limit']} questions of each task, not {options.limit}; give another --results")
+        self.right: dict[str, dict[str, str]] = found["right"]
+        """A digit a question, by network and task: 1 where the answer was right."""
+
+    def of(self, name: str, lm: BudgetedLM, sub_network: SubNetwork, tasks: Iterable[LoadedTask]) -> None:
+        """Ask a network what it was not asked yet."""
+        known = self.right.setdefault(name, {})
+        for task in tasks:
+            if task.name not in known:
+                with lm.within(sub_network):
+                    right = right_answers(lm, task, self.options.limit)
+                known[task.name] = "".join("1" if each else "0" for each in right)
+                print(f"{name}, {task.name}: {right.mean():.3f}", flush=True)
+                self.write()
+
+    def write(self) -> None:
+        if self.options.results:
+            about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
+            found = {"limit": self.options.limit, "dtype": self.options.dtype, "right": self.right, "about": about}
+            write_json(self.options.results, found)
 
 
-def interval(pairs: list[tuple[np.ndarray, np.ndarray, float]], generator: np.random.Generator) -> tuple[float, float]:
-    """Of the mean share over tasks, 95 %."""
-    drawn = []
-    for _ in range(DRAWN):
-        picks = [generator.integers(0, len(full), len(full)) for _, full, _ in pairs]
-        drawn.append(fmean(share(s[p], f[p], c) for (s, f, c), p in zip(pairs, picks, strict=True)))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
+def ask(options: argparse.Namespace) -> Answers:
+    """All networks all tasks."""
+    answers, dtype = Answers(options), getattr(torch, options.dtype)
+    tasks = [LoadedTask.load(name, None) for name in options.tasks]
+    model = FlextronModel.from_pretrained(options.checkpoint, dtype=dtype)
+    lm = BudgetedLM(model, batch_size=8)
+    for budget in [FULL, *options.budgets]:
+        answers.of(budget, lm, model.flextron.answer(budget).sub_network, tasks)
+    for name, _, folder in (each.rpartition("=") for each in options.others):
+        other = FlextronModel.from_pretrained(folder, dtype=dtype)
+        answers.of(name, BudgetedLM(other, batch_size=8), other.backbone.space.full(), tasks)
+    return answers
 
 
 def main() -> None:
     """Measure and print."""
     options = parsed()
     torch.set_num_threads(options.threads)
-    model = FlextronModel.from_pretrained(options.checkpoint, dtype=getattr(torch, options.dtype))
-    lm = BudgetedLM(model, batch_size=8)
-    budgets = ["1.0", *options.budgets]
-    selections = {budget: model.flextron.answer(budget).sub_network for budget in budgets}
-    right: dict[str, dict[str, list[float]]] = {budget: {} for budget in budgets}
-    for name in options.tasks:
-        task = LoadedTask.load(name, None)
-        for budget in budgets:
-            with lm.within(selections[budget]):
-                right[budget][name] = right_answers(lm, task, options.limit).tolist()
-    if options.output:
-        options.output.write_text(json.dumps(right))
-    table = Table("budget", *(name.removeprefix("offline_") for name in options.tasks), "mean share kept", "95 %")
-    for budget in budgets:
-        mine = {name: np.array(found) for name, found in right[budget].items()}
-        pairs = [(mine[name], np.array(right["1.0"][name]), CHANCE[name]) for name in options.tasks]
-        cells = [f"{small.mean():.3f} ({share(small, full, chance):.0%})" for small, full, chance in pairs]
-        low, high = interval(pairs, np.random.default_rng(options.seed))
-        mean = fmean(share(*pair) for pair in pairs)
-        table.add_row(budget, *cells, f"{mean:.1%}", f"{low:.1%} to {high:.1%}")
-    Console(width=120).print(table)
+    answers = ask(options)
+    table = Table("network", *(name.removeprefix("offline_") for name in options.tasks), "mean share kept", "95 %")
+    for name in answers.right:
+        answered = pairs(answers.right, name, options.tasks)
+        cells = [f"{small.mean():.3f} ({share(small, full, chance):.0%})" for small, full, chance in answered]
+        low, high = interval(answered, np.random.default_rng(options.seed))
+        mean = fmean(share(*each) for each in answered)
+        table.add_row(name, *cells, f"{mean:.1%}", f"{low:.1%} to {high:.1%}")
+    Console(width=140).print(table)
 
 
 def parsed() -> argparse.Namespace:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--checkpoint", required=True)
-    made.add_argument("--budgets", nargs="+", default=["0.8"])
+    made.add_argument("--budgets", nargs="*", default=["0.8"])
+    made.add_argument("--others", nargs="*", default=[], metavar="NAME=FOLDER", help="dense networks beside it")
     text = "the full model has to be above chance in each: SmolLM2-135M is not in MMLU"
     made.add_argument("--tasks", nargs="+", choices=list(CHANCE), default=list(TASKS), help=text)
     made.add_argument("--limit", type=int, default=500, help="questions of each task")
     made.add_argument("--dtype", default="bfloat16")
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    made.add_argument("--output", type=Path, help="every answer as JSON: 1 where it was right")
+    made.add_argument("--results", type=Path, help="every answer as JSON; what it has is not asked again")
     return made.parse_args()
 
 
