@@ -192,11 +192,15 @@ def main() -> None:
     parser.add_argument("--whittle_python", help="an interpreter that has whittle")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/peer_speed.json"))
+    parser.add_argument("--quick", action="store_true", help="one round, elsewhere")
     parser.add_argument("--work", choices=list(LIBRARIES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         work(options.work)
         return
+    if options.quick:
+        options.rounds, options.results = 1, Path("build/quick/peer_speed.json")
+    options.results.parent.mkdir(parents=True, exist_ok=True)
     workers = [Worker(sys.executable, "ours")]
     if options.whittle_python:
         workers.append(Worker(options.whittle_python, "whittle"))

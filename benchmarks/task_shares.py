@@ -114,7 +114,11 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     made.add_argument("--results", type=Path, help="every answer as JSON; what it has is not asked again")
-    return made.parse_args()
+    made.add_argument("--quick", action="store_true", help="four questions, elsewhere")
+    options = made.parse_args()
+    if options.quick:
+        options.limit, options.results = 4, Path("build/quick/tasks.json")
+    return options
 
 
 if __name__ == "__main__":
