@@ -178,8 +178,10 @@ def lines_of(rows: dict[str, Any], loss: Callable[[dict[str, float]], float]) ->
 
 def chart(path: Path) -> None:
     """Loss against measured latency, every way a line: on the domains that were trained on, and on another text."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rivals"})
     rows = read("rivals")["rows"]
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     losses = {"held-out documents of the three training domains": own, "WikiText-2, never trained on": wikitext}

@@ -125,6 +125,10 @@ class Bench:
 
     def _measured_row(self, name: str, model: PreTrainedModel, tuned: bool) -> dict[str, Any]:
         found: dict[str, Any] = {"parameters": model.num_parameters(), "losses": self.losses(model)}
+        same = next((other for other, row in self.rows.items() if row.get("before tuning") == found["losses"]), None)
+        if tuned and same is not None:
+            tuned_before = ("losses", "before tuning", "tuning")
+            return found | {part: self.rows[same][part] for part in tuned_before} | {"same network as": same}
         if tuned:
             begun = time.monotonic()
             self.tune(model)
@@ -137,6 +141,11 @@ class Bench:
                 "seconds": time.monotonic() - begun,
             }
         return found
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """Those that are known."""
+        return self.kept.get("rows", {})
 
 
 def computing() -> torch.autocast:
