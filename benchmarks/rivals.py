@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from transformers import PreTrainedModel
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+from kept_results import Kept
 from rival_families import EVALUATIONS, ORACLE, SEARCHED, chosen, of_neurons, short
 from rival_latency import NEAR, ratio, sizes
 from rival_tuning import Batch, taught, training_text, tune
@@ -40,10 +39,6 @@ from text_loss import blocks_of
 from flextron_lit.costs import Workload
 from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.elastic.extraction import extract
-from flextron_lit.files.cache_folder import cache_root
-from flextron_lit.files.provenance import versions
-from flextron_lit.files.whole_file import write_json
-from flextron_lit.latency.device import device_description
 from flextron_lit.losses.measured_loss import batches_of, mean_loss
 from flextron_lit.model import FlextronModel
 from flextron_lit.routers.trained import TrainedSurrogate
@@ -70,36 +65,17 @@ TARGETS = [0.9, 0.8, 0.7, 0.6]
 Losses = dict[str, float]
 
 
-class Bench:
+class Bench(Kept):
     """The original, texts, and what is known already."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options.results)
         self.options = options
         self.original = load_dense(options.checkpoint).eval()
         self.text = embedded(options.checkpoint, BLOCK_SIZE)
         self.workload = Workload()
-        self.kept: dict[str, Any] = {}
-        self.read()
         self._tuning: tuple[list[Batch], Any] | None = None
         self._measured: dict[str, list[Batch]] | None = None
-
-    def read(self) -> None:
-        """What is known, by other processes too."""
-        if self.options.results.is_file():
-            self.kept = json.loads(self.options.results.read_text())
-
-    def keep(self, kind: str, name: str, make: Callable[[], Any]) -> Any:
-        """What is known, or is made now and written down at once."""
-        self.read()
-        if name not in self.kept.get(kind, {}):
-            made = make()
-            # not beside the results, which are committed
-            with FileLock(cache_root() / f"{self.options.results.name}.lock"):
-                self.read()
-                self.kept.setdefault(kind, {})[name] = made
-                about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
-                write_json(self.options.results, self.kept | {"about": about})
-        return self.kept[kind][name]
 
     def timed(self, model: PreTrainedModel) -> dict[str, float]:
         return ratio(model, self.original, self.workload)
