@@ -136,7 +136,7 @@ WAYS = {
         lambda request, target: MoDConfig(capacity=capacity(request, every_second(request), target)),
         lambda request, target: MoDObjective(),
         True,
-        "every second layer, routers alone trained; threshold moved to meet the share",
+        "every second layer, routers alone trained; their threshold moved from 0 too",
     ),
     "economize, GateSkip": Way(
         lambda request, target: GateSkipConfig(),

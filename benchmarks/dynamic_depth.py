@@ -28,22 +28,18 @@ from transformers import PreTrainedModel
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 import depth_ways as ways
-from depth_cost import WHOLE_OR_NONE, Request
+from depth_cost import Request
+from depth_skips import Skips
 from depth_ways import Run, documents, measured
 from rival_tuning import Batch, training_text
 from rivals import BLOCK_SIZE, CHECKPOINT, OUTSIDE, STEPS, Bench
 
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.elastic.fisher import output_gradients
-from flextron_lit.elastic.reconstruction import reconstruct
 from flextron_lit.elastic.selection import Selection
 from flextron_lit.losses.measured_loss import mean_loss
 from flextron_lit.routers.budget_prices import solve
 from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
-from flextron_lit.routers.excess import ExcessTable
-from flextron_lit.routers.from_budget import Routing
-from flextron_lit.space import SubNetwork
 
 TARGETS = [0.9, 0.8, 0.7]
 RESULTS, QUICK_RESULTS = Path("benchmarks/results/dynamic_depth.json"), Path("runs/quick/dynamic_depth.json")
@@ -73,13 +69,9 @@ class Depth(Bench):
         return Request.of(self.original.config, self.workload)
 
     @cached_property
-    def dense(self) -> PreTrainedModel:
-        """For copies: what writes training text changes the classes of its modules."""
-        return copy.deepcopy(self.original)
-
-    @cached_property
     def training(self) -> list[Batch]:
-        return training_text(self.original, self.text, self.options.steps)
+        # what writes the text changes the classes of its modules
+        return training_text(copy.deepcopy(self.original), self.text, self.options.steps)
 
     @cached_property
     def priced(self) -> list[ways.Document]:
@@ -148,8 +140,8 @@ def of_original(bench: Depth) -> Iterator[Cell]:
     """What all of them start from, by both ways of measuring: they are to agree."""
 
     def make() -> Row:
-        losses = bench.losses(bench.dense)
-        run = ways.Skipping(ways.attached(bench.dense, ways.shared(1)), (), bench.request)
+        losses = bench.losses(bench.original)
+        run = ways.Skipping(ways.attached(bench.original, ways.shared(1)), (), bench.request)
         document = bench.of_run(run)["losses"]
         assert all(abs(losses[name] - document[name]) < 1e-3 for name in losses), (losses, document)
         return {"flops": dict.fromkeys([*losses, "all domains"], 1.0), "losses": losses}
@@ -170,7 +162,7 @@ def of_routed(bench: Depth) -> Iterator[Cell]:
 
 def trained_way(bench: Depth, way: ways.Way, target: float) -> tuple[ways.Routed, dict[str, Any] | None]:
     config = way.config(bench.request, target)
-    efficient, trained = ways.attached(bench.dense, config), None
+    efficient, trained = ways.attached(bench.original, config), None
     if way.objective is not None:
         trained = ways.train(efficient, way.objective(bench.request, target), bench.training)
     return ways.Routed(efficient, config.technique, bench.request), trained
@@ -203,12 +195,12 @@ def of_exits(bench: Depth) -> Iterator[Cell]:
     exits = {target: bench.request.nearest(target) for target in bench.options.targets}
 
     def untrained(layer: int) -> Row:
-        run = ways.Exiting(ways.attached(bench.dense, ways.shared(layer)), bench.request)
+        run = ways.Exiting(ways.attached(bench.original, ways.shared(layer)), bench.request)
         return {**bench.of_run(run), "layers": layer, "about": "no training"}
 
     def with_readout(layer: int) -> Row:
         config, objective = ways.readout(layer)
-        efficient = ways.attached(bench.dense, config)
+        efficient = ways.attached(bench.original, config)
         done = ways.train(efficient, objective, bench.training)
         about = "an adapter before the head, which alone is trained"
         found = bench.of_run(ways.Exiting(efficient, bench.request))
@@ -216,7 +208,7 @@ def of_exits(bench: Depth) -> Iterator[Cell]:
 
     @cache
     def layer_skip() -> tuple[PreTrainedModel, dict[str, Any]]:
-        efficient = ways.attached(bench.dense, ways.shared(1))
+        efficient = ways.attached(bench.original, ways.shared(1))
         objective = ways.layer_skip_training(sorted(set(exits.values())))
         done = ways.train(efficient, objective, bench.training, ways.SHARED_RATE)
         return efficient.base_model.eval(), done
@@ -240,13 +232,13 @@ def of_search(bench: Depth) -> Iterator[Cell]:
 
     def search() -> list[int]:
         blocks = bench.text.calibration_batches(2 * BLOCK_SIZE, batch_size=1)
-        efficient = ways.attached(bench.dense, ways.shared(1))
+        efficient = ways.attached(bench.original, ways.shared(1))
         return ways.skipped_first(efficient, [block["input_ids"][:, :half] for block in blocks[:2]], max(gone.values()))
 
     def make(count: int) -> Row:
         order = bench.keep("searched", SKIPPED, search)
         assert len(order) >= count, "an earlier search was for fewer layers: measure into another file"
-        run = ways.Skipping(ways.attached(bench.dense, ways.shared(1)), order[:count], bench.request)
+        run = ways.Skipping(ways.attached(bench.original, ways.shared(1)), order[:count], bench.request)
         about = "greedy, by divergence from the full network; no training"
         return {**bench.of_run(run), "skipped": order[:count], "about": about}
 
@@ -254,47 +246,16 @@ def of_search(bench: Depth) -> Iterator[Cell]:
         yield SKIPPED, target, partial(make, count)
 
 
-class Skips:
-    """Our network with widths 0, and what each block's absence loses."""
-
-    def __init__(self, bench: Depth) -> None:
-        self.backbone = ElasticBackbone(copy.deepcopy(bench.dense), WHOLE_OR_NONE)
-        self.request = bench.request
-        self.excess = ExcessTable(
-            tuple(
-                tuple(row) for row in bench.keep("excess", str(bench.options.calibration), partial(self.lost, bench))
-            ),
-            bench.options.calibration,
-        )
-
-    def lost(self, bench: Depth) -> list[list[float]]:
-        blocks = bench.text.calibration_batches(bench.options.calibration, batch_size=1)
-        fisher = output_gradients(self.backbone, blocks, torch.Generator().manual_seed(0))
-        whole = {name: torch.cat([block[name] for block in blocks]) for name in ("input_ids", "position_ids")}
-        as_they_are = [torch.arange(block.full) for block in self.backbone.space.blocks]
-        found = reconstruct(self.backbone, whole, as_they_are, "none", fisher)
-        return [each.excess for each in found if each.excess is not None]
-
-    def layers(self, target: float) -> SubNetwork:
-        """Whole layers go, the cheapest first; the first one stays, since its attention does."""
-        rows = self.excess.blocks
-        lost = {layer: rows[2 * layer][0] + rows[2 * layer + 1][0] for layer in range(1, len(rows) // 2)}
-        gone = sorted(lost, key=lost.__getitem__)[: len(rows) // 2 - self.request.nearest(target)]
-        full = self.backbone.space.full()
-        return SubNetwork(tuple(0 if block // 2 in gone else c for block, c in enumerate(full.choices)))
-
-    def blocks(self, target: float) -> SubNetwork:
-        """Attention and MLP modules by themselves, as a budget is answered before there is a surrogate."""
-        table = self.request.table
-        routing = Routing(self.backbone.space, {table.name: table}, {}, None, self.excess)
-        answer = routing.answer(routing.parse(f"{table.name}={target}"))
-        assert answer is not None
-        return answer.sub_network
-
-
 def of_skips(bench: Depth) -> Iterator[Cell]:
     """Static networks of ours that lack layers."""
-    made = cache(lambda: Skips(bench))
+    tokens = bench.options.calibration
+
+    @cache
+    def made() -> Skips:
+        found = Skips(bench.original, bench.request)
+        blocks = partial(bench.text.calibration_batches, tokens, batch_size=1)
+        found.lost = bench.keep("excess", str(tokens), lambda: found.computed(blocks()))
+        return found
 
     def make(name: str, target: float) -> Row:
         skips = made()
