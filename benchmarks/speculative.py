@@ -188,8 +188,8 @@ def key(setting: Setting) -> str:
 def settings_of(drafts: Mapping[str, Draft], lengths: Sequence[int], confidences: Sequence[float]) -> list[Setting]:
     """All that there is to choose; a lookup has no confidence."""
     lookups = {name for name, draft in drafts.items() if isinstance(draft, StockDraft) and draft.exit_layer is None}
-    every = product(drafts, lengths, confidences)
-    return [setting for setting in every if setting[0] not in lookups or setting[2] == confidences[0]]
+    sure = [(name, length, 0.0) for name, length in product(lookups, lengths)]
+    return [*product([name for name in drafts if name not in lookups], lengths, confidences), *sure]
 
 
 def rows(found: Found, backbone: ElasticBackbone, drafts: Mapping[str, Draft]) -> dict[str, Any]:
