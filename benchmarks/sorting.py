@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -29,11 +30,16 @@ from flextron_lit.stages import Calibration
 from flextron_lit.stages.calibration import falling_importance
 
 
-def embedded(checkpoint: str, block_size: int) -> TextDataModule:
-    """The embedded domains, as the quickstart configures them."""
+def embedded_settings() -> tuple[dict[str, TextDomain], dict[str, Any]]:
+    """The embedded domains, and what else their config says."""
     settings = yaml.safe_load((ROOT / "configs/data/embedded.yaml").read_text())["data"]["init_args"]
-    domains = {name: TextDomain(**domain) for name, domain in settings.pop("domains").items()}
-    data = TextDataModule(domains, tokenizer=checkpoint, **{**settings, "block_size": block_size})
+    return {name: TextDomain(**domain) for name, domain in settings.pop("domains").items()}, settings
+
+
+def embedded(checkpoint: str, block_size: int, **others: Any) -> TextDataModule:
+    """The embedded domains, as the quickstart configures them but for what is given."""
+    domains, settings = embedded_settings()
+    data = TextDataModule(domains, tokenizer=checkpoint, **{**settings, "block_size": block_size, **others})
     data.prepare_data()
     return data
 
