@@ -49,7 +49,7 @@ from flextron_lit.stages import (
 
 SHARES = (0.9, 0.75, 0.6, 0.45)
 """Of the elastic blocks' parameters."""
-BATCH_SIZE, K = 2, 3
+BATCH_SIZE, K = 4, 3
 LEARNING_RATES = {"compensation": 2e-3, "all": 5e-4}
 """By what is trained; those of ladder.py."""
 TUNING_LEARNING_RATE = 4e-4

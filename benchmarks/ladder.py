@@ -43,6 +43,7 @@ from flextron_lit import callbacks
 from flextron_lit.costs import parameter_table
 from flextron_lit.costs.budget import Limit
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.losses.measured_loss import mean_loss
 from flextron_lit.stages import Calibration, Distillation, ElasticTraining
 
 SIZES = (0.25, 0.5, 0.75, 1.0)
@@ -60,15 +61,15 @@ Row = dict[str, Any]
 class Recipe:
     """By what networks are trained."""
 
-    tokens: int = 1_536_000
+    tokens: int = 786_432
     """Of each end-to-end training."""
-    batch_size: int = 4
+    batch_size: int = 8
     """Blocks of a step."""
-    learning_rate: float = 2e-3
-    elastic_batch_size: int = 2
+    learning_rate: float = 4e-3
+    elastic_batch_size: int = 4
     elastic_learning_rates: tuple[float, float] = (2e-3, 5e-4)
     """Of own projections alone, and of all weights."""
-    test_tokens: int = 8192
+    test_tokens: int = 4096
     """Of each domain."""
 
     def steps(self, tokens: float) -> int:
@@ -84,7 +85,7 @@ class Recipe:
         return steps
 
 
-QUICK = Recipe(tokens=196_608, test_tokens=2048)
+QUICK = Recipe(tokens=131_072, test_tokens=1024, elastic_batch_size=2)
 WAYS = ("own projections", "all weights")
 
 
@@ -104,14 +105,14 @@ class Seed:
 
     def end_to_end(self, size: float) -> Row:
         """A rung of the ladder."""
-        begun, model = time.monotonic(), untrained(size, self.number)
+        begun, model = time.monotonic(), untrained(self.number, size)
         self.text.batch_size = self.recipe.batch_size
         train(model, endless(self.text), self.recipe.steps(self.recipe.tokens), self.recipe.learning_rate)
         seconds = time.monotonic() - begun
         if size == 1:
             save(model, self.text, self.largest)
-        backbone = ElasticBackbone(model)
-        return {"parameters": model.num_parameters(), "loss": self.loss(backbone), "seconds": seconds}
+        loss = mean_loss(model, self.loss.batches)
+        return {"parameters": model.num_parameters(), "loss": loss, "seconds": seconds}
 
     def elastic(self, way: str, part: float) -> Row:
         """The largest network with all its parts, by so many tokens more."""
@@ -148,7 +149,7 @@ class Seed:
 
     def nested(self, part: float) -> Row:
         """MatFormer's recipe."""
-        begun, model = time.monotonic(), untrained(1.0, self.number)
+        begun, model = time.monotonic(), untrained(self.number)
         backbone, sizes = ElasticBackbone(model), random.Random(self.number)
         self.text.batch_size = self.recipe.batch_size
         steps = self.recipe.steps((1 + part) * self.recipe.tokens)

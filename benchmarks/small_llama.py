@@ -32,6 +32,7 @@ from flextron_lit.costs.budget import Limit
 from flextron_lit.data import ResumableLoader, TextDataModule
 from flextron_lit.data.texts import documents
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.extraction import extract
 from flextron_lit.files.provenance import versions
 from flextron_lit.files.whole_file import write_json
 from flextron_lit.latency.device import device_description
@@ -119,7 +120,7 @@ def small_text(folder: Path, test_tokens: int) -> OrderedText:
     reader = folder / "tokenizer"
     if not (reader / "config.json").is_file():
         learned_tokenizer().save_pretrained(reader)
-        config(1.0).save_pretrained(reader)
+        config().save_pretrained(reader)
     found = embedded(str(reader), BLOCK_SIZE, test_tokens=test_tokens)
     found.__class__ = OrderedText
     return found
@@ -137,30 +138,33 @@ def endless(text: TextDataModule) -> Iterator[Batch]:
 # --- the networks -------------------------------------------------------------------------------------------------
 
 
-def config(share: float) -> LlamaConfig:
-    """Of a network with so much of the largest one's neurons and heads."""
-    groups = round(share * GROUPS)
+def config() -> LlamaConfig:
+    """Of the largest network."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
-        intermediate_size=round(share * NEURONS),
+        intermediate_size=NEURONS,
         num_hidden_layers=LAYERS,
-        num_attention_heads=groups * HEADS_A_GROUP,
-        num_key_value_heads=groups,
+        num_attention_heads=GROUPS * HEADS_A_GROUP,
+        num_key_value_heads=GROUPS,
         head_dim=HEAD_DIM,
-        tie_word_embeddings=True,
-        # Llama's 0.02 is for wide networks: so narrow ones would begin with next to no signal
-        initializer_range=HIDDEN**-0.5,
+        # tied, so narrow a network tells no pairs of tokens apart for the first hundreds of steps
+        tie_word_embeddings=False,
         max_position_embeddings=BLOCK_SIZE,
         bos_token_id=None,
         eos_token_id=0,
     )
 
 
-def untrained(share: float, seed: int) -> LlamaForCausalLM:
+def untrained(seed: int, share: float = 1.0) -> PreTrainedModel:
+    """A network with so much of the largest one's neurons and heads, and its first weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config(share))
+        largest = LlamaForCausalLM(config())
+    if share == 1:
+        return largest
+    backbone = ElasticBackbone(largest)
+    return extract(backbone, backbone.space.uniform(share, share))
 
 
 def train(
