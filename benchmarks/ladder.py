@@ -65,7 +65,7 @@ class Recipe:
     """Of each end-to-end training."""
     batch_size: int = 8
     """Blocks of a step."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-3
     elastic_batch_size: int = 4
     elastic_learning_rates: tuple[float, float] = (2e-3, 5e-4)
     """Of own projections alone, and of all weights."""
