@@ -25,7 +25,18 @@ import torch
 from lightning.pytorch import Callback
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
-from small_llama import BLOCK_SIZE, Kept, OnTestDocuments, OrderedText, answer, by_excess, fit, of_blocks, small_text
+from small_llama import (
+    BLOCK_SIZE,
+    NETWORK,
+    Kept,
+    OnTestDocuments,
+    OrderedText,
+    answer,
+    by_excess,
+    fit,
+    of_blocks,
+    small_text,
+)
 
 from flextron_lit import callbacks, checkpoint
 from flextron_lit.costs import parameter_table
@@ -254,8 +265,8 @@ def main() -> None:
     recipe, seeds = (QUICK, [0]) if options.quick else (Recipe(), options.seeds)
     results = options.work / "quick_ablations.json" if options.quick else options.results
     start = options.work / ("quick/seed 0" if options.quick else "seed 0")
-    settings = {**asdict(recipe), "batch_size": BATCH_SIZE, "block_size": BLOCK_SIZE, "k": K, "rates": LEARNING_RATES}
-    kept = Kept(results, {**settings, "calibration": asdict(CALIBRATION)})
+    settings = {**asdict(recipe), "batch_size": BATCH_SIZE, "k": K, "learning_rates": LEARNING_RATES}
+    kept = Kept(results, {**settings, "calibration": asdict(CALIBRATION), "network": NETWORK})
     text = small_text(options.work, recipe.test_tokens)
     loss = OnTestDocuments.of(text)
     for seed in seeds:

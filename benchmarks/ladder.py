@@ -27,6 +27,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from small_llama import (
     BLOCK_SIZE,
+    NETWORK,
     Kept,
     OnTestDocuments,
     OrderedText,
@@ -170,7 +171,8 @@ def main() -> None:
     recipe, parts, seeds = (QUICK, PARTS[2:], [0]) if options.quick else (Recipe(), PARTS, options.seeds)
     results = options.work / "quick.json" if options.quick else options.results
     work = options.work / "quick" if options.quick else options.work
-    kept = Kept(results, {**vars(recipe), "calibration": vars(CALIBRATION), "k": K, "strategies": STRATEGIES})
+    settings = {**vars(recipe), "calibration": vars(CALIBRATION), "k": K, "strategies": STRATEGIES}
+    kept = Kept(results, {**settings, "network": NETWORK})
     text = small_text(options.work, recipe.test_tokens)
     loss = OnTestDocuments.of(text)
     for number in seeds:

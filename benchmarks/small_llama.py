@@ -53,6 +53,19 @@ EMBEDDINGS = 10
 """Times the learning rate of the blocks: at one rate for all, such a network knows little but how frequent tokens are
 for hundreds of steps, the longer the wider it is."""
 
+NETWORK = {
+    "vocabulary": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "layers": LAYERS,
+    "neurons": NEURONS,
+    "groups": GROUPS,
+    "heads_a_group": HEADS_A_GROUP,
+    "head_dim": HEAD_DIM,
+    "block_size": BLOCK_SIZE,
+    "embeddings_rate": EMBEDDINGS,
+}
+"""For the record: what is measured on another network does not belong beside it."""
+
 
 class Kept:
     """What was measured, in a JSON file: what is there is not measured again.
