@@ -41,11 +41,11 @@ def ladder() -> dict[str, Any]:
     """Networks trained end to end, and by how much sub-networks of the same size lose more; empty where unmeasured."""
     found = read("ladder")
     rungs = by_seed(found.get(LADDER, {}))
-    if set(rungs) < set(SIZES):
+    whole = [*(rungs.get(size, {}) for size in SIZES), *by_seed(found.get(NESTED, {})).values()]
+    # a seed counts once all of it is there, and the nested network comes last
+    seeds = sorted(set.intersection(*map(set, whole)))
+    if NESTED not in found or not seeds:
         return {}
-    # a seed counts once all of it is there
-    nested = by_seed(found[NESTED]).values()
-    seeds = sorted(set.intersection(*(set(of_seeds) for of_seeds in (*rungs.values(), *nested))))
     head = ["network", "tokens", *(f"{rungs[size][seeds[0]]['parameters'] / 1e6:.2f}M" for size in SIZES)]
     tokens = found["settings"]["tokens"]
     first = ["each size end to end", f"{tokens:,} each", *(spread([rungs[s][n]["loss"] for n in seeds]) for s in SIZES)]
@@ -126,14 +126,14 @@ def _cells(kind: str, case: str, rows: Mapping[str, Any], base: Mapping[str, Any
 
 def _converted(found: Mapping[str, Any], kinds: Sequence[str]) -> Iterable[list[str]]:
     """What conversion alone gives, a row a way of it."""
-    told: set[tuple[str, ...]] = set()
+    told: list[Losses] = []
     for kind in kinds:
         for case, of_seeds in _named(found[kind]).items():
             before = next((row["before"] for row in of_seeds.values() if "before" in row), None)
             # what only trains otherwise begins alike
-            if before and (losses := tuple(f"{before[share]:.3f}" for share in SHARES)) not in told:
-                told.add(losses)
-                yield [case, *losses]
+            if before and before not in told:
+                told.append(before)
+                yield [case, *(f"{before[share]:.3f}" for share in SHARES)]
 
 
 def _mean(row: Mapping[str, Any]) -> float:

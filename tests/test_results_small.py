@@ -48,6 +48,18 @@ def test_gaps_are_related_to_the_ladder_of_the_same_seed(small, tmp_path):
     assert "nested" not in found["answered"]
 
 
+@pytest.mark.parametrize("missing", ["nested", "1, seed 1"])
+def test_a_seed_counts_once_all_of_it_is_there(small, tmp_path, missing):
+    ladder_of(tmp_path, FALLING)
+    path = tmp_path / "ladder.json"
+    found = json.loads(path.read_text())
+    whole = small.ladder()
+    (found if missing in found else found["end to end"]).pop(missing)
+    path.write_text(json.dumps(found))
+    assert whole["seeds"] == 2
+    assert small.ladder().get("seeds", 0) == (0 if missing == "nested" else 1)
+
+
 @pytest.mark.parametrize(("last", "monotone"), [(2.0, True), (3.5, False)])
 def test_a_ladder_that_does_not_fall_is_told(small, tmp_path, last, monotone):
     ladder_of(tmp_path, FALLING | {"1": last})
