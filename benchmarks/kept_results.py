@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,24 @@ from flextron_lit.latency.device import device_description
 
 
 class Kept:
-    """A file of results by kind and name, which several processes may add to."""
+    """A file of results by kind and name, which several processes may add to.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        settings: that all of it was measured by; None where names say so.
+
+    Raises:
+        SystemExit: if the file has other settings.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
         self.path = path
-        self.kept: dict[str, Any] = {}
+        # as they are read back
+        wanted = json.loads(json.dumps(settings))
+        self.kept: dict[str, Any] = {} if settings is None else {"settings": wanted}
         self.read()
+        if self.kept.get("settings") != wanted:
+            sys.exit(f"{path} was measured with {self.kept['settings']}, not {wanted}: move it away to start anew")
 
     def read(self) -> None:
         """What is known, by other processes too."""
@@ -42,5 +55,6 @@ class Kept:
         with FileLock(cache_root() / f"{self.path.name}.lock"):
             self.read()
             self.kept.setdefault(kind, {})[name] = made
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
             write_json(self.path, self.kept | {"about": about})

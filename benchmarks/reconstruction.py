@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
-from sorting import embedded
+from configured_text import embedded
 from text_loss import blocks_of, loss_on
 
 from flextron_lit.costs import parameter_table

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from configured_text import configured
 from kept_results import Kept
 from rival_latency import ratio
 from rival_tuning import Batch, taught, training_text, tune
 from rival_ways import WAYS
-from sorting import configured
 from text_loss import blocks_of
 from transformers import PreTrainedModel
 

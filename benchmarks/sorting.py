@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -20,27 +19,14 @@ from torch import Tensor
 ROOT = Path(__file__).parent.parent
 WAYS = ["magnitude", "outgoing", "magnitude, balanced", "outgoing, balanced"]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+from configured_text import embedded
 from text_loss import blocks_of, loss_on
 
-from flextron_lit.data import TextDataModule, TextDomain
+from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone, importance
 from flextron_lit.sources import load_dense
 from flextron_lit.stages import Calibration
 from flextron_lit.stages.calibration import falling_importance
-
-
-def embedded(checkpoint: str, block_size: int) -> TextDataModule:
-    """The embedded domains, as the quickstart configures them."""
-    return configured("embedded", checkpoint, block_size)
-
-
-def configured(name: str, checkpoint: str, block_size: int) -> TextDataModule:
-    """The text of a file of configs/data."""
-    settings = yaml.safe_load((ROOT / "configs/data" / f"{name}.yaml").read_text())["data"]["init_args"]
-    domains = {name: TextDomain(**domain) for name, domain in settings.pop("domains").items()}
-    data = TextDataModule(domains, tokenizer=checkpoint, **{**settings, "block_size": block_size})
-    data.prepare_data()
-    return data
 
 
 def orders(backbone: ElasticBackbone, data: TextDataModule, tokens: int, ways: list[str]) -> dict[str, list[Tensor]]:
