@@ -90,6 +90,7 @@ def rivals() -> dict[str, Any]:
     return {
         "tuning": tuned[0],
         "evaluations": EVALUATIONS,
+        "ways": {name.rpartition(", ")[0] for name in rows},
         "targets": {target: table(head, cells) for target, cells in targets.items() if cells},
         "original": ", ".join(f"{loss:.3f} ({name})" for name, loss in texts.items()),
         "about": measured_by(found),
@@ -153,6 +154,10 @@ def closed_form() -> str:
 
 def page() -> str:
     """Of all that was measured."""
+    # they take their pieces from here
+    import results_dynamic
+    import results_small
+
     settings = {"undefined": StrictUndefined, "keep_trailing_newline": True, "trim_blocks": True}
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), **settings).get_template("results.md.jinja")
     parts = {
@@ -161,6 +166,11 @@ def page() -> str:
         "quantization": quantization(),
         "closed_form": closed_form(),
         "peers": peers(),
+        "depth": results_dynamic.dynamic_depth(),
+        "speculative": results_dynamic.speculative(),
+        "growth": results_dynamic.growth(),
+        "ladder": results_small.ladder(),
+        "ablations": results_small.ablations(),
         "paper": paper_row(),
     }
     return template.render(**parts, alone=ALONE)
