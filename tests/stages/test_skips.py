@@ -96,7 +96,9 @@ def trained(*callbacks, state=None):
     settings |= {"enable_model_summary": False, "use_distributed_sampler": False, "limit_val_batches": 0}
     sampling = BudgetSampling(k=2, strategies={"excess": 1.0})
     trainer = Trainer(accelerator="cpu", max_steps=4, callbacks=[sampling, *callbacks], **settings)
-    trainer.fit(module, datamodule=text(), ckpt_path=state)
+    # as `fit` does: stages ask for it while they are built
+    trainer.ckpt_path = state
+    trainer.fit(module, datamodule=text())
     return module
 
 
