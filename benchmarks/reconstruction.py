@@ -27,7 +27,6 @@ from text_loss import blocks_of, loss_on
 from flextron_lit.costs import parameter_table
 from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.elastic.reconstruction import rebuild
 from flextron_lit.files.provenance import versions
 from flextron_lit.files.whole_file import write_json
 from flextron_lit.latency.device import device_description
@@ -110,10 +109,10 @@ def measured(way: str, tokens: int, seed: int, options: argparse.Namespace) -> d
         written=options.written,
     )
     begun = time.monotonic()
-    found, excess = convert(backbone, text, calibration)
-    rebuild(backbone, found)
+    converted = convert(backbone, text, calibration)
+    backbone = converted.build(backbone)
     seconds = time.monotonic() - begun
-    routing = Routing(backbone.space, {"parameters": parameter_table(backbone)}, {}, None, excess)
+    routing = Routing(backbone.space, {"parameters": parameter_table(backbone)}, {}, None, converted.excess)
     own = [batch for loader in text.test_dataloader() for batch in list(loader)]
     old = TextDataModule({"old_speeches": OLD}, options.checkpoint, block_size=BLOCK_SIZE, test_tokens=options.tokens)
     old.prepare_data()

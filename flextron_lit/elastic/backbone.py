@@ -230,10 +230,9 @@ class ElasticBackbone:
 def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrainedModel) -> ElasticSpace:
     config = model.config
     full = {kind: each.full_width(config) for kind, each in family.blocks.items()}
-    cache_layers = _cache_layers(config)
     shape = {"num_layers": config.num_hidden_layers, "neurons": full["mlp"], "kv_groups": full["attention"]}
     if isinstance(space, SpaceConfig):
-        return resolve(space, **shape, cache_layers=cache_layers)
+        return resolve(space, **shape, cache_layers=cache_layers(config))
     dense = resolve(SpaceConfig(mlp=[full["mlp"]], attention=[full["attention"]]), **shape)
     found = [(b.layer, b.kind, b.full) for b in space.blocks]
     wanted = [(b.layer, b.kind, b.full) for b in dense.blocks]
@@ -243,11 +242,11 @@ def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrai
             f"the last {wanted[-1:]} (layer, kind, full width): it was made for another model"
         )
     for block in space.blocks:
-        check_skips(block, cache_layers)
+        check_skips(block, cache_layers(config))
     return space
 
 
-def _cache_layers(config: PreTrainedConfig) -> set[int]:
+def cache_layers(config: PreTrainedConfig) -> set[int]:
     """Where the KV cache reads its length: the first layer of each type, with a sliding window or without.
 
     A skipped attention writes nothing into the cache, so there the length would stay 0.

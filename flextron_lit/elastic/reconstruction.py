@@ -7,6 +7,7 @@ pass comes, from what its output projection reads just then, so that the moments
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,8 @@ class Reconstructed:
     """By the names of `Compensation`."""
     excess: list[float] | None
     """Nats per token that each width loses, the full one 0; None without Fisher information."""
+    absent: float | None = None
+    """The same of the block's absence, whether or not the space has width 0."""
 
 
 @torch.no_grad()
@@ -131,12 +134,12 @@ def _block(
     gram, projection = gram[where][:, where], projection[:, where]
     tensors = dict(_compensation(gram, projection, block.widths, rows, form))
     made = Compensation(tensors)
-    excess = None
+    excess = absent = None
     if fisher is not None:
-        weight = fisher.to(gram)
-        narrow = [made.folded(projection, w, w * rows) if w else projection[:, :0] for w in block.widths[:-1]]
-        excess = [*(excess_loss(gram, projection, each, weight) for each in narrow), 0.0]
-    return Reconstructed(order.cpu(), {name: t.float().cpu() for name, t in tensors.items()}, excess)
+        lost = partial(excess_loss, gram, projection, fisher=fisher.to(gram))
+        absent = lost(projection[:, :0])
+        excess = [*(lost(made.folded(projection, w, w * rows)) if w else absent for w in block.widths[:-1]), 0.0]
+    return Reconstructed(order.cpu(), {name: t.float().cpu() for name, t in tensors.items()}, excess, absent)
 
 
 def _compensation(

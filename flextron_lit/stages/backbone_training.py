@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from flextron_lit import checkpoint as flextron_checkpoint
+from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.elastic.sharding import whole
 from flextron_lit.losses.by_chunk import Predictions, losses
 from flextron_lit.losses.measured_loss import INPUTS, Batch
@@ -104,10 +105,7 @@ class BackboneTraining(WritingStage):
     def load_trainable(self, space: SpaceConfig | None) -> None:
         """Load the backbone as a part of this module, and the frozen original if something is distilled from it."""
         self.load_backbone(space)
-        if self.options.activation_checkpointing:
-            self.backbone.enable_activation_checkpointing()
-        self.model = self.backbone.model.train()
-        rank_zero_info(self.backbone.summary())
+        self.take(self.backbone)
         if self.options.distillation.from_original and self.trainer.state.fn == "fit":
             original = load_dense(self.checkpoint, attn_implementation=self.options.attn_implementation)
             original.requires_grad_(False)
@@ -115,6 +113,13 @@ class BackboneTraining(WritingStage):
                 torch.nn.Module.to(original, self.trainer.strategy.root_device)
             # in a tuple, so that it is no part of this module: not trained, not saved, not wrapped
             self._original = (original,)
+
+    def take(self, backbone: ElasticBackbone) -> None:
+        """Train this network."""
+        if self.options.activation_checkpointing:
+            backbone.enable_activation_checkpointing()
+        self.backbone, self.model = backbone, backbone.model.train()
+        rank_zero_info(backbone.summary())
 
     def cast(self, dtype: torch.dtype) -> None:
         """As for every stage, and the original's, where something is distilled from it."""

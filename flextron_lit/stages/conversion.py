@@ -1,6 +1,7 @@
 """From a dense network to an elastic one without training: order, compensation, excess losses (ours, closed form)."""
 
-from dataclasses import asdict
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,25 +12,43 @@ from flextron_lit.checkpoint import StageRecord
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
 from flextron_lit.data import TextDataModule
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.backbone import cache_layers
 from flextron_lit.elastic.fisher import output_gradients
 from flextron_lit.elastic.reconstruction import Reconstructed, rebuild, reconstruct
 from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.routers.excess import FILE, ExcessTable
-from flextron_lit.space import SpaceConfig
+from flextron_lit.space import KINDS, ElasticSpace, SpaceConfig
 from flextron_lit.stages.calibration import Calibration, falling_importance, groups
 from flextron_lit.stages.written_text import written
 
 
-def convert(
-    backbone: ElasticBackbone, text: TextDataModule, calibration: Calibration
-) -> tuple[list[Reconstructed], ExcessTable | None]:
+@dataclass(frozen=True)
+class Converted:
+    """What conversion works out of a dense network."""
+
+    space: ElasticSpace
+    """The given width choices, and those that it adds."""
+    blocks: list[Reconstructed]
+    """In the order of the space."""
+    excess: ExcessTable | None
+
+    def build(self, backbone: ElasticBackbone) -> ElasticBackbone:
+        """The network that was found, of the same model, in place."""
+        if self.space != backbone.space:
+            backbone = ElasticBackbone(backbone.undo(), self.space)
+        rebuild(backbone, self.blocks)
+        return backbone
+
+
+def convert(backbone: ElasticBackbone, text: TextDataModule, calibration: Calibration) -> Converted:
     """Work out order and compensation of every block of a dense network on training text, and what its widths lose.
 
-    The network stays as it is; see `reconstruction.rebuild`.
+    The network stays as it is; see `Converted.build`.
 
     Raises:
-        ValueError: if a domain does not exist, or there is too little text.
+        ValueError: if a domain does not exist, there is too little text, or what may be skipped is given twice.
     """
+    _refuse_skips_twice(backbone.space, calibration)
     names = calibration.domains or text.domain_names
     blocks = [block for group in groups(text, calibration) for block in text.calibration_batches(*group)]
     whole = {name: torch.cat([block[name] for block in blocks]) for name in ("input_ids", "position_ids")}
@@ -47,8 +66,41 @@ def convert(
         batches += _rows(own, mine)
         fisher = output_gradients(backbone, batches, torch.Generator().manual_seed(0))
     found = reconstruct(backbone, whole, orders, calibration.compensation, fisher)
-    lost = [tuple(each.excess) for each in found if each.excess is not None]
-    return found, ExcessTable(tuple(lost), calibration.excess_tokens) if lost else None
+    absent = [each.absent for each in found if each.absent is not None]
+    space = skippable(backbone.space, absent, calibration.skips, cache_layers(backbone.model.config))
+    lost = [
+        ((each.absent,) if len(block.widths) > len(given.widths) else ()) + tuple(each.excess)
+        for each, block, given in zip(found, space.blocks, backbone.space.blocks, strict=True)
+        if each.excess is not None and each.absent is not None
+    ]
+    return Converted(space, found, ExcessTable(tuple(lost), calibration.excess_tokens) if lost else None)
+
+
+def skippable(
+    space: ElasticSpace, absent: Sequence[float], share: float, needed: Container[int] = (0,)
+) -> ElasticSpace:
+    """A space in which some layers' attention may be left out: those that lose least without it.
+
+    Args:
+        space: the width choices.
+        absent: nats per token that each block's absence loses, 2L.
+        share: of the layers.
+        needed: layers whose attention always runs.
+    """
+    layers = len(space) // len(KINDS)
+    able = [i for i, block in enumerate(space.blocks) if block.kind == "attention" and block.layer not in needed]
+    chosen = set(sorted(able, key=lambda index: absent[index])[: round(share * layers)] if share else [])
+    rows = enumerate(space.blocks)
+    return ElasticSpace(tuple(replace(b, widths=(0, *b.widths)) if i in chosen else b for i, b in rows))
+
+
+def _refuse_skips_twice(space: ElasticSpace, calibration: Calibration) -> None:
+    given = next((b for b in space.blocks if b.kind == "attention" and b.widths[0] == 0), None)
+    if calibration.skips and given is not None:
+        raise ValueError(
+            f"calibration.skips {calibration.skips} looks for layers whose attention may be left out, but the space "
+            f"names some, layer {given.layer} for one; leave out one of the two"
+        )
 
 
 def _rows(blocks: dict[str, Tensor], tokens: int) -> list[dict[str, Tensor]]:
@@ -86,8 +138,8 @@ def convert_model(
         raise ValueError(f"{source} is a Flextron checkpoint already: it answers budgets, or can be trained on")
     text.prepare_data()
     backbone = loaded.backbone
-    found, excess = convert(backbone, text, calibration)
-    rebuild(backbone, found)
+    converted = convert(backbone, text, calibration)
+    backbone = converted.build(backbone)
     record = StageRecord(
         stage="Conversion",
         steps=0,
@@ -104,8 +156,8 @@ def convert_model(
         folder,
         backbone,
         loaded.tokenizer,
-        order=[each.order for each in found],
+        order=[each.order for each in converted.blocks],
         history=[record],
-        files={} if excess is None else {FILE: excess.to_bytes(backbone.space)},
+        files={} if converted.excess is None else {FILE: converted.excess.to_bytes(backbone.space)},
     )
-    return loaded
+    return replace(loaded, backbone=backbone)

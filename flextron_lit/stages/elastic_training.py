@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from flextron_lit.checkpoint import StageRecord
+from flextron_lit.checkpoint.resume_io import read_state
 from flextron_lit.costs import parameter_table
-from flextron_lit.elastic.reconstruction import prepare, rebuild
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.elastic.reconstruction import prepare
 from flextron_lit.losses.by_chunk import Predictions
 from flextron_lit.routers.excess import ExcessTable
-from flextron_lit.space import SpaceConfig, SubNetwork
+from flextron_lit.space import ElasticSpace, SpaceConfig, SubNetwork
 from flextron_lit.stages.backbone_training import BackboneSettings, BackboneTraining
 from flextron_lit.stages.calibration import Calibration
 from flextron_lit.stages.conversion import convert
@@ -70,6 +73,9 @@ class ElasticTraining(BackboneTraining):
             self._convert()
         elif self._converts:
             # a resumed run has its weights, their order and what narrower widths have of their own in its state
+            if self.options.calibration.skips:
+                state = read_state(Path(str(self.trainer.ckpt_path)), whole=False)
+                self.take(ElasticBackbone(self.backbone.undo(), ElasticSpace.from_json(state["flextron"]["space"])))
             prepare(self.backbone, self.options.calibration.compensation)
         self.costs = parameter_table(self.backbone)
         self.watch(self.options.validation.resolve(self.backbone.space, self.costs), self.costs)
@@ -84,9 +90,9 @@ class ElasticTraining(BackboneTraining):
         rank_zero_info(f"ordering units, {calibration.importance}, on {calibration.tokens} training tokens")
         self.model.to(self.trainer.strategy.root_device)
         # ranks may sum in another order; they must not end with other weights
-        found, self.excess = self.trainer.strategy.broadcast(convert(self.backbone, self.text, calibration))
-        rebuild(self.backbone, found)
-        self.order = [each.order for each in found]
+        converted = self.trainer.strategy.broadcast(convert(self.backbone, self.text, calibration))
+        self.take(converted.build(self.backbone))
+        self.excess, self.order = converted.excess, [each.order for each in converted.blocks]
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -111,6 +117,7 @@ class ElasticTraining(BackboneTraining):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As for every stage, with the excess losses."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["flextron"]["space"] = self.backbone.space.to_json()
         checkpoint["flextron"]["excess"] = None if self.excess is None else asdict(self.excess)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

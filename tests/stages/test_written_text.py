@@ -58,10 +58,11 @@ def test_orders_and_projections_are_of_both(importance):
     # its tokens have to be the network's
     backbone = ElasticBackbone(make_llama(vocab_size=260), SPACE)
     settings = {"tokens": 256, "excess_tokens": 128, "importance": importance}
-    alone, table = convert(backbone, text, Calibration(**settings))
-    both, other = convert(backbone, text, Calibration(**settings, written=0.5))
-    assert table != other
-    assert any(not torch.equal(one.order, two.order) for one, two in zip(alone, both, strict=True))
+    one = convert(backbone, text, Calibration(**settings))
+    other = convert(backbone, text, Calibration(**settings, written=0.5))
+    alone, both = one.blocks, other.blocks
+    assert one.excess != other.excess
+    assert any(not torch.equal(a.order, b.order) for a, b in zip(alone, both, strict=True))
     width = next(iter(alone[1].compensation))
     assert not torch.equal(alone[1].compensation[width], both[1].compensation[width])
     assert alone[1].compensation[width].shape == both[1].compensation[width].shape

@@ -1,0 +1,130 @@
+"""Layers whose attention may be left out, found as a network is converted."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from flextron_lit.callbacks import BudgetSampling
+from flextron_lit.checkpoint.in_memory import load_elastic
+from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.sources import load_dense
+from flextron_lit.space import ElasticSpace, SpaceConfig
+from flextron_lit.stages import Calibration, ElasticTraining
+from flextron_lit.stages.conversion import convert, convert_model, skippable
+from tests.stages.training import SPACE, TINY, text
+
+WIDTHS = SpaceConfig(mlp=[32, 64, 128], attention=[1, 2, 4])
+CALIBRATION = Calibration(tokens=256, excess_tokens=128, skips=0.4)
+"""Of three layers, of which the first one's attention always runs: one."""
+
+
+def skipped(space: ElasticSpace) -> list[int]:
+    """Layers whose attention may be left out."""
+    return [block.layer for block in space.blocks if block.kind == "attention" and block.widths[0] == 0]
+
+
+def prepared():
+    found = text()
+    found.prepare_data()
+    return found
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, []), (0.1, []), (0.2, [3]), (0.4, [1, 3]), (0.99, [1, 2, 3, 4])])
+def test_those_that_lose_least_may_be_left_out(share, expected):
+    space = ElasticBackbone(load_dense(TINY), WIDTHS).space
+    # five layers of them; MLPs lose nothing, and stay
+    space = ElasticSpace(tuple(block for _ in range(5) for block in space.blocks[:2]))
+    layers = [block.__class__(i // 2, block.kind, block.widths) for i, block in enumerate(space.blocks)]
+    absent = [value for lost in (0.1, 0.3, 0.5, 0.2, 0.4) for value in (lost, 0.0)]
+    assert skipped(skippable(ElasticSpace(tuple(layers)), absent, share)) == expected
+
+
+def test_conversion_finds_them_and_what_they_lose():
+    backbone = ElasticBackbone(load_dense(TINY), WIDTHS)
+    given = backbone.space
+    found = convert(backbone, prepared(), CALIBRATION)
+    plain = convert(backbone, prepared(), Calibration(tokens=256, excess_tokens=128))
+    assert plain.space == given
+    (layer,) = skipped(found.space)
+    absent = [each.absent for block, each in zip(given.blocks, found.blocks, strict=True) if block.kind == "attention"]
+    assert absent[layer] == min(absent[1:])
+    rows = list(zip(found.space.blocks, found.excess.blocks, plain.excess.blocks, strict=True))
+    assert all(len(row) == len(block.widths) for block, row, _ in rows)
+    assert all(row[-len(without) :] == without for _, row, without in rows)
+    assert [row[0] for block, row, _ in rows if block.widths[0] == 0] == [absent[layer]]
+
+
+def test_the_network_is_the_dense_one_and_runs_without_that_attention():
+    dense, backbone = load_dense(TINY).eval(), ElasticBackbone(load_dense(TINY).eval(), WIDTHS)
+    built = convert(backbone, prepared(), CALIBRATION).build(backbone)
+    (layer,) = skipped(built.space)
+    ids = torch.arange(24).view(1, -1)
+    assert torch.allclose(built.model(ids).logits, dense(ids).logits, atol=1e-5)
+    absent = built.space.full().replace(2 * layer, 0)
+    with built.use(absent):
+        without = built.model(ids).logits
+    dense.model.layers[layer].self_attn.o_proj.weight.data.zero_()
+    assert torch.allclose(without, dense(ids).logits, atol=1e-5)
+    assert not torch.allclose(without, built.model(ids).logits, atol=1e-3)
+
+
+def test_a_checkpoint_holds_them(tmp_path):
+    made = convert_model(TINY, tmp_path / "converted", prepared(), WIDTHS, CALIBRATION)
+    read = load_elastic(str(tmp_path / "converted"))
+    assert skipped(read.backbone.space) == skipped(made.backbone.space) != []
+    # without anything else to leave out, the cheapest networks leave it out
+    (layer,) = skipped(read.backbone.space)
+    table = read.routing().tables["parameters"]
+    smallest = read.answer(f"parameters={table.smallest_ratio + 1e-6}").sub_network
+    assert read.backbone.space.widths(smallest)[2 * layer] == 0
+
+
+class Saved(Callback):
+    """The state of the run after its second step."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
+
+
+def trained(*callbacks, state=None):
+    module = ElasticTraining(TINY, space=WIDTHS, calibration=CALIBRATION, trained="compensation")
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    settings |= {"enable_model_summary": False, "use_distributed_sampler": False, "limit_val_batches": 0}
+    sampling = BudgetSampling(k=2, strategies={"excess": 1.0})
+    trainer = Trainer(accelerator="cpu", max_steps=4, callbacks=[sampling, *callbacks], **settings)
+    # as `fit` does: stages ask for it while they are built
+    trainer.ckpt_path = state
+    trainer.fit(module, datamodule=text())
+    return module
+
+
+def test_a_resumed_run_leaves_out_the_same_ones(tmp_path):
+    state = tmp_path / "state.ckpt"
+    whole = trained(Saved(state))
+    again = trained(state=state)
+    assert again.backbone.space == whole.backbone.space
+    assert skipped(again.backbone.space) != []
+    assert again.excess == whole.excess
+    pairs = zip(whole.model.named_parameters(), again.model.named_parameters(), strict=True)
+    assert all(name == other and torch.equal(one, two) for (name, one), (other, two) in pairs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"skips": 1.0}, "calibration.skips is a share of the layers"),
+        ({"skips": 0.2, "excess_tokens": 0}, "known by the excess losses alone"),
+    ],
+)
+def test_a_wrong_share_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Calibration(**settings)
+
+
+def test_what_may_be_left_out_is_not_given_twice():
+    with pytest.raises(ValueError, match="leave out one of the two"):
+        convert(ElasticBackbone(load_dense(TINY), SPACE), prepared(), CALIBRATION)
