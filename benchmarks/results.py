@@ -18,7 +18,7 @@ PAGE, CHART = ROOT / "docs" / "results.md", ROOT / "docs" / "rivals.svg"
 DOMAINS = ("speeches", "encyclopedia", "python_docs")
 TARGETS = ("0.9", "0.8", "0.7", "0.6")
 OURS, ALONE, ORACLE = "Flextron", "one network alone", "oracle"
-FAMILY = ("Flextron", "uniform width", "evolutionary search", "oracle", "MatFormer-style")
+FAMILY = ("Flextron", "Flextron with skips", "uniform width", "evolutionary search", "oracle", "MatFormer-style")
 """Ways whose networks for all targets are one network's."""
 NAMES = {"wikitext2_raw_test": "WikiText-2"}
 HALF = "67M"
