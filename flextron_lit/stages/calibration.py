@@ -37,8 +37,8 @@ class Calibration:
     projections to those kinds, what it writes is of all that it has learned. Takes as long as `generate` does."""
     skips: float = 0.0
     """Share of the layers whose attention may be left out as a whole (width 0): those that lose least by it, as the
-    excess losses have it (ours). One layer less to run saves time at any batch size; more than a fifth of them, and
-    what the layers lose together is far more than the sum."""
+    excess losses have it (ours): a layer less to run saves time that narrower ones do not. Of more than a fifth of them
+    the sum of such losses says little (docs/experiments.md)."""
     balance_domains: bool = False
     """Let every domain count the same, however large its activations are."""
 

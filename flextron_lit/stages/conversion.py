@@ -48,7 +48,7 @@ def convert(backbone: ElasticBackbone, text: TextDataModule, calibration: Calibr
     Raises:
         ValueError: if a domain does not exist, there is too little text, or what may be skipped is given twice.
     """
-    _refuse_skips_twice(backbone.space, calibration)
+    _check_skips(backbone.space, calibration)
     names = calibration.domains or text.domain_names
     blocks = [block for group in groups(text, calibration) for block in text.calibration_batches(*group)]
     whole = {name: torch.cat([block[name] for block in blocks]) for name in ("input_ids", "position_ids")}
@@ -94,7 +94,11 @@ def skippable(
     return ElasticSpace(tuple(replace(b, widths=(0, *b.widths)) if i in chosen else b for i, b in rows))
 
 
-def _refuse_skips_twice(space: ElasticSpace, calibration: Calibration) -> None:
+def _check_skips(space: ElasticSpace, calibration: Calibration) -> None:
+    layers = len(space) // len(KINDS)
+    if calibration.skips and not round(calibration.skips * layers):
+        least = f"{1 / layers:.2f}"
+        raise ValueError(f"calibration.skips {calibration.skips} of {layers} layers is none: set it to {least} or more")
     given = next((b for b in space.blocks if b.kind == "attention" and b.widths[0] == 0), None)
     if calibration.skips and given is not None:
         raise ValueError(

@@ -91,7 +91,9 @@ class ElasticTraining(BackboneTraining):
         self.model.to(self.trainer.strategy.root_device)
         # ranks may sum in another order; they must not end with other weights
         converted = self.trainer.strategy.broadcast(convert(self.backbone, self.text, calibration))
-        self.take(converted.build(self.backbone))
+        built = converted.build(self.backbone)
+        if built is not self.backbone:
+            self.take(built)
         self.excess, self.order = converted.excess, [each.order for each in converted.blocks]
 
     # --- training -----------------------------------------------------------------------------------------------

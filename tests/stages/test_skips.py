@@ -1,5 +1,7 @@
 """Layers whose attention may be left out, found as a network is converted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -123,6 +125,11 @@ def test_a_resumed_run_leaves_out_the_same_ones(tmp_path):
 def test_a_wrong_share_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Calibration(**settings)
+
+
+def test_a_share_that_is_no_layer_is_refused():
+    with pytest.raises(ValueError, match=r"0\.1 of 3 layers is none: set it to 0\.33 or more"):
+        convert(ElasticBackbone(load_dense(TINY), WIDTHS), prepared(), replace(CALIBRATION, skips=0.1))
 
 
 def test_what_may_be_left_out_is_not_given_twice():
