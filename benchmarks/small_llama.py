@@ -16,7 +16,6 @@ from lightning.pytorch import Callback, Trainer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     get_cosine_with_min_lr_schedule_with_warmup,
@@ -35,6 +34,8 @@ from flextron_lit.elastic.extraction import extract
 from flextron_lit.losses.by_chunk import Predictions, losses
 from flextron_lit.losses.measured_loss import INPUTS, Batch, MeasuredLoss
 from flextron_lit.routers.from_budget import Routing
+from flextron_lit.sources import load_tokenizer
+from flextron_lit.sources.stock import from_config
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages import Stage
 
@@ -142,7 +143,7 @@ def untrained(seed: int, share: float = 1.0) -> PreTrainedModel:
     """A network with so much of the largest one's neurons and heads, and its first weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        largest = LlamaForCausalLM(config())
+        largest = from_config(config())
     if share == 1:
         return largest
     backbone = ElasticBackbone(largest)
@@ -180,7 +181,7 @@ def train(
 def save(model: PreTrainedModel, text: TextDataModule, folder: Path) -> None:
     """With its tokenizer, as a checkpoint that stages start from."""
     assert text.tokenizer is not None
-    PreTrainedTokenizerFast.from_pretrained(text.tokenizer).save_pretrained(folder)
+    load_tokenizer(text.tokenizer).save_pretrained(folder)
     model.save_pretrained(folder)
 
 

@@ -76,7 +76,7 @@ def test_cached_equals_uncached_past_the_window(backbone, tokens, monkeypatch):
         torch.testing.assert_close(steps(backbone.model), expected, **TOLERANCE)
     # why the first layer of each type is never skipped (of those with a window: static caches)
     dense = backbone.undo()
-    monkeypatch.setattr("flextron_lit.elastic.backbone._cache_layers", lambda config: set())
+    monkeypatch.setattr("flextron_lit.elastic.backbone.cache_layers", lambda config: set())
     unsafe = ElasticBackbone(dense, space_for(dense))
     with unsafe.use(unsafe.space.full().replace(0, 0)):
         expected = unsafe.model(tokens, use_cache=False).logits
