@@ -17,6 +17,11 @@ from flextron_lit.files.whole_file import write_json
 from flextron_lit.latency.device import device_description
 
 
+def about() -> dict[str, Any]:
+    """Where something was measured, and with what."""
+    return {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
+
+
 class Kept:
     """A file of results by kind and name, which several processes may add to.
 
@@ -35,7 +40,7 @@ class Kept:
         self.kept: dict[str, Any] = {} if settings is None else {"settings": wanted}
         self.read()
         if self.kept.get("settings") != wanted:
-            sys.exit(f"{path} was measured with {self.kept['settings']}, not {wanted}: move it away to start anew")
+            sys.exit(f"{path} was measured with {self.kept.get('settings')}, not {wanted}: move it away to start anew")
 
     def read(self) -> None:
         """What is known, by other processes too."""
@@ -55,6 +60,4 @@ class Kept:
         with FileLock(cache_root() / f"{self.path.name}.lock"):
             self.read()
             self.kept.setdefault(kind, {})[name] = made
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
-            write_json(self.path, self.kept | {"about": about})
+            write_json(self.path, self.kept | {"about": about()})

@@ -200,7 +200,6 @@ def main() -> None:
         return
     if options.quick:
         options.rounds, options.results = 1, Path("build/quick/peer_speed.json")
-    options.results.parent.mkdir(parents=True, exist_ok=True)
     workers = [Worker(sys.executable, "ours")]
     if options.whittle_python:
         workers.append(Worker(options.whittle_python, "whittle"))
@@ -221,12 +220,11 @@ def main() -> None:
             times[variant][f"{kind}, of dense"] = ratio
             print(f"{variant}, {kind}: {ratio:.3f} of {reference}", flush=True)
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    from flextron_lit.files.provenance import versions
-    from flextron_lit.files.whole_file import write_json
-    from flextron_lit.latency.device import device_description
+    from kept_results import about
 
-    about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
-    write_json(options.results, {"times": times, "about": about})
+    from flextron_lit.files.whole_file import write_json
+
+    write_json(options.results, {"times": times, "about": about()})
 
 
 if __name__ == "__main__":

@@ -25,12 +25,11 @@ from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from gguf_types import FILE_TYPES, as_stored, rewrite
+from kept_results import about
 
 from flextron_lit.data import text_blocks
 from flextron_lit.elastic.extraction import extract
-from flextron_lit.files.provenance import versions
 from flextron_lit.files.whole_file import write_json
-from flextron_lit.latency.device import device_description
 from flextron_lit.losses.measured_loss import mean_loss
 from flextron_lit.model import FlextronModel
 
@@ -136,8 +135,7 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     rows = measured(options)
-    about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
-    write_json(options.results, {"rows": rows, "text": options.text.name, "tokens": options.tokens, "about": about})
+    write_json(options.results, {"rows": rows, "text": options.text.name, "tokens": options.tokens, "about": about()})
     table = Table("network", "MB", "memory MB", "prompt", "answer", "nats")
     for name, row in rows.items():
         cells = (f"{row['mb']:.0f}", f"{row['memory_mb']:.0f}", f"{row['prompt']:.2f}", f"{row['predicted']:.2f}")
@@ -159,7 +157,6 @@ def parsed() -> argparse.Namespace:
     options = made.parse_args()
     if options.quick:
         vars(options).update(QUICK)
-    options.results.parent.mkdir(parents=True, exist_ok=True)
     return options
 
 

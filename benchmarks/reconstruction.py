@@ -22,14 +22,13 @@ from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from configured_text import embedded
+from kept_results import about
 from text_loss import blocks_of, loss_on
 
 from flextron_lit.costs import parameter_table
 from flextron_lit.data import TextDataModule, TextDomain
 from flextron_lit.elastic import ElasticBackbone
-from flextron_lit.files.provenance import versions
 from flextron_lit.files.whole_file import write_json
-from flextron_lit.latency.device import device_description
 from flextron_lit.losses.measured_loss import MeasuredLoss
 from flextron_lit.routers.from_budget import Routing
 from flextron_lit.sources import load_dense
@@ -142,7 +141,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         vars(options).update(QUICK)
-    options.results.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(options.results.read_text()) if options.results.is_file() else {}
     for tokens in options.calibration_tokens:
         for seed in options.seeds:
@@ -150,8 +148,7 @@ def main() -> None:
                 name = f"{way}, {tokens} tokens, seed {seed}" + f", {options.space}" * (options.space != "default")
                 name += f", {options.written:.0%} written" * (options.written > 0)
                 if name not in kept:
-                    about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
-                    kept[name] = {**measured(way, tokens, seed, options), "about": about}
+                    kept[name] = {**measured(way, tokens, seed, options), "about": about()}
                     write_json(options.results, kept)
                 show(name, kept[name])
 

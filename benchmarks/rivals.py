@@ -183,7 +183,6 @@ def parsed() -> argparse.Namespace:
     options = made.parse_args()
     if options.quick:
         vars(options).update(QUICK)
-    options.results.parent.mkdir(parents=True, exist_ok=True)
     return options
 
 

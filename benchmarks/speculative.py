@@ -28,6 +28,7 @@ from torch import Tensor
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from held_out_text import flextron_folders, prompts_of
 from kept_results import Kept
+from results_dynamic import draft_cells
 from stock_drafts import StockDraft, stock_drafts
 
 from flextron_lit.checkpoint.in_memory import Loaded, load_elastic
@@ -267,20 +268,7 @@ def shown(found: Mapping[str, Mapping[str, Any]], title: str) -> None:
     for column in columns:
         table.add_column(column, no_wrap=True)
     for row in found.values():
-        low, high = row["range"]
-        table.add_row(
-            row["draft"],
-            "" if row["parameters"] is None else f"{row['parameters']:.3f}",
-            str(row["tokens"]),
-            f"{row['confidence']:g}",
-            f"{row['accepted']:.0%}",
-            f"{row['tokens_a_pass']:.2f}",
-            f"{row['speed_up']:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{row['same']} of {row['texts']}",
-            str(row["tie"]),
-            str(row["other"]),
-        )
+        table.add_row(*draft_cells(row), str(row["tie"]), str(row["other"]))
     Console(width=140).print(table)
 
 

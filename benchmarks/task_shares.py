@@ -23,11 +23,10 @@ from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from above_chance import CHANCE, FULL, interval, pairs, share
+from kept_results import about
 
 from flextron_lit.evaluation.harness import BudgetedLM, LoadedTask
-from flextron_lit.files.provenance import versions
 from flextron_lit.files.whole_file import write_json
-from flextron_lit.latency.device import device_description
 from flextron_lit.model import FlextronModel
 from flextron_lit.space import SubNetwork
 
@@ -67,8 +66,7 @@ class Answers:
 
     def write(self) -> None:
         if self.options.results:
-            about = {"machine": device_description(torch.device("cpu"))["name"], "versions": versions()}
-            found = {"limit": self.options.limit, "dtype": self.options.dtype, "right": self.right, "about": about}
+            found = {"limit": self.options.limit, "dtype": self.options.dtype, "right": self.right, "about": about()}
             write_json(self.options.results, found)
 
 

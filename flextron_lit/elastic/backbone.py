@@ -229,10 +229,11 @@ class ElasticBackbone:
 
 def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrainedModel) -> ElasticSpace:
     config = model.config
+    needed = cache_layers(config)
     full = {kind: each.full_width(config) for kind, each in family.blocks.items()}
     shape = {"num_layers": config.num_hidden_layers, "neurons": full["mlp"], "kv_groups": full["attention"]}
     if isinstance(space, SpaceConfig):
-        return resolve(space, **shape, cache_layers=cache_layers(config))
+        return resolve(space, **shape, cache_layers=needed)
     dense = resolve(SpaceConfig(mlp=[full["mlp"]], attention=[full["attention"]]), **shape)
     found = [(b.layer, b.kind, b.full) for b in space.blocks]
     wanted = [(b.layer, b.kind, b.full) for b in dense.blocks]
@@ -242,7 +243,7 @@ def _fit_space(space: SpaceConfig | ElasticSpace, family: Family, model: PreTrai
             f"the last {wanted[-1:]} (layer, kind, full width): it was made for another model"
         )
     for block in space.blocks:
-        check_skips(block, cache_layers(config))
+        check_skips(block, needed)
     return space
 
 
