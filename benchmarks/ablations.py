@@ -166,6 +166,11 @@ class Before(Callback):
         pl_module.train()
 
 
+def by_ladder(ladder: Ladder | None) -> Callable[[Limit], SubNetwork]:
+    assert ladder is not None
+    return lambda limit: ladder.at(limit.value).sub_network
+
+
 @dataclass(frozen=True)
 class Bench:
     """The network, its text, and one seed."""
@@ -231,29 +236,28 @@ class Bench:
         )
         routed = self.folder / "routed"
         checkpoint.extend(self.elastic, routed, files=stage.files() | router.files())
-        found = {"router alone": self.at_all(stage.backbone, lambda limit: router.ladder.at(limit.value).sub_network)}
+        found = {"router alone": self.at_all(stage.backbone, by_ladder(router.ladder))}
 
         how = {"trained": "compensation", "distillation": FROM_FULL}
         optimizer, steps = self.optimizer(TUNING_LEARNING_RATE), self.recipe.tuning_steps
-        joint = JointTuning(str(routed), optimizer, train_router=False, remeasuring=REMEASURING, seed=self.seed, **how)
-        fit(joint, self.text, BATCH_SIZE, self.folder, self.sampling(None), max_steps=steps)
-        assert joint.ladder is not None
-        ladder = joint.ladder
-        found["joint tuning"] = self.at_all(joint.backbone, lambda limit: ladder.at(limit.value).sub_network)
+        how_routed = {"train_router": False, "remeasuring": REMEASURING, "seed": self.seed, **how}
+        for draws in ("router", "ladder"):
+            joint = JointTuning(str(routed), optimizer, draws=draws, **how_routed)
+            fit(joint, self.text, BATCH_SIZE, self.folder, self.sampling(None), max_steps=steps)
+            found[f"joint tuning, draws of the {draws}"] = self.at_all(joint.backbone, by_ladder(joint.ladder))
 
         continued = ElasticTraining(str(routed), optimizer, **how)
         fit(continued, self.text, BATCH_SIZE, self.folder, self.sampling({"excess": 1.0}), max_steps=steps)
-        again = self.measured_again(continued.backbone, router)
-        found["as many elastic steps"] = self.at_all(
-            continued.backbone, lambda limit: again.at(limit.value).sub_network
-        )
+        again = self.measured_again(continued, router)
+        found["as many elastic steps"] = self.at_all(continued.backbone, by_ladder(again))
         return {name: {"losses": losses} for name, losses in found.items()}
 
-    def measured_again(self, backbone: ElasticBackbone, router: TrainedRouter) -> Ladder:
+    def measured_again(self, stage: ElasticTraining, router: TrainedRouter) -> Ladder:
         """The router's answers by what a network that was trained on loses, as joint tuning measures them."""
         how = {"block_size": REMEASURING.block_size, "batch_size": REMEASURING.batch_size}
+        backbone, excess = stage.backbone, None if stage.excess is None else stage.excess.objective()
         losses = MeasuredLoss(backbone, self.text.calibration_batches(REMEASURING.tokens, **how))
-        series = candidates(router.network, backbone.space, router.table, router.ladder)
+        series = candidates(router.network, backbone.space, router.table, router.ladder, excess)
         chosen = worth_measuring(series, REMEASURING.candidates)
         backbone.model.eval()
         return measured_ladder(router.table, series, {each: losses(each) for each in chosen})

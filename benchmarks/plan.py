@@ -184,7 +184,7 @@ def later_stages(folder):
     routed, found = routers(folder)
     dynamic = DynamicRouterTraining(str(routed), cost="flops", calibration_tokens=64, prices=2, budgets=[0.9])
     found["dynamic_router"] = fit(dynamic, folder, PLAIN)
-    few = Remeasuring(candidates=4, tokens=32, block_size=32)
+    few = Remeasuring(candidates=6, tokens=32, block_size=32)
     for name, settings in (("joint_tuning", PLAIN), ("joint_tuning, checkpointing", CHECKPOINTED)):
         joint = JointTuning(str(routed), optimizer_of(settings), remeasuring=few, **of_backbone(settings))
         found[name] = fit(joint, folder, settings)

@@ -121,26 +121,36 @@ def build_ladder(
 
 @torch.no_grad()
 def candidates(
-    router: StaticRouter, space: ElasticSpace, table: CostTable, earlier: Ladder, budgets: int = BUDGETS
+    router: StaticRouter,
+    space: ElasticSpace,
+    table: CostTable,
+    earlier: Ladder,
+    excess: Predict | None = None,
+    budgets: int = BUDGETS,
 ) -> list[list[SubNetwork]]:
-    """What may become a rung once training has changed the network: two series, each by rising cost (ours).
+    """What may become a rung once training has changed the network: two or three series, each by rising cost (ours).
 
     A router's answers to evenly spaced budgets, narrowed where the router itself minds least: it has learned from the
-    network as it is now. And the rungs of an earlier ladder, up to the full network: they hold what the surrogate knew
-    of the network as it was.
+    network as it is now. The rungs of an earlier ladder, up to the full network: they hold what the surrogate knew of
+    the network as it was. And what the excess losses answer, so that no router is behind what needs none: few pairs
+    teach a surrogate little, and a search for what it predicts to be best finds its errors.
 
     Args:
         router: its logits.
         space: the choices.
         table: the cost that budgets are ratios of.
         earlier: holds what it then cost least to lose.
+        excess: the objective of the excess losses; None where the checkpoint has none.
         budgets: how many.
     """
     ratios = torch.linspace(table.smallest_ratio, 1.0, budgets, dtype=torch.float64)
     rows = zip(ratios, router(ratios.float()), strict=True)
     answers = [narrowed(own, space, Bound(table, ratio[None] * table.full)) for ratio, own in rows]
-    rungs = [rung.sub_network for rung in earlier.rungs]
-    return [sorted(dict.fromkeys(series), key=table.cost) for series in (answers, [*rungs, space.full()])]
+    series = [answers, [*(rung.sub_network for rung in earlier.rungs), space.full()]]
+    if excess is not None:
+        full = torch.tensor(space.full().choices).expand(budgets, -1)
+        series.append(_sub_networks(decode(space, full, [Bound(table, ratios * table.full)], excess)[0]))
+    return [sorted(dict.fromkeys(own), key=table.cost) for own in series]
 
 
 def worth_measuring(series: Sequence[Sequence[SubNetwork]], count: int) -> list[SubNetwork]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -23,8 +23,18 @@ from flextron_lit.stages.loss_measuring import MeasuringStage
 from flextron_lit.stages.loss_parts import Pass
 from flextron_lit.stages.ranks_together import zero_of
 from flextron_lit.stages.run_length import by_the_clock, updates_done
-from flextron_lit.stages.tuned_router import TUNED, Remeasuring, Tuned, TunedRouter, tuned_routers
+from flextron_lit.stages.tuned_router import (
+    TUNED,
+    Drawn,
+    Remeasuring,
+    Tuned,
+    TunedRouter,
+    TunedStaticRouter,
+    tuned_routers,
+)
 from flextron_lit.stages.watched_losses import budgets_to_watch, check_budgets
+
+Draws = Literal["router", "ladder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +52,10 @@ class JointSettings(BackboneSettings):
     train_router: bool = True
     """False trains the backbone on what the router draws and leaves the router as it is: faster, since a sub-network's
     pass computes its own units alone; temperature, penalty and router_optimizer have no effect."""
+    draws: Draws = "router"
+    """What a step trains for a budget: what the `router` draws at random (paper), or what its `ladder` answers,
+    measured before the first step: what users get (ours). The latter of a static router with train_router: false;
+    temperature and seed then have no effect."""
     temperature: Temperature = Temperature(start=0.3, end=0.3)
     """Of the Gumbel-softmax; the default is where the router stage ended."""
     penalty: CostPenalty = CostPenalty()
@@ -55,6 +69,13 @@ class JointSettings(BackboneSettings):
         super().__post_init__()
         if self.router not in TUNED:
             raise ValueError(f"router is one of {', '.join(TUNED)}, not {self.router!r}")
+        if self.draws not in get_args(Draws):
+            raise ValueError(f"draws is one of {', '.join(get_args(Draws))}, not {self.draws!r}")
+        if self.draws == "ladder" and (self.train_router or self.router != "static"):
+            raise ValueError(
+                f"draws: ladder trains what a static router's ladder answers, and no router learns from that: set "
+                f"train_router: false and router: static, not {self.train_router} and {self.router}"
+            )
         check_budgets(self.budgets)
 
 
@@ -79,7 +100,10 @@ class JointTuning(MeasuringStage, BackboneTraining):
     """
 
     plans = "budgets"
-    recorded = (*BackboneTraining.recorded, "router", "train_router", "temperature", "penalty", "remeasuring", "seed")
+    recorded = (
+        *BackboneTraining.recorded,
+        *("router", "train_router", "draws", "temperature", "penalty", "remeasuring", "seed"),
+    )
     options: JointSettings
 
     def __init__(
@@ -128,6 +152,12 @@ class JointTuning(MeasuringStage, BackboneTraining):
 
     # --- training -----------------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        """Measure what budgets get, where that is what is trained; a resumed run has it."""
+        super().on_train_start()
+        if self.options.draws == "ladder" and not self.trainer.global_step:
+            self._remeasure()
+
     def train_planned(self, planned: float, full: Pass, original: Predictions | None) -> Iterator[tuple[str, Tensor]]:
         """Forward and backward of what each router draws for a budget."""
         for tuned in self.tuned:
@@ -136,8 +166,7 @@ class JointTuning(MeasuringStage, BackboneTraining):
             yield f"what the {tuned.kind} router drew for the budget {budget:.3f}", loss.detach()
 
     def _train_routed(self, tuned: TunedRouter, budget: float, full: Pass, original: Predictions | None) -> Tensor:
-        temperature = self.options.temperature.at(updates_done(self.trainer) / self.planned_updates())
-        drawn = tuned.draw(budget, len(full.batch["input_ids"]), self.generator, temperature, self.place)
+        drawn = self._drawn(tuned, budget, len(full.batch["input_ids"]))
         sub_network = drawn.selection if isinstance(drawn.selection, SubNetwork) else None
         # with gates where choices need gradients; else the sub-network itself, which is less work
         gates = gated(self.backbone, drawn.choose) if self.options.train_router else self.backbone.use(drawn.selection)
@@ -154,6 +183,13 @@ class JointTuning(MeasuringStage, BackboneTraining):
         self.parts.add(f"{tuned.prefix}/cost_gap", ratios.mean() - budget)
         self.parts.add(f"{tuned.prefix}/entropy", entropy(drawn.routed.logits.detach()).mean())
         return loss
+
+    def _drawn(self, tuned: TunedRouter, budget: float, sequences: int) -> Drawn:
+        if self.options.draws == "ladder":
+            assert isinstance(tuned, TunedStaticRouter), "refused by the settings"
+            return tuned.answered(budget)
+        temperature = self.options.temperature.at(updates_done(self.trainer) / self.planned_updates())
+        return tuned.draw(budget, sequences, self.generator, temperature, self.place)
 
     def train_full(self, loss: Tensor) -> None:
         """The full network's backward."""

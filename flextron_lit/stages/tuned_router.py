@@ -36,8 +36,8 @@ class Remeasuring:
     """How a router's answers are measured again once training has changed the network."""
 
     candidates: int = 40
-    """Sub-networks that are measured for a static router's ladder: half of them its answers to evenly spaced budgets,
-    the others from the ladder before. Losses of those in between are interpolated."""
+    """Sub-networks that are measured for a static router's ladder: as many of its answers to evenly spaced budgets as
+    rungs of the ladder before, and answers of the excess losses. Losses of those in between are interpolated."""
     tokens: int = 1536
     """Training tokens that each is measured on, and that a dynamic router's prices are found on."""
     block_size: int = 256
@@ -46,8 +46,8 @@ class Remeasuring:
     """Blocks that run at once."""
 
     def __post_init__(self) -> None:
-        if self.candidates < 4:
-            raise ValueError(f"remeasuring.candidates must be 4 or more, not {self.candidates}")
+        if self.candidates < 6:
+            raise ValueError(f"remeasuring.candidates must be 6 or more, not {self.candidates}")
         if min(self.tokens, self.block_size, self.batch_size) < 1:
             raise ValueError(
                 "remeasuring.tokens, block_size and batch_size must be 1 or more, not "
@@ -103,13 +103,21 @@ class TunedStaticRouter:
         routed = route(self.network, budgets, generator, temperature)
         return Drawn(routed, for_all_tokens(routed.probabilities[0]), routed.sub_networks[0])
 
+    def answered(self, budget: float) -> Drawn:
+        """What the ladder answers to a budget, instead of a draw."""
+        budgets = torch.tensor([budget], device=self.network.smallest.device)
+        sub_network = self.ladder.at(max(budget * self.table.full, self.ladder.rungs[0].cost)).sub_network
+        routed = Routed(budgets, self.network(budgets), self.space.one_hot(sub_network)[None].to(budgets.device))
+        return Drawn(routed, for_all_tokens(routed.probabilities[0]), sub_network)
+
     def answers(self, budgets: Sequence[float], model: PreTrainedModel) -> Mapping[str, SubNetwork]:
         """What budgets get, by name: look-ups in the ladder."""
         return ladder_answers(self.ladder, self.table, budgets)
 
     def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
-        """Measure some of the router's answers and of the checkpoint's rungs; keep the best of all."""
-        series = candidates(on_processor(self.network), self.space, self.table, self.trained.ladder)
+        """Measure some of the router's answers, of the checkpoint's rungs, of the excess losses'; keep the best."""
+        excess = None if stage.excess is None else stage.excess.objective()
+        series = candidates(on_processor(self.network), self.space, self.table, self.trained.ladder, excess)
         chosen = worth_measuring(series, settings.candidates)
         stage.measure_on(stage.text_to_measure_on(settings.tokens, settings.block_size), settings.batch_size)
         losses = stage.losses_of(chosen, f"measuring losses of {len(chosen)} sub-networks for the ladder")

@@ -238,6 +238,34 @@ def test_what_may_become_a_rung_has_both_ends(series):
     assert ladders.candidates(router, SPACE, costs, cut, budgets=3)[1][-1] == SPACE.full()
 
 
+def test_the_ladder_is_not_behind_what_the_excess_losses_answer():
+    """An untrained router and the ladder of a surrogate that is wrong, beside excess losses that are right."""
+    costs = table(0)
+    router = StaticRouter(SPACE, 16, torch.Generator().manual_seed(options.seed(0)))
+    router.scale_to(costs)
+    wrong = build_ladder(
+        router, SPACE, costs, Additive(1 - EFFECTS), to_nats=lambda p: FULL_LOSS + p, full_loss=FULL_LOSS
+    )
+
+    def true(sub_network):
+        return Additive(EFFECTS)(SPACE.one_hot(sub_network)).item()
+
+    found = {}
+    for excess in (None, Additive(EFFECTS)):
+        series = ladders.candidates(router, SPACE, costs, wrong, excess)
+        assert len(series) == (2 if excess is None else 3)
+        chosen = {each for own in series for each in own}
+        found[excess is None] = measured_ladder(costs, series, {each: true(each) for each in chosen})
+    behind = 0.0
+    for ratio in torch.linspace(costs.smallest_ratio, 1.0, 20, dtype=torch.float64).tolist():
+        limit = Bound(costs, torch.tensor([ratio * costs.full], dtype=torch.float64))
+        choices, _ = decode(SPACE, torch.tensor([SPACE.full().choices]), [limit], Additive(EFFECTS))
+        answer = true(SubNetwork(tuple(choices[0].tolist())))
+        assert found[False].at(ratio * costs.full).loss <= answer + 1e-3
+        behind = max(behind, found[True].at(ratio * costs.full).loss - answer)
+    assert behind > 0.2
+
+
 def test_what_is_worth_measuring_is_spread_over_both_series(series):
     chosen = worth_measuring(series, 30)
     assert len(chosen) == len(set(chosen)) <= 30

@@ -70,7 +70,7 @@ def dynamic_stage(folder):
 
 
 def joint_stage(folder):
-    small = Remeasuring(candidates=4, tokens=128, block_size=32)
+    small = Remeasuring(candidates=6, tokens=128, block_size=32)
     return JointTuning(str(folder), router="static", remeasuring=small)
 
 

@@ -19,6 +19,7 @@ from flextron_lit.losses.cross_entropy import mean_cross_entropy
 from flextron_lit.losses.measured_loss import MeasuredLoss, batches_of
 from flextron_lit.routers.budget_prices import TOLERANCE, Priced, Prices
 from flextron_lit.routers.dynamic import DynamicRouter
+from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.routers.from_budget import Routing
 from flextron_lit.routers.from_surrogate import train_router
 from flextron_lit.routers.ladder import candidates, worth_measuring
@@ -133,7 +134,10 @@ def router_for(folder, cost, space):
 # --- gradients --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}, {"train_router": False}])
+FROM_LADDER = {"train_router": False, "draws": "ladder"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"activation_checkpointing": True}, {"train_router": False}, FROM_LADDER])
 def test_the_backbone_gets_the_gradients_of_what_the_router_drew(routed, tmp_path, settings):
     module, budgets, kept, router = tuning(routed, **settings), Budgets(), Gradients(), RouterGradients()
     fit(module, tmp_path, budgets, kept, router)
@@ -145,6 +149,48 @@ def test_the_backbone_gets_the_gradients_of_what_the_router_drew(routed, tmp_pat
     assert not all(torch.allclose(kept.kept[n], g, rtol=1e-3, atol=1e-6) for n, g in without.items())
     moved = [not torch.equal(p, router.weights[n]) for n, p in module.routers[0].named_parameters()]
     assert all(moved) if "train_router" not in settings else not any(moved)
+
+
+def test_what_budgets_get_is_trained_and_nothing_else_by_a_ladder_measured_first(routed, tmp_path):
+    class Started(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 0:
+                self.ladder = pl_module.ladder
+
+    module, budgets, started = tuning(routed, **FROM_LADDER), Budgets(), Started()
+    fit(module, tmp_path, budgets, started, steps=2)
+    assert started.ladder.measured
+    answers = [started.ladder.at(budget * module.table.full).sub_network for budget in BUDGETS]
+    assert budgets.drawn[1:] == answers
+    # a budget below what the smallest network costs gets that one
+    assert module.tuned[0].answered(0.0).selection == module.ladder.rungs[0].sub_network
+    drawn = Budgets()
+    fit(tuning(routed, train_router=False), tmp_path, drawn, steps=2)
+    assert drawn.drawn[1:] != answers
+
+
+@pytest.mark.parametrize(
+    "settings", [{"draws": "ladder"}, FROM_LADDER | {"router": "both"}, {"draws": "surrogate"}], ids=str
+)
+def test_draws_that_train_nothing_are_refused(settings):
+    with pytest.raises(ValueError, match="draws"):
+        tuning("nowhere", **settings)
+
+
+def test_answers_of_the_excess_losses_are_measured_too(routed, tmp_path):
+    module = tuning(routed)
+    fit(module, tmp_path, Budgets())
+    space, asked = module.backbone.space, []
+    module.excess = ExcessTable(tuple(tuple(float(w < b.full) for w in b.widths) for b in space.blocks), 1)
+    measured = module.losses_of
+    module.losses_of = lambda chosen, *about: asked.extend(chosen) or measured(chosen, *about)
+    module.tuned[0].remeasure(module, SMALL)
+    answers = candidates(
+        module.routers[0], space, module.table, module.tuned[0].trained.ladder, module.excess.objective()
+    )[2]
+    assert len(asked) <= SMALL.candidates
+    assert len(set(asked) & set(answers)) >= min(len(answers), SMALL.candidates // 3)
+    assert len({*answers} - {space.full(), space.smallest()}) > 2
 
 
 def test_the_router_gets_the_gradients_of_the_text_and_of_the_cost(routed, tmp_path):
@@ -457,10 +503,12 @@ class Stop(Callback):
             raise RuntimeError("stopped")
 
 
-@pytest.mark.parametrize("kind", ["static", "dynamic", "both"])
+@pytest.mark.parametrize("kind", ["static", "dynamic", "both", "ladder"])
 def test_a_run_that_resumes_ends_like_one_that_was_not_interrupted(kind, routed_by_token, tmp_path):
+    how = FROM_LADDER if kind == "ladder" else {"router": kind}
+
     def attempt(name, *others, ckpt_path=None):
-        module = tuning(routed_by_token, router=kind, cost="flops")
+        module = tuning(routed_by_token, cost="flops", **how)
         always = [callbacks.BudgetSampling(k=2), callbacks.FlextronCheckpointWriter(), callbacks.ExactResume(4)]
         fit(module, tmp_path / name, *always, *others, steps=8, ckpt_path=ckpt_path, enable_checkpointing=True)
         return module
@@ -481,10 +529,12 @@ def test_a_run_that_resumes_ends_like_one_that_was_not_interrupted(kind, routed_
     # stopped behind the last step, before anything was measured
     behind = attempt("killed", ckpt_path=RunFolder(tmp_path / "whole").resume_state)
     assert [tuned.state() for tuned in behind.tuned] == [tuned.state() for tuned in whole.tuned]
-    # another seed of the noise would have ended elsewhere
-    other = tuning(routed_by_token, router=kind, cost="flops", seed=1)
-    fit(other, tmp_path / "other", callbacks.BudgetSampling(k=2), steps=8)
-    assert not torch.equal(*(next(module.routers[0].parameters()) for module in (whole, other)))
+    # another seed of the noise would have ended elsewhere, and so would other budgets
+    other = tuning(routed_by_token, cost="flops", seed=1, **how)
+    fit(other, tmp_path / "other", callbacks.BudgetSampling(k=3 if kind == "ladder" else 2), steps=8)
+    which = "model" if kind == "ladder" else "routers"
+    weights = (getattr(module, which).parameters() for module in (whole, other))
+    assert not all(torch.equal(one, another) for one, another in zip(*weights, strict=True))
 
 
 # test_ranks_together.py has two processes of every stage
@@ -546,5 +596,5 @@ def test_what_does_not_fit_is_refused(routed, tmp_path):
         tuning(routed, router="greedy")
     with pytest.raises(ValueError, match="above 0 and at most 1, not 1.5"):
         tuning(routed, budgets=[1.5])
-    with pytest.raises(ValueError, match="candidates must be 4 or more, not 3"):
-        Remeasuring(candidates=3)
+    with pytest.raises(ValueError, match="candidates must be 6 or more, not 5"):
+        Remeasuring(candidates=5)

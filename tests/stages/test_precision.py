@@ -89,7 +89,7 @@ def test_a_stage_validates_in_it(kind, precision, exact):
 
 
 def test_a_stage_trains_in_bf16_and_its_routers_in_float32():
-    small = Remeasuring(candidates=4, tokens=64, block_size=32)
+    small = Remeasuring(candidates=6, tokens=64, block_size=32)
     stage = JointTuning(FOLDER, router="both", cost="flops", remeasuring=small)
     made = []
     # what a step makes by default: budgets and noise among others

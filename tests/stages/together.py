@@ -80,7 +80,7 @@ def dynamic(start):
 
 
 def joint(start, router="static", **settings):
-    small = Remeasuring(candidates=5, tokens=96, block_size=32)
+    small = Remeasuring(candidates=6, tokens=96, block_size=32)
     stage = JointTuning(
         start, router=router, cost="flops", optimizer=adamw, clip_norm=0.5, remeasuring=small, **settings
     )
