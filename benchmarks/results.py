@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -156,6 +156,7 @@ def page() -> str:
     """Of all that was measured."""
     # they take their pieces from here
     import results_dynamic
+    import results_runtimes
     import results_small
 
     settings = {"undefined": StrictUndefined, "keep_trailing_newline": True, "trim_blocks": True}
@@ -163,6 +164,7 @@ def page() -> str:
     parts = {
         "tasks": asked(),
         "rivals": rivals(),
+        "runtimes": results_runtimes.runtimes(),
         "quantization": quantization(),
         "closed_form": closed_form(),
         "peers": peers(),
@@ -176,43 +178,12 @@ def page() -> str:
     return template.render(**parts, alone=ALONE)
 
 
-def lines_of(rows: dict[str, Any], loss: Callable[[dict[str, float]], float]) -> dict[str, list[tuple[float, float]]]:
-    """Latencies and losses by way, the original first."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for name, row in rows.items():
-        if name != "original":
-            points = lines.setdefault(name.rpartition(", ")[0], [(1.0, loss(rows["original"]["losses"]))])
-            points.append((row["latency"]["latency"], loss(row["losses"])))
-    return {way: sorted(points, reverse=True) for way, points in lines.items()}
-
-
-def chart(path: Path) -> None:
-    """Loss against measured latency, every way a line: on the domains that were trained on, and on another text."""
-    from matplotlib import rcParams
-    from matplotlib.figure import Figure
-
-    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rivals"})
-    rows = read("rivals")["rows"]
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    losses = {"held-out documents of the three training domains": own, "WikiText-2, never trained on": wikitext}
-    for axes, (title, loss) in zip(figure.subplots(1, 2), losses.items(), strict=True):
-        for way, points in lines_of(rows, loss).items():
-            shown: dict[str, Any] = (
-                {"linewidth": 3.5, "zorder": 3, "color": "black"} if way == OURS else {"linewidth": 1.2}
-            )
-            style = ":" if way in (ORACLE, ALONE) else "-" if way in FAMILY else "--"
-            axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=way, **shown)
-        axes.invert_xaxis()
-        axes.set(title=title, xlabel="measured latency, share of the original's", ylabel="nats per token")
-        axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right upper")
-    figure.savefig(path, metadata={"Date": None})
-
-
 def main() -> None:
     PAGE.write_text(page(), encoding="utf-8")
-    if rivals():
-        chart(CHART)
+    import results_runtimes
+
+    if results_runtimes.runtimes():
+        results_runtimes.chart(CHART)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def ladder() -> dict[str, Any]:
         "seeds": len(seeds),
         "alike": table(head, [first, *alike]),
         "answered": table(head, [first, *answered]),
-        "monotone": all(_falls([rungs[size][seed]["loss"] for size in SIZES]) for seed in seeds),
+        "monotone": monotone({seed: [rungs[size][seed]["loss"] for size in SIZES] for seed in seeds}),
         "about": measured_by(found),
     }
 
@@ -76,6 +76,23 @@ def _gaps(
                 yield ["nested from the start", f"{spent:,}", *gaps]
             else:
                 yield [f"{WAYS[way]}, {float(part):.4g} of N", f"{spent:,} more", *gaps]
+
+
+def monotone(losses: Mapping[str, Sequence[float]]) -> str:
+    """Whether each larger network is the better one, in words.
+
+    Args:
+        losses: by seed, from the smallest network to the largest.
+    """
+    falling = [seed for seed, own in losses.items() if _falls(own)]
+    if len(falling) == len(losses):
+        return "Each larger network of the ladder is the better one, in every seed."
+    if _falls([fmean(own) for own in zip(*losses.values(), strict=True)]):
+        return (
+            f"Each larger network of the ladder is the better one in the mean of the seeds; within a seed in "
+            f"{len(falling)} of {len(losses)}."
+        )
+    return "Not every larger network of the ladder is better than the smaller one: its gaps say little."
 
 
 def _falls(losses: Sequence[float]) -> bool:

@@ -60,10 +60,14 @@ def test_a_seed_counts_once_all_of_it_is_there(small, tmp_path, missing):
     assert small.ladder().get("seeds", 0) == (0 if missing == "nested" else 1)
 
 
-@pytest.mark.parametrize(("last", "monotone"), [(2.0, True), (3.5, False)])
-def test_a_ladder_that_does_not_fall_is_told(small, tmp_path, last, monotone):
+@pytest.mark.parametrize(("last", "said"), [(2.0, "in every seed"), (3.5, "its gaps say little")])
+def test_a_ladder_that_does_not_fall_is_told(small, tmp_path, last, said):
     ladder_of(tmp_path, FALLING | {"1": last})
-    assert small.ladder()["monotone"] is monotone
+    assert said in small.ladder()["monotone"]
+
+
+def test_a_ladder_that_falls_in_the_mean_alone_is_told(small):
+    assert "in 1 of 2" in small.monotone({"0": [3.0, 2.0], "1": [2.4, 2.5]})
 
 
 def test_changes_are_related_to_the_base_of_the_same_seed(small, tmp_path):
