@@ -97,39 +97,6 @@ def rivals() -> dict[str, Any]:
     }
 
 
-def best_for(row: dict[str, float], others: Iterable[dict[str, float]]) -> str:
-    """In what no other network is better without losing more."""
-    wanted = {
-        "size": lambda each: -each["mb"],
-        "prompt": lambda each: each["prompt"],
-        "answer": lambda each: each["predicted"],
-    }
-    lost = [each for each in others if each["loss"] <= row["loss"] and each is not row]
-    return ", ".join(name for name, good in wanted.items() if all(good(each) < good(row) for each in lost))
-
-
-def quantization() -> dict[str, Any]:
-    """Files of llama.cpp, the smallest first."""
-    found = read("quantization")
-    if not found:
-        return {}
-    rows = sorted(found["rows"].items(), key=lambda each: each[1]["mb"])
-    cells = [
-        [
-            name,
-            f"{row['mb']:.0f}",
-            f"{row['memory_mb']:.0f}",
-            f"{row['prompt']:.2f}",
-            f"{row['predicted']:.2f}",
-            f"{row['loss']:.3f}",
-            best_for(row, found["rows"].values()),
-        ]
-        for name, row in rows
-    ]
-    head = ["network", "MB", "memory MB", "prompt", "answer", "nats", "best at its loss for"]
-    return {"rows": table(head, cells), "about": measured_by(found)}
-
-
 def peers() -> dict[str, Any]:
     """Speed beside another elastic library."""
     found = read("peer_speed")
@@ -169,6 +136,7 @@ def page() -> str:
     """Of all that was measured."""
     # they take their pieces from here
     import results_dynamic
+    import results_quantization
     import results_runtimes
     import results_small
 
@@ -178,7 +146,7 @@ def page() -> str:
         "tasks": asked(),
         "rivals": rivals(),
         "runtimes": results_runtimes.runtimes(),
-        "quantization": quantization(),
+        "quantization": results_quantization.quantization(),
         "closed_form": closed_form(),
         "peers": peers(),
         "depth": results_dynamic.dynamic_depth(),
@@ -193,10 +161,13 @@ def page() -> str:
 
 def main() -> None:
     PAGE.write_text(page(), encoding="utf-8")
+    import results_quantization
     import results_runtimes
 
     if results_runtimes.runtimes():
         results_runtimes.chart(CHART)
+    if results_quantization.quantization():
+        results_quantization.chart(ROOT / "docs" / "quantization.svg")
 
 
 if __name__ == "__main__":
