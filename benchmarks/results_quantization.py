@@ -8,7 +8,8 @@ from typing import Any
 
 from results import measured_by, read, table
 
-WANTED = {"mb": "MB on disk", "prompt": "speed of the prompt", "predicted": "speed of the answer"}
+WANTED = {"mb": "MB on disk", "prompt": "prompt, times as fast", "predicted": "answer, times as fast"}
+"""Of the full network in F16."""
 
 
 def best_for(row: dict[str, float], others: Iterable[dict[str, float]]) -> str:
@@ -58,8 +59,8 @@ def chart(path: Path) -> None:
     for axes, (what, title) in zip(panels, WANTED.items(), strict=True):
         for kind, rows in kinds.items():
             axes.plot([row[what] for row in rows], [row["loss"] for row in rows], "-o", markersize=4, label=kind)
-        axes.set(xlabel=title if what == "mb" else f"{title}, relative to the full network in F16")
+        axes.set_xlabel(title)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("nats per token, WikiText-2")
-    panels[0].legend(title="the full network, 0.9 ... 0.6, in", fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     figure.savefig(path, metadata={"Date": None})
