@@ -112,4 +112,7 @@ def exponent(row: dict[str, Any] | None) -> str:
 
 def milliseconds(row: dict[str, Any] | None) -> str:
     """Of the smallest and the largest size."""
-    return "" if row is None else f"{1e3 * row['seconds'][0]:.3g} to {1e3 * row['seconds'][-1]:.3g} ms"
+    if row is None:
+        return ""
+    least, most = (1e3 * row["seconds"][place] for place in (0, -1))
+    return f"{least:,.0f} to {most:,.0f} ms" if most > 100 else f"{least:.3g} to {most:.3g} ms"
