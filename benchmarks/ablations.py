@@ -255,9 +255,9 @@ class Bench:
     def measured_again(self, stage: ElasticTraining, router: TrainedRouter) -> Ladder:
         """The router's answers by what a network that was trained on loses, as joint tuning measures them."""
         how = {"block_size": REMEASURING.block_size, "batch_size": REMEASURING.batch_size}
-        backbone, excess = stage.backbone, None if stage.excess is None else stage.excess.objective()
+        backbone = stage.backbone
         losses = MeasuredLoss(backbone, self.text.calibration_batches(REMEASURING.tokens, **how))
-        series = candidates(router.network, backbone.space, router.table, router.ladder, excess)
+        series = candidates(router.network, backbone.space, router.table, router.ladder, stage.excess)
         chosen = worth_measuring(series, REMEASURING.candidates)
         backbone.model.eval()
         return measured_ladder(router.table, series, {each: losses(each) for each in chosen})

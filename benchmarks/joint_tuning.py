@@ -66,8 +66,7 @@ def measured_again(loaded: Loaded, router: TrainedRouter, earlier: Ladder) -> La
     data.prepare_data()
     shape = {"block_size": settings.block_size, "batch_size": settings.batch_size}
     batches = data.calibration_batches(settings.tokens, **shape)
-    excess = None if loaded.excess is None else loaded.excess.objective()
-    series = candidates(router.network, loaded.backbone.space, router.table, earlier, excess)
+    series = candidates(router.network, loaded.backbone.space, router.table, earlier, loaded.excess)
     losses = measured_on(loaded, batches)
     return measured_ladder(router.table, series, {s: losses(s) for s in worth_measuring(series, settings.candidates)})
 

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+import first_look
 from gguf_types import FILE_TYPES, as_stored, rewrite
 from kept_results import Kept
 from llama_cpp import asked
@@ -117,11 +118,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--rounds", type=int, default=3)
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--results", type=Path, default=Path("benchmarks/results/quantization.json"))
-    made.add_argument("--quick", action="store_true", help="two budgets, one round, elsewhere")
-    options = made.parse_args()
-    if options.quick:
-        vars(options).update(QUICK)
-    return options
+    return first_look.parsed(made, QUICK, "two budgets, one round, elsewhere")
 
 
 if __name__ == "__main__":

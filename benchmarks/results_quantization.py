@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from results import measured_by, read, table
+from matplotlib.figure import Figure
+from results import measured_by, read, svg, table
 
 WANTED = {"mb": "MB on disk", "prompt": "prompt, times as fast", "predicted": "answer, times as fast"}
 """Of the full network in F16."""
@@ -47,10 +48,6 @@ def quantization() -> dict[str, Any]:
 
 def chart(path: Path) -> None:
     """Loss against size and speeds; a line a kind of numbers, along the networks."""
-    from matplotlib import rcParams
-    from matplotlib.figure import Figure
-
-    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "quantization"})
     kinds: dict[str, list[dict[str, float]]] = {}
     for name, row in read("quantization")["rows"].items():
         kinds.setdefault(name.partition(" ")[2], []).append(row)
@@ -63,4 +60,4 @@ def chart(path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("nats per token, WikiText-2")
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
-    figure.savefig(path, metadata={"Date": None})
+    svg(figure, path)

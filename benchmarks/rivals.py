@@ -25,6 +25,7 @@ import torch
 from transformers import PreTrainedModel
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+import first_look
 from rival_bench import Bench, computing
 from rival_families import EVALUATIONS, ORACLE, SEARCHED, chosen, of_neurons, short
 from rival_latency import NEAR, sizes
@@ -178,12 +179,8 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--checkpoint", default=CHECKPOINT)
     made.add_argument("--data", default="embedded", help="the text, of configs/data")
-    made.add_argument("--quick", action="store_true", help="whether all ways run: one target, a tiny random model")
     made.add_argument("--results", type=Path, default=Path("benchmarks/results/rivals.json"))
-    options = made.parse_args()
-    if options.quick:
-        vars(options).update(QUICK)
-    return options
+    return first_look.parsed(made, QUICK, "whether all ways run: one target, a tiny random model")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flextron_lit.costs import CostTable
+from flextron_lit.routers.excess import ExcessTable
 from flextron_lit.routers.feasible_decoding import Additive, Bound, Predict, decode, repair
 from flextron_lit.routers.static import StaticRouter
 from flextron_lit.space import ElasticSpace, SubNetwork
@@ -125,7 +126,7 @@ def candidates(
     space: ElasticSpace,
     table: CostTable,
     earlier: Ladder,
-    excess: Predict | None = None,
+    excess: ExcessTable | None = None,
     budgets: int = BUDGETS,
 ) -> list[list[SubNetwork]]:
     """What may become a rung once training has changed the network: two or three series, each by rising cost (ours).
@@ -140,7 +141,7 @@ def candidates(
         space: the choices.
         table: the cost that budgets are ratios of.
         earlier: holds what it then cost least to lose.
-        excess: the objective of the excess losses; None where the checkpoint has none.
+        excess: the excess losses; None where the checkpoint has none.
         budgets: how many.
     """
     ratios = torch.linspace(table.smallest_ratio, 1.0, budgets, dtype=torch.float64)
@@ -149,7 +150,8 @@ def candidates(
     series = [answers, [*(rung.sub_network for rung in earlier.rungs), space.full()]]
     if excess is not None:
         full = torch.tensor(space.full().choices).expand(budgets, -1)
-        series.append(_sub_networks(decode(space, full, [Bound(table, ratios * table.full)], excess)[0]))
+        choices, _ = decode(space, full, [Bound(table, ratios * table.full)], excess.objective())
+        series.append(_sub_networks(choices))
     return [sorted(dict.fromkeys(own), key=table.cost) for own in series]
 
 

@@ -116,8 +116,7 @@ class TunedStaticRouter:
 
     def remeasure(self, stage: MeasuringStage, settings: Remeasuring) -> None:
         """Measure some of the router's answers, of the checkpoint's rungs, of the excess losses'; keep the best."""
-        excess = None if stage.excess is None else stage.excess.objective()
-        series = candidates(on_processor(self.network), self.space, self.table, self.trained.ladder, excess)
+        series = candidates(on_processor(self.network), self.space, self.table, self.trained.ladder, stage.excess)
         chosen = worth_measuring(series, settings.candidates)
         stage.measure_on(stage.text_to_measure_on(settings.tokens, settings.block_size), settings.batch_size)
         losses = stage.losses_of(chosen, f"measuring losses of {len(chosen)} sub-networks for the ladder")

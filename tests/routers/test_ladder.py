@@ -7,6 +7,7 @@ import torch
 from flextron_lit.costs import CostTable
 from flextron_lit.routers import feasible_decoding as decoding
 from flextron_lit.routers import ladder as ladders
+from flextron_lit.routers.excess import POWER, ExcessTable
 from flextron_lit.routers.feasible_decoding import LEAST_GAIN, Additive, Bound, decode, repair, spend
 from flextron_lit.routers.ladder import Ladder, Rung, build_ladder, climb, measured_ladder, narrowed, worth_measuring
 from flextron_lit.routers.static import StaticRouter
@@ -251,7 +252,10 @@ def test_the_ladder_is_not_behind_what_the_excess_losses_answer():
         return Additive(EFFECTS)(SPACE.one_hot(sub_network)).item()
 
     found = {}
-    for excess in (None, Additive(EFFECTS)):
+    # so that their objective is what is true
+    rows = zip(SPACE.blocks, EFFECTS ** (1 / POWER), strict=True)
+    right = ExcessTable(tuple(tuple(row[: len(block.widths)].tolist()) for block, row in rows), 1)
+    for excess in (None, right):
         series = ladders.candidates(router, SPACE, costs, wrong, excess)
         assert len(series) == (2 if excess is None else 3)
         chosen = {each for own in series for each in own}

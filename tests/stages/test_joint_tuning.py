@@ -185,9 +185,7 @@ def test_answers_of_the_excess_losses_are_measured_too(routed, tmp_path):
     measured = module.losses_of
     module.losses_of = lambda chosen, *about: asked.extend(chosen) or measured(chosen, *about)
     module.tuned[0].remeasure(module, SMALL)
-    answers = candidates(
-        module.routers[0], space, module.table, module.tuned[0].trained.ladder, module.excess.objective()
-    )[2]
+    answers = candidates(module.routers[0], space, module.table, module.tuned[0].trained.ladder, module.excess)[2]
     assert len(asked) <= SMALL.candidates
     assert len(set(asked) & set(answers)) >= min(len(answers), SMALL.candidates // 3)
     assert len({*answers} - {space.full(), space.smallest()}) > 2
