@@ -18,7 +18,7 @@ import copy
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 import depth_ways as ways
+import first_look
 from depth_cost import Request
 from depth_skips import Skips
 from depth_ways import Run, documents, measured
@@ -44,15 +45,24 @@ from flextron_lit.routers.dynamic import DynamicPolicy, mean_ratio
 
 TARGETS = [0.9, 0.8, 0.7]
 BLOCK_SIZE = 512
-RESULTS, QUICK_RESULTS = Path("benchmarks/results/dynamic_depth.json"), Path("build/quick/dynamic_depth.json")
+RESULTS = Path("benchmarks/results/dynamic_depth.json")
 CALIBRATION = 8192
 """Tokens that excess losses are computed on."""
 PRICED = 512
 """Tokens of each training domain that thresholds are found on."""
 SEARCHED = 512
 """Tokens that the search for layers to skip measures each of them on, anew for each that goes."""
-QUICK = {"targets": [0.9], "tokens": 512, "cut": 128, "steps": 2, "calibration": 512, "priced": 32, "searched": 16}
-"""`cut` leaves the first tokens of each block."""
+QUICK = {
+    "targets": [0.9],
+    "tokens": 512,
+    "cut": 128,
+    "steps": 2,
+    "calibration": 512,
+    "priced": 32,
+    "searched": 16,
+    "results": Path("build/quick/dynamic_depth.json"),
+}
+"""Settings of a first look; `cut` leaves the first tokens of each block."""
 
 DYNAMIC, STATIC, MATCHED = "Flextron, dynamic", "Flextron, static", "Flextron, static at the dynamic one's FLOPs"
 LAYERS, BLOCKS = "Flextron, whole layers by excess losses", "Flextron, blocks by excess losses"
@@ -311,7 +321,7 @@ def main() -> None:
         bench.keep_row(name, target, make)
 
 
-def parsed(args: Sequence[str] | None = None) -> argparse.Namespace:
+def parsed() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--dynamic", type=Path, help="a Flextron checkpoint or run folder with a router for FLOPs")
     made.add_argument("--texts", type=Path, nargs="*", default=[], help="text files that nothing was trained on")
@@ -321,14 +331,11 @@ def parsed(args: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--calibration", type=int, default=CALIBRATION, help="tokens that excess losses are of")
     made.add_argument("--priced", type=int, default=PRICED, help="tokens a domain that thresholds are found on")
     made.add_argument("--searched", type=int, default=SEARCHED, help="tokens that a search for layers measures on")
-    made.add_argument("--quick", action="store_true", help=f"little of everything, into {QUICK_RESULTS}")
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--checkpoint", default=CHECKPOINT)
     made.add_argument("--results", type=Path, default=RESULTS)
     made.set_defaults(cut=None, data="embedded", block_size=BLOCK_SIZE, keep=None)
-    if made.parse_known_args(args)[0].quick:
-        made.set_defaults(**QUICK, results=QUICK_RESULTS)
-    return made.parse_args(args)
+    return first_look.parsed(made, QUICK, "little of everything, elsewhere")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+import first_look
 from kept_results import Kept
 
 from flextron_lit.costs import COUNTED, Workload
@@ -43,7 +44,9 @@ from flextron_lit.routers.trained import TrainedSurrogate
 from flextron_lit.sources.stock import from_config
 from flextron_lit.space import SpaceConfig, width_ratios
 
-RESULTS, QUICK_RESULTS = Path("benchmarks/results/growth.json"), Path("build/quick/growth.json")
+RESULTS = Path("benchmarks/results/growth.json")
+QUICK = {"sizes": 2, "rounds": 1, "results": Path("build/quick/growth.json")}
+"""Settings of a first look."""
 VOCABULARY = 2048
 HEADS, KV_GROUPS = 8, 4
 BLOCKS = 8
@@ -237,10 +240,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--rounds", type=int, default=9)
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--results", type=Path, default=RESULTS)
-    made.add_argument("--quick", action="store_true", help=f"two sizes, one round, into {QUICK_RESULTS}")
-    if made.parse_known_args()[0].quick:
-        made.set_defaults(sizes=2, rounds=1, results=QUICK_RESULTS)
-    return made.parse_args()
+    return first_look.parsed(made, QUICK, "two sizes, one round, elsewhere")
 
 
 if __name__ == "__main__":

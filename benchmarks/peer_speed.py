@@ -21,6 +21,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import first_look
 import torch
 from shapes import SMOLLM2_135M
 from torch import Tensor
@@ -28,6 +29,8 @@ from torch import Tensor
 TOKENS = 256
 ROUNDS = {"forward": 1, "forward + backward": 1, "one token": 6}
 """What is timed, and rounds as a multiple of those asked for."""
+QUICK = {"rounds": 1, "results": Path("build/quick/peer_speed.json")}
+"""Settings of a first look."""
 Runs = dict[str, dict[str, Callable[[], Any]]]
 """By variant and kind."""
 
@@ -192,14 +195,11 @@ def main() -> None:
     parser.add_argument("--whittle_python", help="an interpreter that has whittle")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/peer_speed.json"))
-    parser.add_argument("--quick", action="store_true", help="one round, elsewhere")
     parser.add_argument("--work", choices=list(LIBRARIES), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = first_look.parsed(parser, QUICK, "one round, elsewhere")
     if options.work:
         work(options.work)
         return
-    if options.quick:
-        options.rounds, options.results = 1, Path("build/quick/peer_speed.json")
     workers = [Worker(sys.executable, "ours")]
     if options.whittle_python:
         workers.append(Worker(options.whittle_python, "whittle"))

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+import first_look
 from configured_text import embedded
 from kept_results import about
 from text_loss import blocks_of, loss_on
@@ -137,10 +138,7 @@ def main() -> None:
     parser.add_argument("--space", choices=list(SPACES), default="default", help="width choices")
     parser.add_argument("--checkpoint", default=CHECKPOINT)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/reconstruction.json"))
-    parser.add_argument("--quick", action="store_true", help="one way on little text, elsewhere")
-    options = parser.parse_args()
-    if options.quick:
-        vars(options).update(QUICK)
+    options = first_look.parsed(parser, QUICK, "one way on little text, elsewhere")
     kept = json.loads(options.results.read_text()) if options.results.is_file() else {}
     for tokens in options.calibration_tokens:
         for seed in options.seeds:

@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+import first_look
 from held_out_text import flextron_folders, prompts_of
 from kept_results import Kept
 from results_dynamic import draft_cells
@@ -44,7 +45,7 @@ from flextron_lit.terminal.progress import progress
 
 NEAR_TIE = 1e-4
 """Between the two best logits: so little can be rounding."""
-RESULTS, QUICK_RESULTS = Path("benchmarks/results/speculative.json"), Path("build/quick/speculative.json")
+RESULTS = Path("benchmarks/results/speculative.json")
 QUICK = {
     "drafts": ["0.5/0.67"],
     "budgets": [0.8],
@@ -54,7 +55,9 @@ QUICK = {
     "prompts": 1,
     "table_prompts": 1,
     "tokens": 16,
+    "results": Path("build/quick/speculative.json"),
 }
+"""Settings of a first look."""
 Setting = tuple[str, int, float]
 """Name of a draft, its most tokens at once, and its least confidence."""
 Draft = Selection | StockDraft
@@ -244,10 +247,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--tokens", type=int, default=64, help="to generate")
     made.add_argument("--check", action="store_true", help="exit 1 if a text differs behind a clear choice")
     made.add_argument("--results", type=Path, default=RESULTS)
-    made.add_argument("--quick", action="store_true", help=f"one prompt, into {QUICK_RESULTS}")
-    if made.parse_known_args()[0].quick:
-        made.set_defaults(**QUICK, results=QUICK_RESULTS)
-    return made.parse_args()
+    return first_look.parsed(made, QUICK, "one prompt, elsewhere")
 
 
 def shown(found: Mapping[str, Mapping[str, Any]], title: str) -> None:

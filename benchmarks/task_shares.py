@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+import first_look
 from above_chance import CHANCE, FULL, interval, pairs, share
 from kept_results import about
 
@@ -31,6 +32,8 @@ from flextron_lit.model import FlextronModel
 from flextron_lit.space import SubNetwork
 
 TASKS = ("offline_arc_easy", "offline_piqa", "offline_hellaswag")
+QUICK = {"limit": 4, "results": Path("build/quick/tasks.json")}
+"""Settings of a first look."""
 
 
 def right_answers(lm: BudgetedLM, task: LoadedTask, limit: int) -> np.ndarray:
@@ -112,11 +115,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     made.add_argument("--results", type=Path, help="every answer as JSON; what it has is not asked again")
-    made.add_argument("--quick", action="store_true", help="four questions, elsewhere")
-    options = made.parse_args()
-    if options.quick:
-        options.limit, options.results = 4, Path("build/quick/tasks.json")
-    return options
+    return first_look.parsed(made, QUICK, "four questions, elsewhere")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import torch
@@ -5,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.costs.sub_network_sampling import STRATEGIES, draw
+from flextron_lit.routers.excess import SPREAD
 from flextron_lit.stages import Stage
 
 DEFAULT = {"independent": 0.75, "uniform": 0.25}
@@ -28,18 +30,26 @@ class BudgetSampling(Callback):
         cost: what `stratified` and `excess` are even over: a counted cost, or with LatencyProfiling `latency`,
             `prefill`, `decode`; None means `parameters`. A router's budgets are of the router's own cost.
         seed: seed of the draws.
+        spread: of `excess`: how far around the sub-networks that are best by these losses it draws, as the standard
+            deviation of the logarithms of random factors that the losses are multiplied by; 0 draws the best ones
+            alone, so that what budgets get learns most (ours; docs/experiments.md). None means 0.5.
 
     Raises:
         ValueError: if a number is out of range, a strategy does not exist, or an option has no effect on the stage.
     """
 
     def __init__(
-        self, k: int = 1, strategies: dict[str, float] | None = None, cost: str | None = None, seed: int = 0
+        self,
+        k: int = 1,
+        strategies: dict[str, float] | None = None,
+        cost: str | None = None,
+        seed: int = 0,
+        spread: float | None = None,
     ) -> None:
         if k < 1:
             raise ValueError(f"k counts sub-networks or budgets a step and must be 1 or more, not {k}")
         self.k = k
-        self.given = strategies is not None or cost is not None
+        self.given = strategies is not None or cost is not None or spread is not None
         self.strategies = dict(DEFAULT if strategies is None else strategies)
         known = (*STRATEGIES, EXCESS)
         unknown = sorted(set(self.strategies) - set(known))
@@ -47,6 +57,14 @@ class BudgetSampling(Callback):
             raise ValueError(f"there is no strategy {unknown[0]!r}; there are {', '.join(known)}")
         if not self.strategies or min(self.strategies.values()) <= 0:
             raise ValueError(f"strategies need shares above 0, not {self.strategies}; leave a strategy out instead")
+        if spread is not None and EXCESS not in self.strategies:
+            raise ValueError(
+                f"spread is of the strategy {EXCESS}, and strategies have no other than {', '.join(self.strategies)}; "
+                "leave it out"
+            )
+        if spread is not None and spread < 0:
+            raise ValueError(f"spread must be 0 or more, not {spread}")
+        self.spread = SPREAD if spread is None else spread
         self.cost = COST if cost is None else cost
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -55,8 +73,8 @@ class BudgetSampling(Callback):
         assert isinstance(pl_module, Stage)
         if pl_module.plans == "budgets" and self.given:
             raise ValueError(
-                "strategies and cost of callbacks.BudgetSampling draw sub-networks, but this stage trains on budgets "
-                "of its own cost; leave them out"
+                "strategies, cost and spread of callbacks.BudgetSampling draw sub-networks, but this stage trains on "
+                "budgets of its own cost; leave them out"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,7 +93,9 @@ class BudgetSampling(Callback):
             pl_module.plan = sampling.budgets(pl_module.table.smallest_ratio, self.k, self.generator)
         else:
             table = pl_module.cost_table(self.cost)
-            known = STRATEGIES if pl_module.excess is None else {**STRATEGIES, EXCESS: pl_module.excess.draw}
+            known = dict(STRATEGIES)
+            if pl_module.excess is not None:
+                known[EXCESS] = partial(pl_module.excess.draw, spread=self.spread)
             space = pl_module.backbone.space
             pl_module.plan = draw(self.strategies, space, table, self.k, self.generator, known)
 

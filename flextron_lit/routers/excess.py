@@ -23,7 +23,7 @@ POWER = 0.7
 """Of an entry in the sum: to second order large errors are overrated, since losses saturate."""
 
 SPREAD = 0.5
-"""Standard deviation of the logarithm by which `draw` takes an entry for larger or smaller than it is."""
+"""Standard deviation of the logarithm by which an entry is taken for larger or smaller than it is."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,25 @@ class ExcessTable:
         rows = [torch.tensor(row).clamp(min=0) ** POWER for row in self.blocks]
         return Additive(pad_sequence(rows, batch_first=True))
 
-    def draw(self, space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator) -> list[SubNetwork]:
+    def draw(
+        self, space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator, spread: float = SPREAD
+    ) -> list[SubNetwork]:
         """Sub-networks such as budgets get: one from each of k equal ranges of cost, good there by these losses (ours).
 
         Each by the losses times random factors, since they are no more than an estimate, and so that the sub-networks
         around the best ones are drawn too. It is a strategy, as those of `sub_network_sampling` are.
+
+        Args:
+            space: of the network.
+            table: of the costs.
+            k: how many.
+            generator: of budgets and factors.
+            spread: of the factors' logarithms; 0 draws the best ones alone.
         """
         effects = self.objective().effects.double()
         noise = torch.randn(k, *effects.shape, generator=generator, dtype=torch.float64)
         ratios = torch.tensor(budgets(table.smallest_ratio, k, generator), dtype=torch.float64)
-        choices = _cheapest(effects * (SPREAD * noise).exp(), table.padded, ratios * table.full - table.fixed, space)
+        choices = _cheapest(effects * (spread * noise).exp(), table.padded, ratios * table.full - table.fixed, space)
         return [SubNetwork(tuple(row)) for row in choices.tolist()]
 
     def drawn_or_stratified(

@@ -1,5 +1,7 @@
 """The table of excess losses as a strategy of drawing: what it draws is near a budget and good by the table."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -42,6 +44,28 @@ def test_draws_cost_what_they_shall_and_lose_little_by_the_table(deep, generator
     assert lost(excess.draw(space, table, 40, generator)).mean() < lost(others).mean()
     mixed = excess.drawn_or_stratified(space, table, 7, generator)
     assert len(mixed) == 7
+
+
+def test_without_spread_the_best_ones_are_drawn_alone(deep, generator):
+    space, table, excess = deep
+    objective = excess.objective()
+
+    def lost(spread):
+        drawn = excess.draw(space, table, 40, generator, spread=spread)
+        return objective(torch.stack([space.one_hot(each) for each in drawn]))
+
+    # what is best at a price is nested, so the cheaper one is nowhere wider
+    path = sorted(excess.draw(space, table, 40, generator, spread=0.0), key=table.cost)
+    assert all(
+        small <= large for one, other in pairwise(path) for small, large in zip(one.choices, other.choices, strict=True)
+    )
+    around = sorted(excess.draw(space, table, 40, generator), key=table.cost)
+    assert any(
+        small > large
+        for one, other in pairwise(around)
+        for small, large in zip(one.choices, other.choices, strict=True)
+    )
+    assert lost(0.0).mean() < lost(0.5).mean()
 
 
 def test_the_price_leaves_no_limit_exceeded_and_little_unused(deep):

@@ -192,7 +192,8 @@ def test_what_cannot_learn_is_refused(settings, message):
         fit(stage(**settings), Plan())
 
 
-def test_sub_networks_are_drawn_by_the_excess_losses_of_the_network():
+@pytest.mark.parametrize("spread", [None, 0.0])
+def test_sub_networks_are_drawn_by_the_excess_losses_of_the_network(spread):
     class Drawn(Callback):
         plans: list = []  # noqa: RUF012  # of both runs
 
@@ -200,12 +201,15 @@ def test_sub_networks_are_drawn_by_the_excess_losses_of_the_network():
             self.plans.append(list(pl_module.plan))
 
     module = stage(calibration=CONVERTED)
-    fit(module, BudgetSampling(k=3, strategies={"excess": 1}), Drawn())
+    fit(module, BudgetSampling(k=3, strategies={"excess": 1}, spread=spread), Drawn())
     generator = torch.Generator().manual_seed(0)
     # the strategy is drawn too, though there is but one
     torch.multinomial(torch.ones(1, dtype=torch.float64), 1, generator=generator)
-    wanted = module.excess.draw(module.backbone.space, module.cost_table("parameters"), 3, generator)
-    assert Drawn.plans == [wanted]
+    around, best = (generator.clone_state() for _ in range(2))
+    space, table = module.backbone.space, module.cost_table("parameters")
+    wanted = {None: module.excess.draw(space, table, 3, around), 0.0: module.excess.draw(space, table, 3, best, 0.0)}
+    assert Drawn.plans == [wanted[spread]]
+    assert wanted[None] != wanted[0.0]
     with pytest.raises(ValueError, match="goes by excess losses, and this network has none"):
         fit(stage(), BudgetSampling(strategies={"excess": 1}))
 
@@ -263,6 +267,8 @@ def test_budget_sampling_draws_the_same_again_after_a_restore(backbone):
         (lambda: BudgetSampling(strategies={"greedy": 1}), "no strategy 'greedy'; there are independent, uniform"),
         (lambda: BudgetSampling(strategies={"uniform": 0}), "need shares above 0"),
         (lambda: BudgetSampling(strategies={}), "need shares above 0"),
+        (lambda: BudgetSampling(spread=0.1), "spread is of the strategy excess, and strategies have no other than indep"),
+        (lambda: BudgetSampling(strategies={"excess": 1}, spread=-1), "spread must be 0 or more, not -1"),
         (lambda: ExactResume(every_n_steps=0), "must be 1 or more"),
         (lambda: FlextronCheckpointWriter(keep="first"), "last or best, not 'first'"),
     ],
