@@ -57,13 +57,9 @@ class BudgetSampling(Callback):
             raise ValueError(f"there is no strategy {unknown[0]!r}; there are {', '.join(known)}")
         if not self.strategies or min(self.strategies.values()) <= 0:
             raise ValueError(f"strategies need shares above 0, not {self.strategies}; leave a strategy out instead")
-        if spread is not None and EXCESS not in self.strategies:
-            raise ValueError(
-                f"spread is of the strategy {EXCESS}, and strategies have no other than {', '.join(self.strategies)}; "
-                "leave it out"
-            )
-        if spread is not None and spread < 0:
-            raise ValueError(f"spread must be 0 or more, not {spread}")
+        if spread is not None and (EXCESS not in self.strategies or spread < 0):
+            have = ", ".join(self.strategies)
+            raise ValueError(f"spread must be 0 or more, for the strategy {EXCESS}, not {spread} for {have}")
         self.spread = SPREAD if spread is None else spread
         self.cost = COST if cost is None else cost
         self.generator = torch.Generator().manual_seed(seed)
@@ -93,11 +89,9 @@ class BudgetSampling(Callback):
             pl_module.plan = sampling.budgets(pl_module.table.smallest_ratio, self.k, self.generator)
         else:
             table = pl_module.cost_table(self.cost)
-            known = dict(STRATEGIES)
-            if pl_module.excess is not None:
-                known[EXCESS] = partial(pl_module.excess.draw, spread=self.spread)
-            space = pl_module.backbone.space
-            pl_module.plan = draw(self.strategies, space, table, self.k, self.generator, known)
+            space, excess = pl_module.backbone.space, pl_module.excess
+            others = {} if excess is None else {EXCESS: partial(excess.draw, spread=self.spread)}
+            pl_module.plan = draw(self.strategies, space, table, self.k, self.generator, {**STRATEGIES, **others})
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator."""

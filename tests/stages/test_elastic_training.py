@@ -267,8 +267,11 @@ def test_budget_sampling_draws_the_same_again_after_a_restore(backbone):
         (lambda: BudgetSampling(strategies={"greedy": 1}), "no strategy 'greedy'; there are independent, uniform"),
         (lambda: BudgetSampling(strategies={"uniform": 0}), "need shares above 0"),
         (lambda: BudgetSampling(strategies={}), "need shares above 0"),
-        (lambda: BudgetSampling(spread=0.1), "spread is of the strategy excess, and strategies have no other than"),
-        (lambda: BudgetSampling(strategies={"excess": 1}, spread=-1), "spread must be 0 or more, not -1"),
+        (lambda: BudgetSampling(spread=0.1), "for the strategy excess, not 0.1 for independent, uniform"),
+        (
+            lambda: BudgetSampling(strategies={"excess": 1}, spread=-1),
+            "spread must be 0 or more, for the strategy excess, not -1",
+        ),
         (lambda: ExactResume(every_n_steps=0), "must be 1 or more"),
         (lambda: FlextronCheckpointWriter(keep="first"), "last or best, not 'first'"),
     ],
