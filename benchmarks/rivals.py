@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 import first_look
 from rival_bench import Bench, computing
-from rival_families import EVALUATIONS, ORACLE, SEARCHED, chosen, of_neurons, short
+from rival_families import EVALUATIONS, ORACLE, SEARCHED, chosen, cost_beside, of_neurons, short
 from rival_latency import NEAR, sizes
 from rival_ways import WAYS, pruned
 
@@ -101,20 +101,12 @@ def of_searches(bench: Bench, folder: Path) -> None:
     assert surrogate is not None, "the checkpoint has no surrogate, on whose text losses are measured"
     texts = dict.fromkeys(SEARCHED, batches_of(surrogate.text, 1)) | {ORACLE: short(bench.own, ORACLE_TOKENS)}
     for target, way in product(bench.options.targets, SEARCHED):
-        cell = f"{way}, {target}"
-        if bench.options.only == "latency" and cell not in bench.kept.get("searched", {}):
-            continue
-        ours = SubNetwork.from_json(bench.kept["answers"][f"{OURS}, {target}"]["sub_network"])
+        cell, answer = f"{way}, {target}", bench.kept["answers"][f"{OURS}, {target}"]
+        ours = SubNetwork.from_json(answer["sub_network"])
         find = partial(chosen, model.flextron, way, ours, texts[way], bench.options.evaluations, computing)
         found = bench.keep("searched", cell, lambda find=find: find().to_json())
-        if bench.options.only != "searches":
-            small = extract(model.backbone, SubNetwork.from_json(found)).eval()
-            latency = bench.keep("answers", cell, partial(timed_answer, bench, small, found))
-            of_sub_network(bench, model, cell, latency)
-
-
-def timed_answer(bench: Bench, small: PreTrainedModel, sub_network: list[int]) -> dict[str, Any]:
-    return {"sub_network": sub_network, **bench.timed(small)}
+        share = cost_beside(model.flextron, SubNetwork.from_json(found), ours)
+        of_sub_network(bench, model, cell, {"sub_network": found, "latency": answer["latency"] * share})
 
 
 def of_matformer(bench: Bench, folder: Path) -> None:
@@ -147,7 +139,8 @@ def main() -> None:
         bench.row("original", {"latency": {"latency": 1.0}}, lambda: bench.original, tuned=False)
     if options.ours:
         of_checkpoint(bench, options.ours, OURS, tuned=False)
-        of_searches(bench, options.ours)
+        if options.only != "latency":
+            of_searches(bench, options.ours)
     for name, _, folder in (each.rpartition("=") for each in options.families):
         of_checkpoint(bench, Path(folder), name, tuned=False)
     if options.matformer:
