@@ -22,17 +22,18 @@ Answered = tuple[np.ndarray, np.ndarray, float]
 
 
 def share(small: np.ndarray, full: np.ndarray, chance: float) -> float:
-    """Of the accuracy above chance."""
-    return float((small.mean() - chance) / (full.mean() - chance))
+    """Of the accuracy above chance; not a number where the full network is at chance."""
+    above = full.mean() - chance
+    return float((small.mean() - chance) / above) if above else np.nan
 
 
 def interval(answered: Sequence[Answered], generator: np.random.Generator) -> tuple[float, float]:
-    """Of the mean share over tasks, 95 %."""
+    """Of the mean share over tasks, 95 %; draws of few questions in which the full network is at chance say nothing."""
     drawn = []
     for _ in range(DRAWN):
         picks = [generator.integers(0, len(full), len(full)) for _, full, _ in answered]
         drawn.append(fmean(share(s[p], f[p], c) for (s, f, c), p in zip(answered, picks, strict=True)))
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -30,12 +30,6 @@ def limit_of(loaded: Loaded, answered: SubNetwork) -> Limit:
     return Limit(limit.table, limit.table.cost(answered), "as the router's answer")
 
 
-def cost_beside(loaded: Loaded, sub_network: SubNetwork, other: SubNetwork) -> float:
-    """What a sub-network costs by the latency table, as a share of what another does."""
-    table = limit_of(loaded, other).table
-    return table.cost(sub_network) / table.cost(other)
-
-
 def chosen(
     loaded: Loaded,
     way: str,

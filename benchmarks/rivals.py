@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 import first_look
 from rival_bench import Bench, computing
-from rival_families import EVALUATIONS, ORACLE, SEARCHED, chosen, cost_beside, of_neurons, short
+from rival_families import EVALUATIONS, ORACLE, SEARCHED, chosen, limit_of, of_neurons, short
 from rival_latency import NEAR, sizes
 from rival_ways import WAYS, pruned
 
@@ -105,7 +105,8 @@ def of_searches(bench: Bench, folder: Path) -> None:
         ours = SubNetwork.from_json(answer["sub_network"])
         find = partial(chosen, model.flextron, way, ours, texts[way], bench.options.evaluations, computing)
         found = bench.keep("searched", cell, lambda find=find: find().to_json())
-        share = cost_beside(model.flextron, SubNetwork.from_json(found), ours)
+        limit = limit_of(model.flextron, ours)
+        share = limit.table.cost(SubNetwork.from_json(found)) / limit.value
         of_sub_network(bench, model, cell, {"sub_network": found, "latency": answer["latency"] * share})
 
 
