@@ -24,6 +24,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 import first_look
 from configured_text import embedded
 from kept_results import about
+from rival_bench import first
 from text_loss import blocks_of, loss_on
 
 from flextron_lit.costs import parameter_table
@@ -54,6 +55,7 @@ QUICK = {
     "calibration_tokens": [1024],
     "excess_tokens": 512,
     "tokens": BLOCK_SIZE,
+    "own_tokens": BLOCK_SIZE,
     "results": Path("build/quick/reconstruction.json"),
 }
 """Settings of a first look."""
@@ -113,7 +115,7 @@ def measured(way: str, tokens: int, seed: int, options: argparse.Namespace) -> d
     backbone = converted.build(backbone)
     seconds = time.monotonic() - begun
     routing = Routing(backbone.space, {"parameters": parameter_table(backbone)}, {}, None, converted.excess)
-    own = [batch for loader in text.test_dataloader() for batch in list(loader)]
+    own = [batch for loader in text.test_dataloader() for batch in first(list(loader), options.own_tokens)]
     old = TextDataModule({"old_speeches": OLD}, options.checkpoint, block_size=BLOCK_SIZE, test_tokens=options.tokens)
     old.prepare_data()
     outside = [batch for loader in old.test_dataloader() for batch in loader]
@@ -130,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="a text file that nothing is calibrated on")
     parser.add_argument("--tokens", type=int, default=4096, help="measured, of it and of the old speeches")
+    parser.add_argument("--own_tokens", type=int, default=sys.maxsize, help="measured of each domain; all, if not set")
     parser.add_argument("--ways", nargs="+", default=["magnitude-none", "greedy-own"], help="ORDER-COMPENSATION")
     parser.add_argument("--calibration_tokens", type=int, nargs="+", default=[16384])
     parser.add_argument("--written", type=float, default=0.0, help="share of the calibration that the model writes")
