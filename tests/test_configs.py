@@ -32,7 +32,8 @@ ROUTER = [
     ("stages/dynamic_router.yaml", "data/generated.yaml", "trainer/cpu.yaml"),
     ("stages/joint_tuning.yaml", "data/embedded.yaml", "trainer/gpu.yaml"),
 ]
-PIPELINES = ("quickstart.yaml", "debug_pipeline.yaml", "gpu_pipeline.yaml")
+ROUTED = ("quickstart.yaml", "debug_pipeline.yaml", "gpu_pipeline.yaml")
+PIPELINES = (*ROUTED, "depth.yaml")
 
 
 def printed_by(monkeypatch, capsys, *arguments):
@@ -115,7 +116,7 @@ def test_every_config_is_covered_and_opens_with_its_command():
 
 
 @pytest.mark.parametrize("quick", [False, True])
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", ROUTED)
 def test_routers_that_are_tuned_together_are_for_one_cost(name, quick):
     stages = yaml.safe_load((ROOT / "configs" / name).read_text())["stages"]
     costs = []

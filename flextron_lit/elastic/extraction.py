@@ -1,11 +1,12 @@
 """A sub-network as a model of its own: small weights, stock classes, no elasticity left."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flextron_lit.elastic.adapters import bias_of, delta_of, is_lora, plain
@@ -16,12 +17,16 @@ from flextron_lit.elastic.prefix import weight_of
 from flextron_lit.elastic.remote_code.flextron_layers import SkippedAttention, SkippedMLP, heads_unsaid
 from flextron_lit.space import SubNetwork
 
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""Fields of configs with an entry a layer."""
+
 
 def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedModel:
     """A stand-alone model that holds one sub-network's weights alone and computes the same (ours: basis of export).
 
     Its modules are the stock ones with smaller weights, contiguous copies that share nothing with the elastic network;
-    skipped blocks become modules that add nothing; LoRA adapters on elastic projections are merged into the copies.
+    layers that are skipped as a whole are gone, other skipped blocks become modules that add nothing; LoRA adapters on
+    elastic projections are merged into the copies.
     Where every layer has the same widths and the stock class can hold them, the config says so and `save_pretrained`
     gives a plain checkpoint; else `save_pretrained` refuses.
 
@@ -59,6 +64,7 @@ def extract(backbone: ElasticBackbone, sub_network: SubNetwork) -> PreTrainedMod
     for elastic, width in zip(match(model, backbone.family, backbone.space), widths, strict=True):
         if width:
             _become_stock(cast(ElasticModule, elastic.module), width)
+    _keep_layers(model, backbone.family.layers, kept_layers(backbone, widths))
     fields = stock_fields(backbone, widths)
     if fields is None:
         model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]
@@ -124,10 +130,42 @@ def _become_stock(module: ElasticModule, width: int) -> None:
 def stock_fields(backbone: ElasticBackbone, widths: tuple[int, ...]) -> dict[str, Any] | None:
     """Config fields by which the class of the full network holds these widths, one a block; None if it cannot."""
     # blocks alternate
-    groups, neurons = set(widths[::2]), set(widths[1::2])
+    kept = kept_layers(backbone, widths)
+    groups, neurons = ({widths[2 * layer + kind] for layer in kept} for kind in (0, 1))
     if len(groups) > 1 or len(neurons) > 1 or 0 in groups | neurons:
         return None
     return backbone.family.uniform_config(backbone.model.config, *groups, *neurons)
+
+
+def kept_layers(backbone: ElasticBackbone, widths: tuple[int, ...]) -> list[int]:
+    """The layers that a model of these widths has: not those that skip both blocks, unless their place counts."""
+    layers = range(len(widths) // 2)
+    if getattr(backbone.model.config, "scale_attn_by_inverse_layer_idx", False):
+        return list(layers)
+    return [layer for layer in layers if any(widths[2 * layer : 2 * layer + 2])]
+
+
+def keep_layers_of(config: PreTrainedConfig, kept: Sequence[int]) -> None:
+    """Let a config speak of these layers alone, in place."""
+    config.num_hidden_layers = len(kept)
+    for name in PER_LAYER:
+        each = getattr(config, name, None)
+        if each is not None:
+            setattr(config, name, [each[layer] for layer in kept])
+
+
+def _keep_layers(model: PreTrainedModel, path: str, kept: Sequence[int]) -> None:
+    parent, _, name = path.rpartition(".")
+    layers: Any = model.get_submodule(path)
+    if len(kept) == len(layers):
+        return
+    setattr(model.get_submodule(parent), name, nn.ModuleList(layers[layer] for layer in kept))
+    keep_layers_of(model.config, kept)
+    for index, layer in enumerate(kept):
+        for module in layers[layer].modules():
+            # where it finds its part of the KV cache
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
 
 
 def _refuse_to_save(*_: Any, **__: Any) -> NoReturn:

@@ -1,11 +1,12 @@
 """A sub-network cut out of its elastic network, with what every format has to know of it."""
 
+import copy
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flextron_lit.elastic import ElasticBackbone, extract
-from flextron_lit.elastic.extraction import stock_fields
+from flextron_lit.elastic.extraction import keep_layers_of, kept_layers, stock_fields
 from flextron_lit.space import BlockKind, SubNetwork
 
 
@@ -16,11 +17,11 @@ class SmallModel:
     model: PreTrainedModel
     """Stock modules with smaller weights, and modules that add nothing where a block is skipped."""
     dense: PreTrainedConfig
-    """Config of the full network."""
+    """Config of the full network, without the layers that the small one lacks."""
     groups: tuple[int, ...]
-    """KV groups per layer; 0 where the attention is skipped."""
+    """KV groups of each layer that is left; 0 where the attention is skipped."""
     neurons: tuple[int, ...]
-    """Neurons per layer; 0 where the MLP is skipped."""
+    """Neurons of each layer that is left; 0 where the MLP is skipped."""
     heads_per_group: int
     """Query heads of a KV group."""
     head_dim: int
@@ -60,13 +61,15 @@ def cut_out(backbone: ElasticBackbone, sub_network: SubNetwork) -> SmallModel:
         ValueError: if it belongs to another space.
     """
     widths = backbone.space.widths(sub_network)
+    kept, dense = kept_layers(backbone, widths), copy.deepcopy(backbone.model.config)
+    keep_layers_of(dense, kept)
     attention = backbone.blocks[0]
     return SmallModel(
         model=extract(backbone, sub_network),
-        dense=backbone.model.config,
+        dense=dense,
         # blocks alternate
-        groups=widths[::2],
-        neurons=widths[1::2],
+        groups=tuple(widths[2 * layer] for layer in kept),
+        neurons=tuple(widths[2 * layer + 1] for layer in kept),
         heads_per_group=attention.heads_per_unit,
         head_dim=attention.head_dim,
         paths={kind: each.path for kind, each in backbone.family.blocks.items()},

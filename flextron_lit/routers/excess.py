@@ -3,7 +3,8 @@
 It answers budgets before a surrogate exists: the sum over blocks is to be small.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,13 @@ FILE = "elastic/excess_losses.json"
 POWER = 0.7
 """Of an entry in the sum: to second order large errors are overrated, since losses saturate."""
 
+LEAST = 1e-6
+"""Nats per token, and by what share of it a layer loses more than the one before, so that layers go in their order."""
+ROUNDING = 1e-9
+"""Of prices: less than what parts two layers, more than what parts the blocks of one."""
+MOST = 0.95
+"""Of what a layer loses, for one of its blocks: where the other saves nothing, nobody skips it alone."""
+
 SPREAD = 0.5
 """Standard deviation of the logarithm by which an entry is taken for larger or smaller than it is."""
 
@@ -34,11 +42,32 @@ class ExcessTable:
     """2L rows of that block's number of choices, the last 0."""
     tokens: int
     """That it was computed on."""
+    layers: Mapping[int, float] = field(default_factory=dict)
+    """Layers that may be skipped as a whole, those first that go first, with what each adds behind them (measured)."""
 
-    def objective(self) -> Additive:
-        """What a search makes small: no loss, but networks that it ranks low lose little."""
+    def objective(self, table: CostTable) -> Additive:
+        """What a search makes small: no loss, but networks that it ranks low lose little.
+
+        Where whole layers may be skipped, what one loses is shared out over its two blocks by what they save, so that
+        at any price of cost both go at once, and layers in their order.
+
+        Args:
+            table: the cost that the search saves.
+        """
         rows = [torch.tensor(row).clamp(min=0) ** POWER for row in self.blocks]
-        return Additive(pad_sequence(rows, batch_first=True))
+        effects = pad_sequence(rows, batch_first=True).double()
+        worst = LEAST
+        for layer, lost in self.layers.items():
+            worst = max(worst * (1 + LEAST), lost)
+            effects[2 * layer : 2 * layer + 2, 0] = worst**POWER * self._shares(layer, table)
+        return Additive(effects)
+
+    def _shares(self, layer: int, table: CostTable) -> Tensor:
+        """Of what a layer's absence saves, attention and MLP: [2]."""
+        blocks = range(2 * layer, 2 * layer + 2)
+        saved = torch.stack([table.padded[i, len(self.blocks[i]) - 1] - table.padded[i, 0] for i in blocks])
+        attention = (saved[0] / saved.sum()).nan_to_num(0.5).clamp(1 - MOST, MOST)
+        return torch.stack([attention, 1 - attention])
 
     def draw(
         self, space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator, spread: float = SPREAD
@@ -55,8 +84,11 @@ class ExcessTable:
             generator: of budgets and factors.
             spread: of the factors' logarithms; 0 draws the best ones alone.
         """
-        effects = self.objective().effects.double()
+        effects = self.objective(table).effects
         noise = torch.randn(k, *effects.shape, generator=generator, dtype=torch.float64)
+        for layer in self.layers:
+            # both blocks of a layer go at once
+            noise[:, 2 * layer, 0] = noise[:, 2 * layer + 1, 0]
         ratios = torch.tensor(budgets(table.smallest_ratio, k, generator), dtype=torch.float64)
         choices = _cheapest(effects * (spread * noise).exp(), table.padded, ratios * table.full - table.fixed, space)
         return [SubNetwork(tuple(row)) for row in choices.tolist()]
@@ -70,7 +102,8 @@ class ExcessTable:
     def to_bytes(self, space: ElasticSpace) -> bytes:
         """A JSON file that people can read, a row a block by its name."""
         named = {block.name: list(row) for block, row in zip(space.blocks, self.blocks, strict=True)}
-        content: dict[str, Any] = {"unit": "nats per token", "tokens": self.tokens, "blocks": named}
+        layers = [{"layer": layer, "loss": loss} for layer, loss in self.layers.items()]
+        content: dict[str, Any] = {"unit": "nats per token", "tokens": self.tokens, "blocks": named, "layers": layers}
         return json_text(content).encode()
 
     @classmethod
@@ -88,7 +121,9 @@ class ExcessTable:
             rows = tuple(tuple(map(float, content["blocks"][block.name])) for block in space.blocks)
             if [len(row) for row in rows] != [len(block.widths) for block in space.blocks]:
                 raise ValueError("its rows are not those of the space")
-            return cls(rows, int(content["tokens"]))
+            # those of before whole layers could be skipped have none
+            layers = {int(row["layer"]): float(row["loss"]) for row in content.get("layers", ())}
+            return cls(rows, int(content["tokens"]), layers)
 
 
 def _cheapest(effects: Tensor, costs: Tensor, limits: Tensor, space: ElasticSpace) -> Tensor:
@@ -112,7 +147,8 @@ def _cheapest(effects: Tensor, costs: Tensor, limits: Tensor, space: ElasticSpac
         price = (low + high) / 2
         over = costs.gather(1, chosen(price).T).sum(0) > limits
         low, high = torch.where(over, price, low), torch.where(over, high, price)
-    return chosen(high)
+    # both blocks of a layer that goes as a whole are to go, and rounding parts them
+    return chosen(high * (1 + ROUNDING))
 
 
 def _least_step(costs: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ class Routing:
             return Answer(best, how, float(self.surrogate.to_nats(predicted)))
         if self.excess is not None:
             how = "a search by the excess losses that conversion computed, since there is no router and no surrogate"
-            return Answer(self._searched(limits, self.excess.objective())[0], how, None)
+            return Answer(self._searched(limits, self.excess.objective(limits[0].table))[0], how, None)
         return None
 
     @torch.no_grad()

@@ -150,7 +150,7 @@ def candidates(
     series = [answers, [*(rung.sub_network for rung in earlier.rungs), space.full()]]
     if excess is not None:
         full = torch.tensor(space.full().choices).expand(budgets, -1)
-        choices, _ = decode(space, full, [Bound(table, ratios * table.full)], excess.objective())
+        choices, _ = decode(space, full, [Bound(table, ratios * table.full)], excess.objective(table))
         series.append(_sub_networks(choices))
     return [sorted(dict.fromkeys(own), key=table.cost) for own in series]
 

@@ -36,9 +36,9 @@ class Calibration:
     """Share of both that the network writes itself, from random first tokens on: texts of few kinds fit the
     projections to those kinds, what it writes is of all that it has learned. Takes as long as `generate` does."""
     skips: float = 0.0
-    """Share of the layers whose attention may be left out as a whole (width 0): those that lose least by it, as the
-    excess losses have it (ours): a layer less to run saves time that narrower ones do not. Of more than a fifth of them
-    the sum of such losses says little (docs/experiments.md)."""
+    """Share of the layers that may be skipped as a whole (width 0 in both blocks): those that the network does best
+    without, measured one behind the other on `excess_tokens` (ours, in the order of SLEB; skipped_layers.py). Where a
+    layer takes time beside its products, one less saves more than narrower ones do (configs/depth.yaml)."""
     balance_domains: bool = False
     """Let every domain count the same, however large its activations are."""
 
@@ -51,8 +51,8 @@ class Calibration:
             raise ValueError(f"calibration.skips is a share of the layers, from 0 to below 1, not {self.skips}")
         if self.skips and not (self.tokens and self.excess_tokens):
             raise ValueError(
-                f"calibration.skips is {self.skips}, but which layers to skip is known by the excess losses alone: set "
-                "calibration.tokens and calibration.excess_tokens above 0"
+                f"calibration.skips is {self.skips}, but which layers to skip is measured on "
+                "calibration.excess_tokens: set calibration.tokens and calibration.excess_tokens above 0"
             )
         if not 0 <= self.written < 1:
             raise ValueError(f"calibration.written is a share from 0 to below 1, not {self.written}")

@@ -1,6 +1,6 @@
 """From a dense network to an elastic one without training: order, compensation, excess losses (ours, closed form)."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from flextron_lit.files.provenance import git_commit, versions
 from flextron_lit.routers.excess import FILE, ExcessTable
 from flextron_lit.space import KINDS, ElasticSpace, SpaceConfig
 from flextron_lit.stages.calibration import Calibration, falling_importance, groups
-from flextron_lit.stages.written_text import written
+from flextron_lit.stages.skipped_layers import losses_without
+from flextron_lit.stages.written_text import with_labels, written
 
 
 @dataclass(frozen=True)
@@ -66,32 +67,24 @@ def convert(backbone: ElasticBackbone, text: TextDataModule, calibration: Calibr
         batches += _rows(own, mine)
         fisher = output_gradients(backbone, batches, torch.Generator().manual_seed(0))
     found = reconstruct(backbone, whole, orders, calibration.compensation, fisher)
-    absent = [each.absent for each in found if each.absent is not None]
-    space = skippable(backbone.space, absent, calibration.skips, cache_layers(backbone.model.config))
+    skipped: dict[int, float] = {}
+    if calibration.skips:
+        count = round(calibration.skips * (len(backbone.space) // len(KINDS)))
+        labelled = [batch if "labels" in batch else with_labels(batch) for batch in batches]
+        skipped = losses_without(backbone, labelled, count, cache_layers(backbone.model.config))
+    space = skippable(backbone.space, skipped)
     lost = [
         ((each.absent,) if len(block.widths) > len(given.widths) else ()) + tuple(each.excess)
         for each, block, given in zip(found, space.blocks, backbone.space.blocks, strict=True)
         if each.excess is not None and each.absent is not None
     ]
-    return Converted(space, found, ExcessTable(tuple(lost), calibration.excess_tokens) if lost else None)
+    excess = ExcessTable(tuple(lost), calibration.excess_tokens, skipped) if lost else None
+    return Converted(space, found, excess)
 
 
-def skippable(
-    space: ElasticSpace, absent: Sequence[float], share: float, needed: Container[int] = (0,)
-) -> ElasticSpace:
-    """A space in which some layers' attention may be left out: those that lose least without it.
-
-    Args:
-        space: the width choices.
-        absent: nats per token that each block's absence loses, 2L.
-        share: of the layers.
-        needed: layers whose attention always runs.
-    """
-    layers = len(space) // len(KINDS)
-    able = [i for i, block in enumerate(space.blocks) if block.kind == "attention" and block.layer not in needed]
-    chosen = set(sorted(able, key=lambda index: absent[index])[: round(share * layers)] if share else [])
-    rows = enumerate(space.blocks)
-    return ElasticSpace(tuple(replace(b, widths=(0, *b.widths)) if i in chosen else b for i, b in rows))
+def skippable(space: ElasticSpace, layers: Container[int]) -> ElasticSpace:
+    """A space in which these layers may be skipped: width 0 in both blocks."""
+    return ElasticSpace(tuple(replace(b, widths=(0, *b.widths)) if b.layer in layers else b for b in space.blocks))
 
 
 def _check_skips(space: ElasticSpace, calibration: Calibration) -> None:
@@ -99,11 +92,11 @@ def _check_skips(space: ElasticSpace, calibration: Calibration) -> None:
     if calibration.skips and not round(calibration.skips * layers):
         least = f"{1 / layers:.2f}"
         raise ValueError(f"calibration.skips {calibration.skips} of {layers} layers is none: set it to {least} or more")
-    given = next((b for b in space.blocks if b.kind == "attention" and b.widths[0] == 0), None)
+    given = next((block for block in space.blocks if block.widths[0] == 0), None)
     if calibration.skips and given is not None:
         raise ValueError(
-            f"calibration.skips {calibration.skips} looks for layers whose attention may be left out, but the space "
-            f"names some, layer {given.layer} for one; leave out one of the two"
+            f"calibration.skips {calibration.skips} looks for layers to skip, but the space has width 0, in "
+            f"{given.name} for one; leave out one of the two"
         )
 
 

@@ -121,7 +121,9 @@ class SurrogateTraining(FrozenStage):
         self._inputs = learned.one_hot(self.backbone.space).to(self.device)
         self._targets = self.trained.targets(learned.losses).to(self.device)
         if self._restored is None:
-            prior = None if self.excess is None else self.excess.objective().effects.to(self.device)
+            prior = None
+            if self.excess is not None:
+                prior = self.excess.objective(self.cost_table(self.options.cost)).effects.float().to(self.device)
             self.surrogate.start(self._inputs, self._targets, prior)
         self._report_ridge()
 

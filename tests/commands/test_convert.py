@@ -62,7 +62,7 @@ def test_budgets_of_what_is_counted_are_answered_by_the_excess_losses(converted)
     answer = loaded.answer("parameters=0.7").sub_network
     chosen = torch.tensor([answer.choices])
     bounds = [Bound(table, torch.tensor([0.7 * table.full]).double())]
-    assert decode(space, chosen, bounds, excess.objective())[0].tolist() == chosen.tolist()
+    assert decode(space, chosen, bounds, excess.objective(table))[0].tolist() == chosen.tolist()
 
 
 def test_what_is_exported_is_what_the_budget_runs(converted, tmp_path):

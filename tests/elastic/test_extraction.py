@@ -87,6 +87,37 @@ def test_what_no_stock_class_holds_refuses_to_be_saved(dense, space, sub_network
     assert not (tmp_path / "folder").exists()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama-gqa", "mistral-window", "qwen3-wide-heads", "smollm3", "gpt2", "gpt-neox"])
+def test_layers_that_are_skipped_as_a_whole_are_gone(name, tokens):
+    backbone = ElasticBackbone(MODELS[name]().eval(), SpaceConfig(mlp=[0, 32, 64], attention=[0, 2, 4]))
+    space = backbone.space
+    # in SmolLM3 the one that differs from the others
+    sub_network = space.uniform(0.5).replace(2, 0).replace(3, 0)
+    small = extract(backbone, sub_network)
+    assert small.config.num_hidden_layers == 2
+    assert backbone.model.config.num_hidden_layers == 3
+    with backbone.use(sub_network):
+        expected = backbone.model(tokens).logits
+    torch.testing.assert_close(small(tokens).logits, expected, rtol=1e-5, atol=2e-5)
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(small.generate(tokens, **settings), small.generate(tokens, use_cache=False, **settings))
+    with backbone.use(space.uniform(0.5)):
+        assert (backbone.model(tokens).logits - expected).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_layers_whose_place_counts_stay(tokens):
+    backbone = ElasticBackbone(
+        make_gpt2(scale_attn_by_inverse_layer_idx=True).eval(), SpaceConfig(mlp=[0, 64], attention=[0, 4])
+    )
+    sub_network = backbone.space.full().replace(2, 0).replace(3, 0)
+    small = extract(backbone, sub_network)
+    assert small.config.num_hidden_layers == 3
+    with backbone.use(sub_network):
+        torch.testing.assert_close(small(tokens).logits, backbone.model(tokens).logits, rtol=1e-5, atol=2e-5)
+
+
 def test_a_sub_network_of_another_model_is_refused(backbone):
     with pytest.raises(ValueError, match="2 choices, the space 6 blocks"):
         extract(backbone, SubNetwork((0, 0)))

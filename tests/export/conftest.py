@@ -25,6 +25,7 @@ KINDS = {
     "narrow-mlp": lambda space: space.uniform(0.5),
     "differ": lambda _: SubNetwork((2, 1, 1, 3, 2, 2)),
     "skips": lambda _: SubNetwork((1, 2, 0, 1, 3, 0)),
+    "fewer-layers": lambda _: SubNetwork((2, 3, 0, 0, 3, 3)),
 }
 FORMATS = ("hf", "gguf")
 ELSEWHERE = Path(__file__).parent / "elsewhere.py"

@@ -28,7 +28,7 @@ def deep():
 
 def test_draws_cost_what_they_shall_and_lose_little_by_the_table(deep, generator):
     space, table, excess = deep
-    objective = excess.objective()
+    objective = excess.objective(table)
 
     def lost(sub_networks):
         return objective(torch.stack([space.one_hot(each) for each in sub_networks]))
@@ -48,7 +48,7 @@ def test_draws_cost_what_they_shall_and_lose_little_by_the_table(deep, generator
 
 def test_without_spread_the_best_ones_are_drawn_alone(deep, generator):
     space, table, excess = deep
-    objective = excess.objective()
+    objective = excess.objective(table)
 
     def lost(spread):
         drawn = excess.draw(space, table, 40, generator, spread=spread)
@@ -70,7 +70,7 @@ def test_without_spread_the_best_ones_are_drawn_alone(deep, generator):
 
 def test_the_price_leaves_no_limit_exceeded_and_little_unused(deep):
     space, table, excess = deep
-    effects = excess.objective().effects.double()[None]
+    effects = excess.objective(table).effects.double()[None]
     for ratio in (0.95, 0.7, 0.5):
         limit = torch.tensor([ratio * table.full - table.fixed], dtype=torch.float64)
         chosen = _cheapest(effects, table.padded, limit, space)

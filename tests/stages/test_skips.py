@@ -1,4 +1,4 @@
-"""Layers whose attention may be left out, found as a network is converted."""
+"""Layers that may be skipped as a whole, found as a network is converted."""
 
 from dataclasses import replace
 
@@ -9,10 +9,12 @@ from lightning.pytorch import Callback, Trainer
 from flextron_lit.callbacks import BudgetSampling
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.losses.measured_loss import mean_loss
 from flextron_lit.sources import load_dense
 from flextron_lit.space import ElasticSpace, SpaceConfig
 from flextron_lit.stages import Calibration, ElasticTraining
-from flextron_lit.stages.conversion import convert, convert_model, skippable
+from flextron_lit.stages.conversion import convert, convert_model
+from flextron_lit.stages.skipped_layers import losses_without, without
 from tests.stages.training import SPACE, TINY, text
 
 WIDTHS = SpaceConfig(mlp=[32, 64, 128], attention=[1, 2, 4])
@@ -21,8 +23,9 @@ CALIBRATION = Calibration(tokens=256, excess_tokens=128, skips=0.4)
 
 
 def skipped(space: ElasticSpace) -> list[int]:
-    """Layers whose attention may be left out."""
-    return [block.layer for block in space.blocks if block.kind == "attention" and block.widths[0] == 0]
+    """Layers that may be skipped."""
+    both = zip(space.blocks[::2], space.blocks[1::2], strict=True)
+    return [attention.layer for attention, mlp in both if attention.widths[0] == mlp.widths[0] == 0]
 
 
 def prepared():
@@ -31,14 +34,27 @@ def prepared():
     return found
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, []), (0.1, []), (0.2, [3]), (0.4, [1, 3]), (0.99, [1, 2, 3, 4])])
-def test_those_that_lose_least_may_be_left_out(share, expected):
-    space = ElasticBackbone(load_dense(TINY), WIDTHS).space
-    # five layers of them; MLPs lose nothing, and stay
-    space = ElasticSpace(tuple(block for _ in range(5) for block in space.blocks[:2]))
-    layers = [block.__class__(i // 2, block.kind, block.widths) for i, block in enumerate(space.blocks)]
-    absent = [value for lost in (0.1, 0.3, 0.5, 0.2, 0.4) for value in (lost, 0.0)]
-    assert skipped(skippable(ElasticSpace(tuple(layers)), absent, share)) == expected
+def test_layers_go_in_the_order_of_what_the_loss_says_with_those_before_them_gone():
+    backbone, batches = ElasticBackbone(load_dense(TINY), WIDTHS), prepared().calibration_batches(128, batch_size=1)
+
+    def added(gone, layer):
+        with without(backbone, gone):
+            before = mean_loss(backbone.model, batches)
+        with without(backbone, [*gone, layer]):
+            return mean_loss(backbone.model, batches) - before
+
+    found = losses_without(backbone, batches, 2)
+    first, second = found
+    assert {first, second} == {1, 2}
+    assert added([], first) <= added([], second)
+    assert found == pytest.approx({first: added([], first), second: added([first], second)}, abs=1e-5)
+    # the control: what a layer adds depends on those that are gone
+    assert found[second] != pytest.approx(added([], second), abs=1e-7)
+
+
+def test_no_more_layers_go_than_can():
+    with pytest.raises(ValueError, match=r"3 of 3 layers cannot be skipped: .* layers 0; set .* to 0\.67 or less"):
+        losses_without(ElasticBackbone(load_dense(TINY), WIDTHS), [], 3)
 
 
 def test_conversion_finds_them_and_what_they_lose():
@@ -47,38 +63,37 @@ def test_conversion_finds_them_and_what_they_lose():
     found = convert(backbone, prepared(), CALIBRATION)
     plain = convert(backbone, prepared(), Calibration(tokens=256, excess_tokens=128))
     assert plain.space == given
-    (layer,) = skipped(found.space)
-    absent = [each.absent for block, each in zip(given.blocks, found.blocks, strict=True) if block.kind == "attention"]
-    assert absent[layer] == min(absent[1:])
+    assert plain.excess.layers == {}
+    assert skipped(found.space) == list(found.excess.layers) != []
     rows = list(zip(found.space.blocks, found.excess.blocks, plain.excess.blocks, strict=True))
     assert all(len(row) == len(block.widths) for block, row, _ in rows)
     assert all(row[-len(without) :] == without for _, row, without in rows)
-    assert [row[0] for block, row, _ in rows if block.widths[0] == 0] == [absent[layer]]
 
 
-def test_the_network_is_the_dense_one_and_runs_without_that_attention():
+def test_the_network_is_the_dense_one_and_runs_without_that_layer():
     dense, backbone = load_dense(TINY).eval(), ElasticBackbone(load_dense(TINY).eval(), WIDTHS)
     built = convert(backbone, prepared(), CALIBRATION).build(backbone)
     (layer,) = skipped(built.space)
     ids = torch.arange(24).view(1, -1)
     assert torch.allclose(built.model(ids).logits, dense(ids).logits, atol=1e-5)
-    absent = built.space.full().replace(2 * layer, 0)
+    absent = built.space.full().replace(2 * layer, 0).replace(2 * layer + 1, 0)
     with built.use(absent):
-        without = built.model(ids).logits
-    dense.model.layers[layer].self_attn.o_proj.weight.data.zero_()
-    assert torch.allclose(without, dense(ids).logits, atol=1e-5)
-    assert not torch.allclose(without, built.model(ids).logits, atol=1e-3)
+        skips = built.model(ids).logits
+    del dense.model.layers[layer]
+    assert torch.allclose(skips, dense(ids, use_cache=False).logits, atol=1e-5)
+    assert not torch.allclose(skips, built.model(ids).logits, atol=1e-3)
 
 
 def test_a_checkpoint_holds_them(tmp_path):
     made = convert_model(TINY, tmp_path / "converted", prepared(), WIDTHS, CALIBRATION)
     read = load_elastic(str(tmp_path / "converted"))
     assert skipped(read.backbone.space) == skipped(made.backbone.space) != []
-    # without anything else to leave out, the cheapest networks leave it out
+    assert list(read.routing().excess.layers) == skipped(read.backbone.space)
+    # without anything else to leave out, the cheapest networks skip it
     (layer,) = skipped(read.backbone.space)
     table = read.routing().tables["parameters"]
     smallest = read.answer(f"parameters={table.smallest_ratio + 1e-6}").sub_network
-    assert read.backbone.space.widths(smallest)[2 * layer] == 0
+    assert read.backbone.space.widths(smallest)[2 * layer : 2 * layer + 2] == (0, 0)
 
 
 class Saved(Callback):
@@ -119,7 +134,7 @@ def test_a_resumed_run_leaves_out_the_same_ones(tmp_path):
     ("settings", "message"),
     [
         ({"skips": 1.0}, "calibration.skips is a share of the layers"),
-        ({"skips": 0.2, "excess_tokens": 0}, "known by the excess losses alone"),
+        ({"skips": 0.2, "excess_tokens": 0}, "measured on calibration.excess_tokens"),
     ],
 )
 def test_a_wrong_share_is_refused(settings, message):
@@ -132,6 +147,6 @@ def test_a_share_that_is_no_layer_is_refused():
         convert(ElasticBackbone(load_dense(TINY), WIDTHS), prepared(), replace(CALIBRATION, skips=0.1))
 
 
-def test_what_may_be_left_out_is_not_given_twice():
+def test_what_may_be_skipped_is_not_given_twice():
     with pytest.raises(ValueError, match="leave out one of the two"):
         convert(ElasticBackbone(load_dense(TINY), SPACE), prepared(), CALIBRATION)

@@ -46,13 +46,13 @@ class SkippedAttention(nn.Module):
 
     def __init__(self, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer_idx = layer
 
     def forward(
         self, hidden_states: Tensor, *_: Any, past_key_values: Cache | None = None, **__: Any
     ) -> tuple[Tensor, None]:
         """[B, T, D] to (zeros of that shape, no attention weights)."""
-        pass_over(past_key_values, self.layer, hidden_states)
+        pass_over(past_key_values, self.layer_idx, hidden_states)
         return torch.zeros_like(hidden_states), None
 
 
