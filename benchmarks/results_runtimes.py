@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,31 @@ from results import OURS, measured_by, own, read, svg, table, wikitext
 RUNTIMES = ("PyTorch", "llama.cpp")
 LOSSES: dict[str, Callable[[dict[str, float]], float]] = {"own domains": own, "WikiText-2": wikitext}
 TEXTS = {"own domains": "test documents of the three training domains", "WikiText-2": "WikiText-2, never trained on"}
+LAYERS = "Flextron, whole layers"
+COLOURS = {OURS: "black", LAYERS: "crimson"}
 Points = list[tuple[float, float]]
 
 
-def ours(found: Mapping[str, Any], runtime: str, loss: Callable[[dict[str, float]], float]) -> Points:
-    """Times and losses of our networks, the full one among them."""
+def narrower(found: Mapping[str, Any], runtime: str, loss: Callable[[dict[str, float]], float]) -> Points:
+    """Times and losses of the networks of the quickstart."""
     times = found[runtime]
-    points = [(times[name]["latency"], loss(row["losses"])) for name, row in found["rows"].items() if name in times]
-    return sorted([*points, (1.0, loss(read("rivals")["rows"]["original"]["losses"]))])
+    return [(times[name]["latency"], loss(row["losses"])) for name, row in found["rows"].items() if name in times]
+
+
+def shorter(found: Mapping[str, Any], runtime: str, loss: Callable[[dict[str, float]], float]) -> Points:
+    """Times and losses of those of fewer layers, whose shapes are those of rivals."""
+    rows = (row for name, row in read("rivals")["rows"].items() if name.startswith(f"{LAYERS}, "))
+    return [(found[runtime][f"depth {row['latency']['size']}"]["latency"], loss(row["losses"])) for row in rows]
+
+
+OF_OURS = {OURS: narrower, LAYERS: shorter}
+
+
+def curves(found: Mapping[str, Any], runtime: str, loss: Callable[[dict[str, float]], float]) -> dict[str, Points]:
+    """Times and losses of our networks, the original behind them."""
+    full = (1.0, loss(read("rivals")["rows"]["original"]["losses"]))
+    every = {name: points(found, runtime, loss) for name, points in OF_OURS.items()}
+    return {name: sorted([*points, full]) for name, points in every.items() if points}
 
 
 def rivals(found: Mapping[str, Any], runtime: str) -> Iterator[tuple[str, dict[str, Any], float]]:
@@ -34,22 +51,27 @@ def rivals(found: Mapping[str, Any], runtime: str) -> Iterator[tuple[str, dict[s
 
 def compared(found: Mapping[str, Any], runtime: str) -> str:
     """A row a rival, the slowest first."""
-    head = ["way", "left", "time", *(f"{who}{text}" for text in LOSSES for who in ("", "ours, "))]
-    curves = {text: list(zip(*ours(found, runtime, loss), strict=True)) for text, loss in LOSSES.items()}
+    ours = {text: curves(found, runtime, loss) for text, loss in LOSSES.items()}
+    head = ["way", "left", "time", *(name for text, of_ours in ours.items() for name in (text, *of_ours))]
     rows = []
     for name, row, time in sorted(rivals(found, runtime), key=lambda each: (-each[2], own(each[1]["losses"]))):
         cells = [name.rpartition(", ")[0], str(row["size"]), f"{time:.3f}"]
         for text, loss in LOSSES.items():
-            times, losses = curves[text]
-            theirs, mine = loss(row["losses"]), float(np.interp(time, times, losses))
-            known = times[0] <= time
-            cells += [bold(theirs, known and theirs < mine), bold(mine, mine < theirs) if known else ""]
+            cells += best_in_bold([loss(row["losses"]), *(read_off(each, time) for each in ours[text].values())])
         rows.append(cells)
     return table(head, rows)
 
 
-def bold(loss: float, best: bool) -> str:
-    return f"**{loss:.3f}**" if best else f"{loss:.3f}"
+def read_off(points: Points, time: float) -> float:
+    """The loss between two networks; of none that takes so little time, NaN."""
+    times, losses = zip(*points, strict=True)
+    return float(np.interp(time, times, losses, left=np.nan))
+
+
+def best_in_bold(losses: Sequence[float]) -> list[str]:
+    shown = ["" if np.isnan(loss) else f"{loss:.3f}" for loss in losses]
+    best = f"{np.nanmin(losses):.3f}"
+    return [f"**{loss}**" if loss == best else loss for loss in shown]
 
 
 def runtimes() -> dict[str, Any]:
@@ -63,7 +85,7 @@ def runtimes() -> dict[str, Any]:
 def lines(runtime: str, loss: Callable[[dict[str, float]], float]) -> dict[str, Points]:
     """Times and losses by way, ours the first."""
     found, full = read("runtimes"), loss(read("rivals")["rows"]["original"]["losses"])
-    points = {OURS: ours(found, runtime, loss)}
+    points = curves(found, runtime, loss)
     for name, row, time in rivals(found, runtime):
         points.setdefault(name.rpartition(", ")[0], [(1.0, full)]).append((time, loss(row["losses"])))
     return {way: sorted(each) for way, each in points.items()}
@@ -75,8 +97,8 @@ def chart(path: Path) -> None:
     panels = figure.subplots(len(LOSSES), len(RUNTIMES), sharex="col", sharey="row")
     for axes, ((text, loss), runtime) in zip(panels.flat, product(LOSSES.items(), RUNTIMES), strict=True):
         for way, points in lines(runtime, loss).items():
-            mine = way == OURS
-            style: dict[str, Any] = {"linewidth": 3.5, "zorder": 3, "color": "black"} if mine else {"linewidth": 1.2}
+            mine = way in COLOURS
+            style = {"linewidth": 3.5, "zorder": 3, "color": COLOURS[way]} if mine else {"linewidth": 1.2}
             axes.plot(*zip(*points, strict=True), "-" if mine else "--", marker="o", markersize=4, label=way, **style)
         axes.set(title=f"{runtime}: {TEXTS[text]}", ylabel="nats per token")
         axes.grid(alpha=0.3)

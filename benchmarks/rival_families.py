@@ -16,7 +16,7 @@ from flextron_lit.checkpoint.in_memory import Loaded
 from flextron_lit.costs.budget import Limit
 from flextron_lit.losses.measured_loss import MeasuredLoss
 from flextron_lit.routers.search import Search, best_by
-from flextron_lit.space import ElasticSpace, SubNetwork
+from flextron_lit.space import KINDS, SubNetwork
 
 EVALUATIONS = 60
 """Losses that evolution and the oracle measure for each target: the router knows some 50 for all of them."""
@@ -56,16 +56,33 @@ def chosen(
     return min(found.sub_network, answered, key=score) if way == ORACLE else found.sub_network
 
 
-def of_neurons(space: ElasticSpace, neurons: int) -> SubNetwork:
+def of_neurons(loaded: Loaded, neurons: int) -> SubNetwork:
     """So many neurons in every MLP, attention whole: what MatFormer's networks are.
 
     Raises:
         SystemExit: if the checkpoint was not trained at that width.
     """
+    space = loaded.backbone.space
     mlp, *_ = (block for block in space.blocks if block.kind == "mlp")
     if neurons not in mlp.widths:
         raise SystemExit(f"the checkpoint has no MLPs of {neurons} neurons, but of {mlp.widths}")
     return space.uniform(mlp=neurons / mlp.full)
+
+
+def of_layers(loaded: Loaded, layers: int) -> SubNetwork:
+    """So many whole layers: those that conversion found the network does best without are skipped.
+
+    Raises:
+        SystemExit: if the checkpoint cannot skip so many.
+    """
+    space, excess = loaded.backbone.space, loaded.excess
+    gone = len(space) // len(KINDS) - layers
+    able = [] if excess is None else list(excess.layers)
+    if gone > len(able):
+        raise SystemExit(f"the checkpoint can skip {len(able)} layers, not {gone}")
+    skipped, full = set(able[:gone]), space.full().choices
+    choices = (0 if block.layer in skipped else whole for block, whole in zip(space.blocks, full, strict=True))
+    return SubNetwork(tuple(choices))
 
 
 def short(batches: Mapping[str, Sequence[Batch]], tokens: int) -> list[Batch]:

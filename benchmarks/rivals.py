@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 import first_look
 from rival_bench import Bench, computing
-from rival_families import EVALUATIONS, ORACLE, SEARCHED, chosen, limit_of, of_neurons, short
+from rival_families import EVALUATIONS, ORACLE, SEARCHED, chosen, limit_of, of_layers, of_neurons, short
 from rival_latency import NEAR, sizes
 from rival_ways import WAYS, pruned
 
@@ -44,7 +44,8 @@ LEARNING_RATE = 3e-4
 ALONE = "one network alone"
 """What the excess losses answer, cut out of the converted network and tuned by itself: a training a target."""
 OURS = "Flextron"
-MATFORMER = "MatFormer-style"
+MATFORMER, LAYERS = "MatFormer-style", "Flextron, whole layers"
+SHAPES = {MATFORMER: ("mlp", of_neurons), LAYERS: ("depth", of_layers)}
 ORACLE_TOKENS = 512
 """Of the first test batch of each training domain."""
 TARGETS = [0.9, 0.8, 0.7, 0.6]
@@ -110,13 +111,14 @@ def of_searches(bench: Bench, folder: Path) -> None:
         of_sub_network(bench, model, cell, {"sub_network": found, "latency": answer["latency"] * share})
 
 
-def of_matformer(bench: Bench, folder: Path) -> None:
-    """Networks of so many neurons as dense ones of their latency have."""
+def of_shapes(bench: Bench, folder: Path, name: str) -> None:
+    """Networks of so many neurons, or layers, as dense ones of their latency have."""
+    kind, answer = SHAPES[name]
     model = FlextronModel.from_pretrained(str(folder))
     for target in bench.options.targets:
-        latency = bench.kept["sizes"]["mlp"][str(target)]
-        sub_network = of_neurons(model.backbone.space, int(latency["size"]))
-        of_sub_network(bench, model, f"{MATFORMER}, {target}", {**latency, "sub_network": sub_network.to_json()})
+        latency = bench.kept["sizes"][kind][str(target)]
+        sub_network = answer(model.flextron, int(latency["size"]))
+        of_sub_network(bench, model, f"{name}, {target}", {**latency, "sub_network": sub_network.to_json()})
 
 
 def of_way(bench: Bench, way: str, target: float) -> None:
@@ -144,8 +146,9 @@ def main() -> None:
             of_searches(bench, options.ours)
     for name, _, folder in (each.rpartition("=") for each in options.families):
         of_checkpoint(bench, Path(folder), name, tuned=False)
-    if options.matformer:
-        of_matformer(bench, options.matformer)
+    for name, folder in {MATFORMER: options.matformer, LAYERS: options.layers}.items():
+        if folder is not None:
+            of_shapes(bench, folder, name)
     if options.converted:
         of_checkpoint(bench, options.converted, ALONE, tuned=True)
     for target, way in product(options.targets, options.ways) if everything else []:
@@ -157,6 +160,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--ours", type=Path, help="a Flextron checkpoint or run folder whose routers answer")
     made.add_argument("--families", nargs="*", default=[], metavar="NAME=FOLDER", help="further ones, with routers")
     made.add_argument("--matformer", type=Path, help="one of uniform MLP widths (`matformer.yaml`)")
+    made.add_argument("--layers", type=Path, help="one of whole layers (configs/depth.yaml)")
     made.add_argument("--converted", type=Path, help="one without training, with latencies (`profile`)")
     made.add_argument("--texts", type=Path, nargs="*", default=[], help="text files that nothing was trained on")
     made.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))

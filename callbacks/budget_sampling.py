@@ -3,6 +3,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.costs.sub_network_sampling import STRATEGIES, draw
@@ -33,6 +34,8 @@ class BudgetSampling(Callback):
         spread: of `excess`: how far around the sub-networks that are best by these losses it draws, as the standard
             deviation of the logarithms of random factors that the losses are multiplied by; 0 draws the best ones
             alone, so that what budgets get learns most (ours; docs/experiments.md). None means 0.5.
+        budgets: of `excess`: the ratios of `cost` that are asked for later, to draw from these alone; one that stands
+            there twice is drawn twice as often. None means all between the smallest and 1.
 
     Raises:
         ValueError: if a number is out of range, a strategy does not exist, or an option has no effect on the stage.
@@ -45,11 +48,12 @@ class BudgetSampling(Callback):
         cost: str | None = None,
         seed: int = 0,
         spread: float | None = None,
+        budgets: list[float] | None = None,
     ) -> None:
         if k < 1:
             raise ValueError(f"k counts sub-networks or budgets a step and must be 1 or more, not {k}")
         self.k = k
-        self.given = strategies is not None or cost is not None or spread is not None
+        self.given = any(each is not None for each in (strategies, cost, spread, budgets))
         self.strategies = dict(DEFAULT if strategies is None else strategies)
         known = (*STRATEGIES, EXCESS)
         unknown = sorted(set(self.strategies) - set(known))
@@ -60,7 +64,15 @@ class BudgetSampling(Callback):
         if spread is not None and (EXCESS not in self.strategies or spread < 0):
             have = ", ".join(self.strategies)
             raise ValueError(f"spread must be 0 or more, for the strategy {EXCESS}, not {spread} for {have}")
+        if budgets is not None and (
+            EXCESS not in self.strategies or not budgets or not 0 < min(budgets) <= max(budgets) <= 1
+        ):
+            have = ", ".join(self.strategies)
+            raise ValueError(
+                f"budgets are ratios above 0 and up to 1, for the strategy {EXCESS}, not {budgets} for {have}"
+            )
         self.spread = SPREAD if spread is None else spread
+        self.budgets = budgets
         self.cost = COST if cost is None else cost
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -69,18 +81,25 @@ class BudgetSampling(Callback):
         assert isinstance(pl_module, Stage)
         if pl_module.plans == "budgets" and self.given:
             raise ValueError(
-                "strategies, cost and spread of callbacks.BudgetSampling draw sub-networks, but this stage trains on "
-                "budgets of its own cost; leave them out"
+                "strategies, cost, spread and budgets of callbacks.BudgetSampling draw sub-networks, but this stage "
+                "trains on budgets of its own cost; leave them out"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what the network cannot do."""
+        """Refuse what the network cannot do, and say what it cannot do to the full."""
         assert isinstance(pl_module, Stage)
         if pl_module.plans == "sub-networks" and EXCESS in self.strategies and pl_module.excess is None:
             raise ValueError(
                 "the strategy excess of callbacks.BudgetSampling goes by excess losses, and this network has none: "
                 "convert it anew with calibration.excess_tokens above 0, or take another strategy"
             )
+        if pl_module.plans == "sub-networks" and self.budgets is not None:
+            smallest = pl_module.cost_table(self.cost).smallest_ratio
+            if min(self.budgets) < smallest:
+                rank_zero_warn(
+                    f"no sub-network meets the budget {min(self.budgets)}: the smallest {self.cost} possible is "
+                    f"{smallest:.3f} of the full network's; the smallest sub-network is trained in its place"
+                )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw this step's sub-networks or budgets."""
@@ -90,7 +109,7 @@ class BudgetSampling(Callback):
         else:
             table = pl_module.cost_table(self.cost)
             space, excess = pl_module.backbone.space, pl_module.excess
-            others = {} if excess is None else {EXCESS: partial(excess.draw, spread=self.spread)}
+            others = {} if excess is None else {EXCESS: partial(excess.draw, spread=self.spread, among=self.budgets)}
             pl_module.plan = draw(self.strategies, space, table, self.k, self.generator, {**STRATEGIES, **others})
 
     def state_dict(self) -> dict[str, Any]:

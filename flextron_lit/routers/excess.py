@@ -3,7 +3,7 @@
 It answers budgets before a surrogate exists: the sum over blocks is to be small.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -70,7 +70,13 @@ class ExcessTable:
         return torch.stack([attention, 1 - attention])
 
     def draw(
-        self, space: ElasticSpace, table: CostTable, k: int, generator: torch.Generator, spread: float = SPREAD
+        self,
+        space: ElasticSpace,
+        table: CostTable,
+        k: int,
+        generator: torch.Generator,
+        spread: float = SPREAD,
+        among: Sequence[float] | None = None,
     ) -> list[SubNetwork]:
         """Sub-networks such as budgets get: one from each of k equal ranges of cost, good there by these losses (ours).
 
@@ -83,13 +89,18 @@ class ExcessTable:
             k: how many.
             generator: of budgets and factors.
             spread: of the factors' logarithms; 0 draws the best ones alone.
+            among: cost ratios to draw from in place of all; one that stands there twice is drawn twice as often.
         """
         effects = self.objective(table).effects
         noise = torch.randn(k, *effects.shape, generator=generator, dtype=torch.float64)
         for layer in self.layers:
             # both blocks of a layer go at once
             noise[:, 2 * layer, 0] = noise[:, 2 * layer + 1, 0]
-        ratios = torch.tensor(budgets(table.smallest_ratio, k, generator), dtype=torch.float64)
+        if among is None:
+            ratios = torch.tensor(budgets(table.smallest_ratio, k, generator), dtype=torch.float64)
+        else:
+            given = torch.tensor(among, dtype=torch.float64)
+            ratios = given[torch.randint(len(given), [k], generator=generator)]
         choices = _cheapest(effects * (spread * noise).exp(), table.padded, ratios * table.full - table.fixed, space)
         return [SubNetwork(tuple(row)) for row in choices.tolist()]
 

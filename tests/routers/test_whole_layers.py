@@ -1,5 +1,6 @@
 """Excess losses of whole layers: both blocks of a layer go at once, and layers in the order that was measured."""
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -49,6 +50,16 @@ def test_draws_skip_whole_layers(costs, spread):
     assert {len(layers) for layers, _ in found} == {1, 2, 3, 4}
     in_order = all(set(layers) == set([*ORDER][: len(layers)]) for layers, _ in found)
     assert in_order == (spread == 0)
+
+
+def test_draws_are_of_the_budgets_that_are_given():
+    drawn = excess().draw(space(), table(), 400, torch.Generator().manual_seed(0), 0.0, among=[0.9, 0.5, 0.5])
+    counts = Counter(len(skipped(each)[0]) for each in drawn)
+    # of 52: a layer less takes 44, three less 28, four less 20
+    assert set(counts) == {1, 4}
+    assert 1.5 < counts[4] / counts[1] < 2.7
+    too_small = excess().draw(space(), table(), 8, torch.Generator().manual_seed(0), 0.0, among=[0.1])
+    assert {len(skipped(each)[0]) for each in too_small} == {4}
 
 
 def test_without_them_blocks_go_by_themselves():

@@ -107,11 +107,21 @@ class Saved(Callback):
             trainer.save_checkpoint(self.path)
 
 
-def trained(*callbacks, state=None):
+class Planned(Callback):
+    """Sub-networks that steps train."""
+
+    def __init__(self):
+        self.found = set()
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.found.update(pl_module.plan)
+
+
+def trained(*callbacks, state=None, budgets=None):
     module = ElasticTraining(TINY, space=WIDTHS, calibration=CALIBRATION, trained="compensation")
     settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     settings |= {"enable_model_summary": False, "use_distributed_sampler": False, "limit_val_batches": 0}
-    sampling = BudgetSampling(k=2, strategies={"excess": 1.0})
+    sampling = BudgetSampling(k=2, strategies={"excess": 1.0}, spread=0, budgets=budgets)
     trainer = Trainer(accelerator="cpu", max_steps=4, callbacks=[sampling, *callbacks], **settings)
     # as `fit` does: stages ask for it while they are built
     trainer.ckpt_path = state
@@ -128,6 +138,24 @@ def test_a_resumed_run_leaves_out_the_same_ones(tmp_path):
     assert again.excess == whole.excess
     pairs = zip(whole.model.named_parameters(), again.model.named_parameters(), strict=True)
     assert all(name == other and torch.equal(one, two) for (name, one), (other, two) in pairs)
+
+
+def test_budgets_that_are_asked_for_alone_are_trained():
+    planned = Planned()
+    module = trained(planned, budgets=[0.9])
+    (one,) = planned.found
+    table = module.cost_table("parameters")
+    assert 0.8 < table.ratio(one) <= 0.9
+    everywhere = Planned()
+    trained(everywhere)
+    assert len(everywhere.found) > 1
+
+
+def test_a_budget_that_nothing_meets_trains_the_smallest_network_and_is_said():
+    planned = Planned()
+    with pytest.warns(UserWarning, match=r"meets the budget 0\.01: the smallest parameters possible is 0\.\d+ of"):
+        module = trained(planned, budgets=[0.01])
+    assert planned.found == {module.backbone.space.smallest()}
 
 
 @pytest.mark.parametrize(
