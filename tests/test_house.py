@@ -11,7 +11,7 @@ import pytest
 from tests import house
 from tests.front_door import ROOT
 
-LIMITS = {"rooms": 25, "arrows": 148, "entries": 22, "file": 350, "function": 60, "code": 19_590}
+LIMITS = {"rooms": 25, "arrows": 148, "entries": 22, "file": 350, "function": 60, "code": 19_620}
 LINTER = Path(sys.executable).with_name("lint-imports")
 
 

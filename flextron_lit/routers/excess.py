@@ -35,6 +35,44 @@ SPREAD = 0.5
 
 
 @dataclass(frozen=True)
+class ByLayer(Additive):
+    """What is to be small is a sum over blocks, but of layers that lack one of both: those count as if both were gone.
+
+    So a search that takes one block finds the other one free, and puts neither back alone.
+    """
+
+    layers: tuple[int, ...]
+    """That may be skipped as a whole."""
+
+    def whole(self, choices: Tensor) -> Tensor:
+        """Choices [..., 2L] in which layers that may be skipped lack both blocks where they lack one.
+
+        A search takes no more blocks than it has to, and models of whole layers load everywhere.
+        """
+        choices = choices.clone()
+        for layer in self.layers:
+            both = choices[..., 2 * layer : 2 * layer + 2]
+            both[(both == 0).any(-1)] = 0
+        return choices
+
+    def __call__(self, one_hot: Tensor) -> Tensor:
+        """Choices [..., 2L, N] to their sum, [...]."""
+        return self._sum(one_hot.argmax(-1)) if self.layers else super().__call__(one_hot)
+
+    def after_changes(self, choices: Tensor) -> Tensor:
+        """Sums after every change of a single block, [R, 2L] to [R, 2L, N]."""
+        if not self.layers:
+            return super().after_changes(choices)
+        each = torch.arange(len(self.effects))
+        changed = choices[:, None, None].repeat(1, *self.effects.shape, 1)  # [R, 2L, N, 2L]
+        changed[:, each, :, each] = torch.arange(self.effects.shape[1])
+        return self._sum(changed)
+
+    def _sum(self, choices: Tensor) -> Tensor:
+        return self.effects[torch.arange(len(self.effects)), self.whole(choices)].sum(-1)
+
+
+@dataclass(frozen=True)
 class ExcessTable:
     """Nats per token that a block at a width adds to the loss, all others at full width; to second order."""
 
@@ -45,7 +83,7 @@ class ExcessTable:
     layers: Mapping[int, float] = field(default_factory=dict)
     """Layers that may be skipped as a whole, those first that go first, with what each adds behind them (measured)."""
 
-    def objective(self, table: CostTable) -> Additive:
+    def objective(self, table: CostTable) -> ByLayer:
         """What a search makes small: no loss, but networks that it ranks low lose little.
 
         Where whole layers may be skipped, what one loses is shared out over its two blocks by what they save, so that
@@ -60,7 +98,7 @@ class ExcessTable:
         for layer, lost in self.layers.items():
             worst = max(worst * (1 + LEAST), lost)
             effects[2 * layer : 2 * layer + 2, 0] = worst**POWER * self._shares(layer, table)
-        return Additive(effects)
+        return ByLayer(effects, tuple(self.layers))
 
     def _shares(self, layer: int, table: CostTable) -> Tensor:
         """Of what a layer's absence saves, attention and MLP: [2]."""

@@ -5,12 +5,13 @@ with what chooses for every token.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from flextron_lit.costs.budget import Limit, Limits, meets, parse_budget
 from flextron_lit.costs.dynamic import refuse_constant
@@ -139,12 +140,20 @@ class Routing:
             return Answer(best, how, float(self.surrogate.to_nats(predicted)))
         if self.excess is not None:
             how = "a search by the excess losses that conversion computed, since there is no router and no surrogate"
-            return Answer(self._searched(limits, self.excess.objective(limits[0].table))[0], how, None)
+            objective = self.excess.objective(limits[0].table)
+            return Answer(self._searched(limits, objective, objective.whole)[0], how, None)
         return None
 
     @torch.no_grad()
-    def _searched(self, limits: Limits, predict: Predict) -> tuple[SubNetwork, torch.Tensor]:
+    def _searched(
+        self, limits: Limits, predict: Predict, completed: Callable[[Tensor], Tensor] = lambda choices: choices
+    ) -> tuple[SubNetwork, Tensor]:
         """The best of several starts, each narrowed to the limits and widened where it helps; what is predicted of it.
+
+        Args:
+            limits: of the budget.
+            predict: what is to be small.
+            completed: choices, narrowed further where it has to be.
 
         Raises:
             ValueError: if none of them meets all limits at once.
@@ -153,7 +162,7 @@ class Routing:
         choices = torch.tensor([start.choices for start in starts])
         bounds = [Bound(limit.table, torch.full((len(starts),), limit.value).double()) for limit in limits]
         choices, _ = decode(self.space, choices, bounds, predict)
-        found = [sub for row in choices.tolist() if meets(sub := SubNetwork(tuple(row)), limits)]
+        found = [sub for row in completed(choices).tolist() if meets(sub := SubNetwork(tuple(row)), limits)]
         if not found:
             raise ValueError("no sub-network that was tried meets all limits of the budget at once; loosen one")
         one_hot = torch.stack([self.space.one_hot(sub_network) for sub_network in found])

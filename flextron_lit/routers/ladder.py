@@ -150,8 +150,9 @@ def candidates(
     series = [answers, [*(rung.sub_network for rung in earlier.rungs), space.full()]]
     if excess is not None:
         full = torch.tensor(space.full().choices).expand(budgets, -1)
-        choices, _ = decode(space, full, [Bound(table, ratios * table.full)], excess.objective(table))
-        series.append(_sub_networks(choices))
+        objective = excess.objective(table)
+        choices, _ = decode(space, full, [Bound(table, ratios * table.full)], objective)
+        series.append(_sub_networks(objective.whole(choices)))
     return [sorted(dict.fromkeys(own), key=table.cost) for own in series]
 
 

@@ -1,14 +1,18 @@
 """Excess losses of whole layers: both blocks of a layer go at once, and layers in the order that was measured."""
 
 from collections import Counter
-from itertools import pairwise
+from itertools import pairwise, product
+from math import ceil
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from flextron_lit.costs import CostTable
 from flextron_lit.routers.excess import ExcessTable
-from flextron_lit.space import Block, ElasticSpace
+from flextron_lit.routers.feasible_decoding import Additive, Bound, decode
+from flextron_lit.routers.from_budget import Routing
+from flextron_lit.space import Block, ElasticSpace, SubNetwork
 
 ORDER = {3: 0.02, 1: 0.05, 4: 0.04, 2: 0.3}
 """The third, measured, lost less than the one before it: it goes after it all the same."""
@@ -60,6 +64,42 @@ def test_draws_are_of_the_budgets_that_are_given():
     assert 1.5 < counts[4] / counts[1] < 2.7
     too_small = excess().draw(space(), table(), 8, torch.Generator().manual_seed(0), 0.0, among=[0.1])
     assert {len(skipped(each)[0]) for each in too_small} == {4}
+
+
+@pytest.mark.parametrize("costs", [(3.0, 5.0), (5.0, 3.0)])
+def test_every_budget_is_answered_with_whole_layers_in_their_order(costs):
+    prices = table(*costs)
+    routing = Routing(space(), {"latency": prices}, {}, None, excess())
+    found = {}
+    for percent in range(39, 100):
+        answer = routing.answer(routing.parse(f"latency={percent / 100}")).sub_network
+        layers, skips = skipped(answer)
+        assert skips == 2 * len(layers)
+        assert set(layers) == set([*ORDER][: len(layers)])
+        assert prices.ratio(answer) <= percent / 100
+        found[percent] = len(layers)
+    # as many as have to, and no more: a layer takes 8 of 52
+    assert found == {percent: ceil((52 - 0.52 * percent) / 8) for percent in found}
+
+
+def test_a_search_alone_leaves_a_part_of_a_layer():
+    bound, objective = Bound(table(), torch.tensor([0.95 * 52]).double()), excess().objective(table())
+    choices, _ = decode(space(), torch.tensor([space().full().choices]), [bound], objective)
+    answers = [SubNetwork(tuple(rows[0].tolist())) for rows in (choices, objective.whole(choices))]
+    assert list(map(skipped, answers)) == [([], 1), ([3], 2)]
+
+
+def test_changes_of_single_blocks_are_predicted_as_each_by_itself():
+    objective, generator = excess().objective(table()), torch.Generator().manual_seed(0)
+    choices = torch.tensor([space().random(generator).choices for _ in range(5)])
+    found = objective.after_changes(choices)
+    for block, choice in product(range(12), range(2)):
+        changed = choices.clone()
+        changed[:, block] = choice
+        assert torch.equal(found[:, block, choice], objective(one_hot(changed, 2)))
+    # the control: blocks do count together
+    summed = Additive(objective.effects).after_changes(choices)
+    assert not torch.allclose(found, summed)
 
 
 def test_without_them_blocks_go_by_themselves():
