@@ -8,7 +8,7 @@ from flextron_lit.checkpoint.in_memory import Loaded
 from flextron_lit.files.ranks import tell
 from flextron_lit.generation.call import Chosen, chosen, notes_told
 from flextron_lit.model import FlextronModel
-from flextron_lit.routers.search import Score, best_uniform
+from flextron_lit.routers.search import Score, best_uniform, uniform_pairs
 from flextron_lit.routers.trained import TrainedDynamicRouter
 from flextron_lit.space import SubNetwork
 from flextron_lit.stages.validation import FULL, UNIFORM
@@ -49,7 +49,8 @@ def ways_of(
     can: dict[Way, bool] = {
         "static": routing.answers,
         "dynamic": bool(TrainedDynamicRouter.read_all(loaded.folder, loaded.backbone.space)),
-        "uniform": True,
+        # not where layers are whole or skipped
+        "uniform": len(list(uniform_pairs(loaded.backbone.space))) > 1,
     }
     if wanted is None:
         if not (can["static"] or can["dynamic"]):
@@ -61,7 +62,8 @@ def ways_of(
     missing = [way for way in wanted if not can[way]]
     if missing:
         there = ", ".join(way for way in WAYS if can[way])
-        raise ValueError(f"{loaded.folder} has no {missing[0]} router; what can answer budgets there: {there}")
+        lacks = "sub-networks with all layers alike" if missing[0] == UNIFORM else f"{missing[0]} router"
+        raise ValueError(f"{loaded.folder} has no {lacks}; what can answer budgets there: {there}")
     return [way for way in WAYS if way in wanted]
 
 

@@ -55,6 +55,8 @@ def best_uniform(space: ElasticSpace, limits: Limits, score: Score) -> Found:
         ValueError: if none is feasible.
     """
     pairs = [pair for pair in uniform_pairs(space) if meets(pair[1], limits)]
+    if not pairs:
+        raise ValueError("no sub-network with all layers alike meets the budget; loosen it, or search otherwise")
 
     def contained(ratios: tuple[float, float]) -> bool:
         return any(o != ratios and o[0] >= ratios[0] and o[1] >= ratios[1] for o, _ in pairs)

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from flextron_lit.callbacks import BudgetSampling
 from flextron_lit.checkpoint.in_memory import load_elastic
 from flextron_lit.elastic import ElasticBackbone
+from flextron_lit.evaluation.networks import ways_of
 from flextron_lit.losses.measured_loss import mean_loss
 from flextron_lit.sources import load_dense
 from flextron_lit.space import ElasticSpace, SpaceConfig
@@ -94,6 +95,17 @@ def test_a_checkpoint_holds_them(tmp_path):
     table = read.routing().tables["parameters"]
     smallest = read.answer(f"parameters={table.smallest_ratio + 1e-6}").sub_network
     assert read.backbone.space.widths(smallest)[2 * layer : 2 * layer + 2] == (0, 0)
+
+
+def test_where_layers_are_whole_or_skipped_no_uniform_ones_are_evaluated(tmp_path):
+    whole = SpaceConfig(mlp=[128], attention=[4])
+    convert_model(TINY, tmp_path / "converted", prepared(), whole, CALIBRATION)
+    read = load_elastic(str(tmp_path / "converted"))
+    assert ways_of(read, None, ["0.9"]) == ["static"]
+    with pytest.raises(ValueError, match="no sub-networks with all layers alike; what can answer budgets there: stat"):
+        ways_of(read, ["uniform"], ["0.9"])
+    convert_model(TINY, tmp_path / "narrower", prepared(), WIDTHS, CALIBRATION)
+    assert ways_of(load_elastic(str(tmp_path / "narrower")), None, ["0.9"]) == ["static", "uniform"]
 
 
 class Saved(Callback):
