@@ -6,7 +6,6 @@ The loss of a layer's absence that is computed from the full network says little
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from heapq import heappop, heappush
 from math import inf
 from typing import Any
 
@@ -17,15 +16,16 @@ from flextron_lit.elastic import ElasticBackbone
 from flextron_lit.losses.measured_loss import Batch, MeasuredLoss
 from flextron_lit.terminal.progress import progress
 
+SLACK = 2.0
+"""Times what the best candidate adds: one that added more when it was measured last is not measured again. What a layer
+adds may fall where its neighbours are gone, so with less it would be found too late."""
+
 
 @torch.no_grad()
 def losses_without(
     backbone: ElasticBackbone, batches: Sequence[Batch], count: int, needed: Collection[int] = (0,)
 ) -> dict[int, float]:
     """The layers that go first, in order, and what each adds to the loss with those before it gone, nats per token.
-
-    Lazily (Minoux 1978): what a layer adds rises as others go, nearly always, so one that added more than the best
-    one does now is not measured again.
 
     Args:
         backbone: the network; it stays as it is.
@@ -37,24 +37,27 @@ def losses_without(
         ValueError: if fewer can go.
     """
     layers = range(len(backbone.space) // 2)
-    able = [layer for layer in layers if layer not in needed]
-    if count > len(able):
+    last = {layer: -inf for layer in layers if layer not in needed}
+    if count > len(last):
         raise ValueError(
             f"{count} of {len(layers)} layers cannot be skipped: attention always runs in layers "
-            f"{', '.join(map(str, sorted(needed)))}; set calibration.skips to {len(able) / len(layers):.2f} or less"
+            f"{', '.join(map(str, sorted(needed)))}; set calibration.skips to {len(last) / len(layers):.2f} or less"
         )
     measured, full = MeasuredLoss(backbone, batches), backbone.space.full()
     found: dict[int, float] = {}
     with backbone.evaluating():
         known = measured(full)
-        waiting = [(-inf, layer, -1) for layer in able]
-        for number in progress(range(count), f"finding {count} layers to skip"):
-            while waiting[0][2] != number:
-                _, layer, _ = heappop(waiting)
+        for _ in progress(range(count), f"finding {count} layers to skip"):
+            added: dict[int, float] = {}
+            for layer in sorted(last, key=last.__getitem__):
+                if added and last[layer] > SLACK * min(added.values()):
+                    break
                 with without(backbone, (*found, layer)):
-                    heappush(waiting, (measured(full) - known, layer, number))
-            found[waiting[0][1]] = waiting[0][0]
-            known += heappop(waiting)[0]
+                    added[layer] = measured(full) - known
+            last |= added
+            best = min(added, key=added.__getitem__)
+            found[best] = last.pop(best)
+            known += found[best]
     return found
 
 
