@@ -1,5 +1,6 @@
 """Layers that may be skipped as a whole, found as a network is converted."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,10 @@ from flextron_lit.evaluation.networks import ways_of
 from flextron_lit.losses.measured_loss import mean_loss
 from flextron_lit.sources import load_dense
 from flextron_lit.space import ElasticSpace, SpaceConfig
-from flextron_lit.stages import Calibration, ElasticTraining
+from flextron_lit.stages import Calibration, ElasticTraining, skipped_layers
 from flextron_lit.stages.conversion import convert, convert_model
-from flextron_lit.stages.skipped_layers import losses_without, without
+from flextron_lit.stages.skipped_layers import SLACK, losses_without, without
+from tests.conftest import make_llama
 from tests.stages.training import SPACE, TINY, text
 
 WIDTHS = SpaceConfig(mlp=[32, 64, 128], attention=[1, 2, 4])
@@ -51,6 +53,30 @@ def test_layers_go_in_the_order_of_what_the_loss_says_with_those_before_them_gon
     assert found == pytest.approx({first: added([], first), second: added([first], second)}, abs=1e-5)
     # the control: what a layer adds depends on those that are gone
     assert found[second] != pytest.approx(added([], second), abs=1e-7)
+
+
+@pytest.mark.parametrize(("slack", "order"), [(SLACK, [1, 3, 2]), (1.0, [1, 2, 3])])
+def test_a_layer_that_adds_less_since_its_neighbour_is_gone_is_found(slack, order, monkeypatch):
+    """The control: lazily, one that added more before than the best one does now would be passed over."""
+    gone = set()
+    alone = {1: 0.10, 2: 0.15, 3: 0.18}
+
+    @contextmanager
+    def left_out(_, layers):
+        gone.update(layers)
+        yield
+        gone.clear()
+
+    def lost(_):
+        cheaper = 0.13 if {1, 3} <= gone else 0.0
+        return sum(alone[layer] for layer in gone) - cheaper
+
+    monkeypatch.setattr(skipped_layers, "SLACK", slack)
+    monkeypatch.setattr(skipped_layers, "without", left_out)
+    monkeypatch.setattr(skipped_layers, "MeasuredLoss", lambda *_: lost)
+    found = losses_without(ElasticBackbone(make_llama(num_hidden_layers=4)), [], 3)
+    assert list(found) == order
+    assert sum(found.values()) == pytest.approx(0.30)
 
 
 def test_no_more_layers_go_than_can():
