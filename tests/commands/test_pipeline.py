@@ -6,6 +6,7 @@ import platform
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 from flextron_lit import checkpoint
 from flextron_lit.checkpoint.run_folder import RunFolder
@@ -48,6 +49,31 @@ def test_checkpoint_and_text_replace_those_of_the_config(own):
     assert config["model"]["init_args"]["checkpoint"] == str(own / "model")
     rows = json.loads((own / "runs/elastic/training.json").read_text())
     assert {row["domain"] for row in rows} == {"my_book", "letters"}
+
+
+def test_the_depth_recipe_gives_stock_models_of_fewer_layers(own):
+    recipe = yaml.safe_load((ROOT / "configs/depth.yaml").read_text())
+    (stage,) = recipe["stages"].values()
+    stage["configs"] = [str(ROOT / "configs" / path) for path in stage["configs"] if "models/" not in path]
+    settings = stage["settings"]
+    # of the three layers of the tiny model
+    settings["model"]["init_args"]["calibration"] |= {"tokens": 64, "excess_tokens": 128}
+    settings["data"]["init_args"] |= {"block_size": 64, "validation_tokens": 128, "test_tokens": 128}
+    settings["trainer"] |= {"max_steps": 4, "val_check_interval": 4}
+    _, profiling = settings["trainer"]["callbacks"]
+    profiling["init_args"] = {"seconds": 0.1, "held_out": 0}
+    (own / "depth.yaml").write_text(yaml.safe_dump(recipe))
+    succeed(
+        "pipeline", "-c", own / "depth.yaml", "--run_folder", own / "runs", "--checkpoint", own / "model",
+        "--text", own / "my book.txt",
+    )  # fmt: skip
+    trained = own / "runs/elastic"
+    table = json.loads((trained / "flextron/elastic/excess_losses.json").read_text())
+    assert sorted(each["layer"] for each in table["layers"]) == [1, 2]
+    succeed("export", "--checkpoint", trained, "--budget", "parameters=0.9", "--output", own / "small")
+    small = AutoModelForCausalLM.from_pretrained(own / "small")
+    assert type(small).__name__ == "LlamaForCausalLM"
+    assert small.config.num_hidden_layers == len(small.model.layers) == 2
 
 
 def test_the_end_of_a_files_name_says_its_format(own):
