@@ -19,7 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE, CHART = ROOT / "docs" / "results.md", ROOT / "docs" / "rivals.svg"
 DOMAINS = ("speeches", "encyclopedia", "python_docs")
 TARGETS = ("0.9", "0.8", "0.7", "0.6")
-OURS, ALONE = "Flextron", "one network alone"
+OURS, LAYERS, ALONE = "Flextron", "Flextron, whole layers", "one network alone"
 NAMES = {"wikitext2_raw_test": "WikiText-2"}
 HALF = "67M"
 EVALUATIONS = 60
@@ -73,8 +73,8 @@ def ways_at(rows: dict[str, Any], target: str) -> dict[str, Any]:
 def way_cells(way: str, row: dict[str, Any]) -> list[str]:
     before = row.get("before tuning")
     return [
-        f"**{way}**" if way == OURS else way,
-        str(row.get("size", "")),
+        f"**{way}**" if way in (OURS, LAYERS) else way,
+        str(row["latency"].get("size", "")),
         f"{row['latency']['latency']:.3f}",
         f"{row['parameters'] / 1e6:.1f}M",
         f"{own(row['losses']):.3f}",

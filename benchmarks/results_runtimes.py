@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from results import OURS, measured_by, own, read, svg, table, wikitext
+from results import LAYERS, OURS, measured_by, own, read, svg, table, wikitext
 
 RUNTIMES = ("PyTorch", "llama.cpp")
 LOSSES: dict[str, Callable[[dict[str, float]], float]] = {"own domains": own, "WikiText-2": wikitext}
 TEXTS = {"own domains": "test documents of the three training domains", "WikiText-2": "WikiText-2, never trained on"}
-LAYERS = "Flextron, whole layers"
 COLOURS = {OURS: "black", LAYERS: "crimson"}
 Points = list[tuple[float, float]]
 

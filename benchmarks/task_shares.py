@@ -94,6 +94,9 @@ def main() -> None:
     answers = ask(options)
     table = Table("network", *(name.removeprefix("offline_") for name in options.tasks), "mean share kept", "95 %")
     for name in answers.right:
+        if not set(options.tasks) <= answers.right[name].keys():
+            # of an earlier call, with fewer tasks
+            continue
         answered = pairs(answers.right, name, options.tasks)
         cells = [f"{small.mean():.3f} ({share(small, full, chance):.0%})" for small, full, chance in answered]
         low, high = interval(answered, np.random.default_rng(options.seed))

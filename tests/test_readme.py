@@ -25,6 +25,7 @@ ELSEWHERE = {
     "python main.py pipeline -c configs/debug_pipeline.yaml": "tests/routers/test_from_budget.py",
     "python main.py pipeline -c configs/quickstart.yaml --checkpoint ./my-model --text my-text.txt "
     "--run_folder runs/mine": "tests/commands/test_pipeline.py",
+    "python main.py pipeline -c configs/depth.yaml": "tests/commands/test_pipeline.py",
     # what it resolves to is tested; it would fetch models and texts
     "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && .venv/bin/python main.py pipeline "
     "-c configs/quickstart.yaml": "tests/test_configs.py",
@@ -59,6 +60,7 @@ SERVED = (
     "runs/quickstart/static_router",
     "runs/quickstart/joint_tuning",
     "runs/mine/joint_tuning",
+    "runs/depth/elastic",
 )
 MORE = {
     "hub:": "--print_config",  # as far as it goes without a network

@@ -7,7 +7,7 @@ commands
 
 start here
   python main.py fit -c configs/debug.yaml              a tiny model, under a minute, no downloads
-  python main.py pipeline -c configs/quickstart.yaml    a real LLM (SmolLM2-135M), a quarter of an hour on two cores
+  python main.py pipeline -c configs/quickstart.yaml    a real LLM (SmolLM2-135M), twenty minutes on two cores
   python main.py pipeline -c configs/depth.yaml         the same with whole layers in place of narrower ones
 
 `python main.py COMMAND --help` explains every option; fit and pipeline show the resolved config with `--print_config`.
