@@ -15,7 +15,10 @@ OfPass = Callable[[ElasticBackbone, Workload, Phase], CostTable]
 
 
 def parameter_table(backbone: ElasticBackbone) -> CostTable:
-    """Parameters. Tied weights count once; a skipped block counts nothing, not even the biases all widths share."""
+    """Parameters. Tied weights count once; a skipped block counts nothing, not even the biases all widths share.
+
+    The norms beside blocks always count, though a model that is extracted lacks those of layers skipped as a whole.
+    """
     blocks = _per_choice(backbone, _parameters)
     total = sum(parameter.numel() for parameter in backbone.parameters.values())
     return CostTable("parameters", "parameters", total - sum(row[-1] for row in blocks), blocks)

@@ -12,6 +12,7 @@ from flextron_lit.costs import COUNTED, Workload, parameter_table
 from flextron_lit.costs import sub_network_sampling as sampling
 from flextron_lit.costs.counted import flops_table, kv_bytes_table, memory_table
 from flextron_lit.elastic import ElasticBackbone, extract
+from flextron_lit.elastic.extraction import kept_layers
 from flextron_lit.space import SpaceConfig, SubNetwork
 from tests.conftest import make_llama, space_for
 
@@ -55,9 +56,17 @@ def cache_of(model, tokens):
 def test_parameters_are_those_of_the_extracted_model(backbone, generator):
     table = parameter_table(backbone)
     assert table.full == sum(p.numel() for p in backbone.model.parameters())
+    fewer = set()
     for sub_network in stratified(backbone, generator):
         extracted = extract(backbone, sub_network)
-        assert table.cost(sub_network) == sum(p.numel() for p in extracted.parameters())
+        # the elastic network has norms beside blocks, of every layer
+        gone = set(range(len(backbone.layers))) - set(kept_layers(backbone, backbone.space.widths(sub_network)))
+        beside = (m for i in gone for name, m in backbone.layers[i].named_children() if "norm" in name or "ln_" in name)
+        norms = sum(p.numel() for norm in beside for p in norm.parameters())
+        assert table.cost(sub_network) == norms + sum(p.numel() for p in extracted.parameters())
+        fewer.add(norms)
+    # where their place counts all layers stay
+    assert bool(max(fewer)) != getattr(backbone.model.config, "scale_attn_by_inverse_layer_idx", False)
     assert table.cost(backbone.space.smallest()) < table.cost(backbone.space.uniform(0.5, 0.5)) < table.full
 
 
